@@ -1,0 +1,1 @@
+"""ydht: a multi-tenant distributed key-value store and unique-ID service."""

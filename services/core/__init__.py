@@ -1,0 +1,1 @@
+"""The rules, pure: no asyncio, sockets, files, wall clock or global random."""

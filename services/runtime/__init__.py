@@ -1,0 +1,1 @@
+"""The edge that every service shares: links, HTTP, PostgreSQL, disk, clock, settings."""

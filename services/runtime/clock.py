@@ -1,0 +1,137 @@
+"""Time, passed in: the real clock, and one that stands still until a test moves it.
+
+A `Clock` tells wall time (for stamps and people) and monotonic time (for timeouts), and runs
+a callback later. Nothing else in the code base asks the operating system what time it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """A callback that has not run yet."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970. May jump either way."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Seconds since some fixed point. Never goes back."""
+        ...
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Run the callback once, `delay_s` from now, unless the timer is cancelled first."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock and the running event loop's timers."""
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        return asyncio.get_running_loop().call_later(delay_s, callback)
+
+
+class Timeline:
+    """The one queue of future events that the clocks of a simulation share.
+
+    Events run in order of time, and in order of arrival at equal times, so that a run is a
+    function of its seed alone.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._events: list[tuple[float, int, FakeTimer]] = []
+        self._order = itertools.count()
+
+    def schedule(self, delay_s: float, callback: Callable[[], None]) -> FakeTimer:
+        if delay_s < 0:
+            raise ValueError(f"a delay of {delay_s} s lies in the past")
+        timer = FakeTimer(callback)
+        heapq.heappush(self._events, (self.now_s + delay_s, next(self._order), timer))
+        return timer
+
+    def step(self) -> bool:
+        """Run the next event, moving time to it. False when none is left."""
+        while self._events:
+            at_s, _, timer = heapq.heappop(self._events)
+            if timer.callback is not None:
+                self.now_s = at_s
+                timer.fire()
+                return True
+        return False
+
+    def advance(self, seconds: float) -> None:
+        """Run everything due within the next `seconds`, then stand at the end of them."""
+        until_s = self.now_s + seconds
+        while self._events:
+            at_s, _, timer = self._events[0]
+            if timer.callback is None:
+                heapq.heappop(self._events)
+            elif at_s > until_s:
+                break
+            else:
+                self.step()
+        self.now_s = until_s
+
+
+class FakeTimer:
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def fire(self) -> None:
+        callback, self.callback = self.callback, None
+        if callback is not None:
+            callback()
+
+
+class FakeClock:
+    """One process's view of a timeline: its wall clock may be skewed, its timers may die.
+
+    `skew_ms` is added to wall time only and may be changed at any moment. `stop()` forgets the
+    timers and refuses new ones, as a crash does.
+    """
+
+    # Stamps of a simulation look like real ones: 2026-01-01T00:00:00Z.
+    epoch_ms = 1_767_225_600_000
+
+    def __init__(self, timeline: Timeline, skew_ms: int = 0) -> None:
+        self.timeline = timeline
+        self.skew_ms = skew_ms
+        self._stopped = False
+
+    def wall_ms(self) -> int:
+        return self.epoch_ms + int(self.timeline.now_s * 1000) + self.skew_ms
+
+    def monotonic_s(self) -> float:
+        return self.timeline.now_s
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        def unless_stopped() -> None:
+            if not self._stopped:
+                callback()
+
+        return self.timeline.schedule(delay_s, unless_stopped)
+
+    def stop(self) -> None:
+        self._stopped = True
