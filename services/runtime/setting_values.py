@@ -1,0 +1,228 @@
+"""What the text of a setting may be: one parser per kind of value.
+
+A parser takes text and returns the value, or raises ValueError whose text completes the sentence
+"NAME is 'text': ..." by saying what is accepted. It never repeats the text, which may be a secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from services.core.duration import format_duration, parse_duration
+
+T = TypeVar("T")
+Parser = Callable[[str], T]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# HMAC-SHA256 and HS256 want 256 bits; 32 characters of base64 or hex carry at least 128.
+secret_chars_min = 32
+# 32 random hex digits show about 14 different ones; fewer than 8 is somebody's keyboard.
+secret_distinct_chars_min = 8
+# What is left of a secret once well-known words are taken out must still be hard to guess.
+secret_chars_left_min = 16
+_weak_words = re.compile(
+    r"change[-_ ]?(?:me|it|this)|secret|password|passwort|default|example|admin|insecure"
+    r"|development|production|testing|test|your|key|jwt|token|qwertyuiop|abcdefghij|1234567890|[^a-z0-9]",
+    re.IGNORECASE,
+)
+
+# Names of nodes, replicators and zones become directory names and metric labels.
+identifier_chars_max = 63
+_identifier = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_host_label = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+host_chars_max = 253  # The longest name that DNS can carry.
+
+_booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_size = re.compile(r"(\d{1,18})\s*([A-Za-z]*)", re.ASCII)
+_size_units = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def integer(minimum: int, maximum: int) -> Parser[int]:
+    accepted = f"use a whole number from {minimum} to {maximum}"
+
+    def parse(text: str) -> int:
+        # int() alone also takes underscores, spaces and the digits of other scripts.
+        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text) or not minimum <= int(text) <= maximum:
+            raise ValueError(accepted)
+        return int(text)
+
+    return parse
+
+
+def port(text: str) -> int:
+    """A TCP port. Links listen 1000 above the HTTP port, so the last 1000 are not taken here."""
+    return integer(1, 64535)(text)
+
+
+def boolean(text: str) -> bool:
+    try:
+        return _booleans[text.lower()]
+    except KeyError:
+        raise ValueError("use true or false (1, 0, yes and no are also understood)") from None
+
+
+def one_of(*choices: str) -> Parser[str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"use {' or '.join(choices)}")
+        return text
+
+    return parse
+
+
+def duration_ms(minimum_ms: int, maximum_ms: int) -> Parser[int]:
+    """Go-style durations, in milliseconds."""
+
+    def parse(text: str) -> int:
+        try:
+            value = parse_duration(text)
+        except ValueError:
+            raise ValueError("use a duration such as 90s, 1h30m or 7d, or seconds") from None
+        if not minimum_ms <= value <= maximum_ms:
+            least, most = format_duration(minimum_ms), format_duration(maximum_ms)
+            raise ValueError(f"use a duration from {least} to {most}")
+        return value
+
+    return parse
+
+
+def size_bytes(minimum: int = 0, maximum: int = 2**60) -> Parser[int]:
+    """Bytes, with decimal (MB) or binary (MiB) units."""
+
+    def parse(text: str) -> int:
+        match = _size.fullmatch(text)
+        unit = _size_units.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise ValueError("use a number of bytes, or one with a unit such as 512MiB or 2GB")
+        value = int(match[1]) * unit
+        if not minimum <= value <= maximum:
+            raise ValueError(f"use from {minimum} to {maximum} bytes")
+        return value
+
+    return parse
+
+
+def text(characters_max: int = 256) -> Parser[str]:
+    def parse(value: str) -> str:
+        if len(value) > characters_max or not value.isprintable():
+            raise ValueError(f"use at most {characters_max} printable characters")
+        return value
+
+    return parse
+
+
+def host(text: str) -> str:
+    """A host name or an IP address (IPv6 without brackets)."""
+    if _is_address(text):
+        return text
+    labels = text.removesuffix(".").split(".")
+    # All-digit last labels are mistyped IPv4 addresses, never names.
+    if (
+        len(text) > host_chars_max
+        or not all(map(_host_label.fullmatch, labels))
+        or labels[-1].isdigit()
+    ):
+        raise ValueError("use a host name or an IP address, without scheme and port")
+    return text
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def url(text: str) -> str:
+    """An http or https URL that other paths are appended to; a trailing slash is dropped."""
+    accepted = "use a URL such as http://host:8080, without credentials, query or fragment"
+    try:
+        parts = urlsplit(text)
+        host(parts.hostname or "")
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        raise ValueError(accepted) from None
+    if (
+        parts.scheme not in ("http", "https")
+        or not port_is_fine
+        or "@" in parts.netloc
+        or any(character in text for character in "?# \t\r\n\\")
+    ):
+        raise ValueError(accepted)
+    return text.rstrip("/")
+
+
+def url_list(text: str) -> tuple[str, ...]:
+    """URLs separated by commas, each named once, in the order given."""
+    try:
+        urls = tuple(url(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"separate several by commas, and for each {error}") from None
+    if len(set(urls)) != len(urls):
+        raise ValueError("name each URL once")
+    return urls
+
+
+def database_url(text: str) -> str:
+    """A PostgreSQL URL. Its parts are read by the one function that drivers get theirs from."""
+    if not re.match(r"postgres(ql)?://", text) or re.search(r"\s", text):
+        raise ValueError("use postgres://user:password@host:port/database")
+    return text
+
+
+def path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("use a path without zero bytes")
+    return Path(text).expanduser()
+
+
+def identifier(text: str) -> str:
+    if len(text) > identifier_chars_max or not _identifier.fullmatch(text):
+        raise ValueError(
+            f"use 1 to {identifier_chars_max} letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit"
+        )
+    return text
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """IP networks separated by commas; a lone address is a network of one."""
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            "use networks such as 10.0.0.0/8 or fd00::/8 (no bits after the prefix), "
+            "separated by commas"
+        ) from None
+
+
+def secret(text: str) -> str:
+    """A secret that cannot be guessed: long, varied, and not made of well-known words."""
+    advice = f"use at least {secret_chars_min} random characters; `ydht init` makes such secrets"
+    if len(text) < secret_chars_min:
+        raise ValueError(f"it has {len(text)} characters; {advice}")
+    if not text.isprintable() or not text.isascii():
+        raise ValueError(f"it has characters other than printable ASCII; {advice}")
+    repeats_itself = text in (text + text)[1:-1]
+    if len(set(text)) < secret_distinct_chars_min or repeats_itself:
+        raise ValueError(f"it repeats itself; {advice}")
+    if len(_weak_words.sub("", text)) < secret_chars_left_min:
+        raise ValueError(f"it is made of well-known words; {advice}")
+    return text
