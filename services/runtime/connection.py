@@ -1,0 +1,469 @@
+"""One open connection between two services: many requests each way, few system calls.
+
+This is the hot path of every operation, so it carries bytes and callbacks: no task, future or
+timer per request. Everything sent within one turn of the event loop leaves in one write, and
+everything one read brings is handled before the answers leave, again in one write. Against 64
+plain connections that echo one message each (`make bench`), this coalescing is worth more than
+the parsing costs; the README has the figures.
+
+Rules that callers rely on:
+
+- `request` either returns 0 and calls `on_answer` exactly once, later; or returns DOWN or
+  OVERLOADED, has sent nothing, and calls nothing.
+- A handler answers every request exactly once, then or later, with `reply`. It does not block.
+- An answer of LOST, TIMEOUT or FAILED means unknown: the request may or may not have been done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from services.core.errors import PeerError
+from services.core.wire import (
+    DOWN,
+    FAILED,
+    GOODBYE,
+    LOST,
+    OVERLOADED,
+    PING,
+    TIMEOUT,
+    UNKNOWN_KIND,
+    Frame,
+    FrameDecoder,
+    Hello,
+    first_answer_kind,
+    first_local_kind,
+    first_request_kind,
+    frame_bytes_max,
+    header_bytes,
+    pack_header,
+)
+
+log = structlog.get_logger(__name__)
+
+OnAnswer = Callable[[int, bytes], None]
+"""Called once with the kind and the body of the answer."""
+
+body_bytes_max: Final = frame_bytes_max - header_bytes
+request_id_max: Final = 0xFFFF_FFFF
+SENT: Final = 0
+# Request id 0 asks for no answer.
+no_answer: Final = 0
+
+
+class Caller(Protocol):
+    """Whoever can be asked over a link."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a request sent now would leave at once."""
+        ...
+
+    def silent_s(self) -> float:
+        """Seconds since anything was heard from the other end."""
+        ...
+
+    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
+        """Ask. 0 when sent, else DOWN or OVERLOADED and nothing was sent."""
+        ...
+
+    def notify(self, kind: int, body: bytes) -> bool:
+        """Send a message that gets no answer. False when nothing was sent."""
+        ...
+
+
+class Peer(Caller, Protocol):
+    """The other end of a connection, as a handler of its requests sees it."""
+
+    @property
+    def hello(self) -> Hello:
+        """How it introduced itself, proved with the cluster's secret."""
+        ...
+
+    def reply(self, request_id: int, kind: int, body: bytes) -> None:
+        """Answer one of its requests. Without effect when it has gone meanwhile."""
+        ...
+
+
+Handler = Callable[[Peer, int, bytes], None]
+"""Called with the peer, the request id to answer (0: none is wanted) and the body."""
+
+Handlers = Mapping[int, Handler]
+
+
+@dataclass(slots=True, frozen=True)
+class LinkLimits:
+    """The bounds of one link. Every one is there so that a slow or hostile peer costs little."""
+
+    # A coordinator serves some thousands of clients at a time and sends one frame per replica.
+    pending_max: int = 16_384
+    # Two of the largest frames; past it the peer is too slow for what is asked of it.
+    pending_bytes_max: int = 2 * frame_bytes_max
+    # A peer of ours keeps to pending_max; one that asks more than this is answered OVERLOADED.
+    unanswered_max: int = 20_000
+    # Past this much unsent the peer is answered OVERLOADED. It is still read from: two ends that
+    # each stop reading until the other reads would wait for each other for good.
+    unsent_bytes_high: int = frame_bytes_max
+    # Answers to what was already accepted may still pile up to here; then the link is cut.
+    unsent_bytes_max: int = 3 * frame_bytes_max
+    # A peer that sends nothing, or takes nothing, for silence_s is lost. Pings keep an idle link
+    # from being silent; they also set how often this is looked at.
+    ping_s: float = 0.5
+    silence_s: float = 2.0
+    # One sweep finds all requests that are over their time, so times are met to within this.
+    sweep_s: float = 0.05
+    # Two round trips and two HMACs: a peer that needs longer is not one of ours.
+    opening_s: float = 5.0
+    # Peers that have not yet proved who they are, each holding a kilobyte at most.
+    openings_max: int = 256
+    connections_max: int = 4_096
+
+
+@dataclass(slots=True)
+class LinkCounters:
+    """What the links of a process did so far; plain integers that `/metrics` reads."""
+
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    frames_received: int = 0
+    frames_sent: int = 0
+    writes: int = 0
+    requests: int = 0
+    timeouts: int = 0
+    lost: int = 0
+    overloaded: int = 0
+    late_answers: int = 0
+    bugs: int = 0
+    connections_opened: int = 0
+    connections_refused: int = 0
+    connections_lost: int = 0
+
+
+class State(enum.Enum):
+    OPEN = "open"
+    # One end has said GOODBYE: no new requests from here, answers still go both ways.
+    PARTING = "parting"
+    CLOSED = "closed"
+
+
+class Connection(asyncio.Protocol):
+    """Either end of one connection whose opening is done. See the module for its contract."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        hello: Hello,
+        decoder: FrameDecoder,
+        handlers: Handlers,
+        limits: LinkLimits,
+        counters: LinkCounters,
+        on_closed: Callable[[Connection, str], None],
+    ) -> None:
+        self.hello = hello
+        self.state = State.OPEN
+        self._transport = transport
+        self._decoder = decoder
+        decoder.bytes_max = frame_bytes_max
+        self._handlers = handlers
+        self._limits = limits
+        self._counters = counters
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes] = []
+        self._corked = False
+        self._last_id = 0
+        self._pending: dict[int, tuple[OnAnswer, float, int]] = {}
+        self._pending_bytes = 0
+        self._unanswered = 0
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._reason = ""
+        self._peer_said_goodbye = False
+        self._closed = asyncio.Event()
+        # Time as of the last read or sweep: asking the loop once per request would cost as much
+        # as the rest of the bookkeeping.
+        self._now = self._heard_s = self._ticked_s = self._loop.time()
+        self._congested = False
+        self._unsent_bytes = 0
+        self._taken_s = self._now
+        transport.set_write_buffer_limits(high=limits.unsent_bytes_high)
+        self._ticking = self._loop.call_later(limits.ping_s, self._tick)
+
+    # -- asking
+
+    @property
+    def connected(self) -> bool:
+        return self.state is State.OPEN
+
+    def silent_s(self) -> float:
+        return self._loop.time() - self._heard_s
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
+    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
+        if self.state is not State.OPEN:
+            return DOWN
+        size = len(body)
+        if size > body_bytes_max:
+            raise ValueError(f"a body of {size} bytes; a frame holds {body_bytes_max}")
+        limits = self._limits
+        pending = self._pending
+        if (
+            len(pending) >= limits.pending_max
+            or self._pending_bytes + size > limits.pending_bytes_max
+        ):
+            self._counters.overloaded += 1
+            return OVERLOADED
+        if self._sweeping is None:
+            self._now = self._loop.time()
+            self._sweeping = self._loop.call_later(limits.sweep_s, self._sweep)
+        # An id comes round again after four billion requests, long after it was answered.
+        request_id = self._last_id = self._last_id % request_id_max + 1
+        # The time known here may be a sweep old: one more sweep keeps a request its whole time.
+        pending[request_id] = (on_answer, self._now + timeout_s + limits.sweep_s, size)
+        self._pending_bytes += size
+        self._counters.requests += 1
+        out = self._out
+        if not out and not self._corked:
+            self._loop.call_soon(self._flush)
+        out.append(pack_header(5 + size, kind, request_id))
+        out.append(body)
+        return SENT
+
+    def notify(self, kind: int, body: bytes) -> bool:
+        if self.state is not State.OPEN:
+            return False
+        self._send(kind, no_answer, body)
+        return True
+
+    # -- answering
+
+    def reply(self, request_id: int, kind: int, body: bytes) -> None:
+        if request_id == no_answer or self.state is State.CLOSED:
+            return
+        self._unanswered -= 1
+        if len(body) > body_bytes_max:
+            self._counters.bugs += 1
+            log.error("answer does not fit a frame", peer=self.hello.id, bytes=len(body))
+            kind, body = FAILED, b""
+        out = self._out
+        if not out and not self._corked:
+            self._loop.call_soon(self._flush)
+        out.append(pack_header(5 + len(body), kind, request_id))
+        out.append(body)
+        if self.state is State.PARTING and self._unanswered <= 0:
+            self._loop.call_soon(self._part)
+
+    # -- reading
+
+    def data_received(self, data: bytes) -> None:
+        self._now = self._heard_s = self._loop.time()
+        counters = self._counters
+        counters.bytes_received += len(data)
+        try:
+            frames = self._decoder.feed(data)
+        except PeerError as error:
+            self.abort(str(error))
+            return
+        if frames:
+            self.frames_received(frames)
+
+    def frames_received(self, frames: list[Frame]) -> None:
+        """Handle these frames in order; what that sends leaves in one write afterwards."""
+        counters = self._counters
+        counters.frames_received += len(frames)
+        pending = self._pending
+        self._corked = True
+        rest = iter(frames)
+        while True:
+            try:
+                for kind, request_id, body in rest:
+                    if first_answer_kind <= kind < first_local_kind:
+                        asked = pending.pop(request_id, None)
+                        if asked is None:
+                            counters.late_answers += 1
+                        else:
+                            self._pending_bytes -= asked[2]
+                            asked[0](kind, body)
+                    elif first_request_kind <= kind < first_answer_kind:
+                        self._asked(kind, request_id, body)
+                    else:
+                        self._control(kind)
+                break
+            except Exception:
+                # A bug in the code behind one answer must not take the other answers with it.
+                counters.bugs += 1
+                log.exception("a callback of a link failed", peer=self.hello.id)
+        self._corked = False
+        self._flush()
+        if self.state is State.PARTING:
+            self._part()
+
+    def _asked(self, kind: int, request_id: int, body: bytes) -> None:
+        if self.state is State.CLOSED:
+            return
+        if request_id != no_answer:
+            self._unanswered += 1
+            if self._congested or self._unanswered > self._limits.unanswered_max:
+                self._counters.overloaded += 1
+                self.reply(request_id, OVERLOADED, b"")
+                return
+        handler = self._handlers.get(kind)
+        if handler is None:
+            self.reply(request_id, UNKNOWN_KIND, b"")
+            return
+        try:
+            handler(self, request_id, body)
+        except Exception:
+            # As at the edge of every service: a bug in one request fails that request alone.
+            self._counters.bugs += 1
+            log.exception("a request over a link failed", peer=self.hello.id, kind=kind)
+            self.reply(request_id, FAILED, b"")
+
+    def _control(self, kind: int) -> None:
+        if kind == GOODBYE:
+            self._peer_said_goodbye = True
+            self._say_goodbye()
+        elif kind != PING:
+            self.abort(f"the message kind {kind} has no place on an open link")
+
+    # -- writing
+
+    def _send(self, kind: int, request_id: int, body: bytes) -> None:
+        if not self._out and not self._corked:
+            self._loop.call_soon(self._flush)
+        self._out.append(pack_header(5 + len(body), kind, request_id))
+        self._out.append(body)
+
+    def _flush(self) -> None:
+        out = self._out
+        if not out:
+            return
+        if self.state is State.CLOSED:
+            out.clear()
+            return
+        counters = self._counters
+        counters.frames_sent += len(out) >> 1
+        counters.writes += 1
+        data = b"".join(out)
+        counters.bytes_sent += len(data)
+        out.clear()
+        self._transport.write(data)
+        if self._congested:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent > self._limits.unsent_bytes_max:
+                self.abort(f"the peer leaves {unsent} bytes unread")
+
+    def pause_writing(self) -> None:
+        self._congested = True
+
+    def resume_writing(self) -> None:
+        self._congested = False
+
+    # -- time
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        now = self._now = self._loop.time()
+        pending = self._pending
+        late = [request_id for request_id, asked in pending.items() if asked[1] <= now]
+        for request_id in late:
+            # A callback of this very sweep may have closed the connection.
+            asked = pending.pop(request_id, None)
+            if asked is not None:
+                self._pending_bytes -= asked[2]
+                self._counters.timeouts += 1
+                self._tell(asked[0], TIMEOUT)
+        if pending and self._sweeping is None:
+            self._sweeping = self._loop.call_later(self._limits.sweep_s, self._sweep)
+        if self.state is State.PARTING:
+            self._part()
+
+    def _tick(self) -> None:
+        limits = self._limits
+        now = self._loop.time()
+        unsent = self._transport.get_write_buffer_size()
+        if now - self._ticked_s > 2 * limits.ping_s:
+            # This process was paused, not the peer: what it sent meanwhile is yet to be read.
+            self._heard_s = self._taken_s = now
+        if unsent < self._unsent_bytes or not unsent:
+            self._taken_s = now
+        self._ticked_s, self._unsent_bytes = now, unsent
+        if now - self._heard_s > limits.silence_s:
+            self.abort(f"the peer was silent for {limits.silence_s:g} s")
+        elif now - self._taken_s > limits.silence_s:
+            self.abort(f"the peer took nothing for {limits.silence_s:g} s")
+        else:
+            self._send(PING, no_answer, b"")
+            self._ticking = self._loop.call_later(limits.ping_s, self._tick)
+
+    # -- ending
+
+    async def drain(self, timeout_s: float) -> None:
+        """Ask nothing more, answer and be answered what is under way, then close.
+
+        The other end learns of it by GOODBYE and says so too; what it had sent before that has
+        then arrived, so that nobody's outcome is left unknown unless the time runs out.
+        """
+        self._say_goodbye()
+        self._part()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._closed.wait()
+        except TimeoutError:
+            self.abort(f"closed with answers outstanding after {timeout_s:g} s")
+            await self._closed.wait()
+
+    def abort(self, reason: str) -> None:
+        """Close at once. What was pending becomes LOST as soon as the loop turns."""
+        if self.state is not State.CLOSED:
+            self.state = State.CLOSED
+            self._reason = reason
+            self._transport.abort()
+
+    def _say_goodbye(self) -> None:
+        if self.state is State.OPEN:
+            self.state = State.PARTING
+            self._send(GOODBYE, no_answer, b"")
+
+    def _part(self) -> None:
+        done = self._peer_said_goodbye and self._unanswered <= 0 and not self._pending
+        if done and self.state is State.PARTING:
+            self._flush()
+            self.state = State.CLOSED
+            self._reason = "parted"
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.state is State.PARTING and not self._pending:
+            self._reason = "parted"
+        self.state = State.CLOSED
+        self._out.clear()
+        self._ticking.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        pending, self._pending = self._pending, {}
+        self._pending_bytes = 0
+        counters = self._counters
+        counters.lost += len(pending)
+        if self._reason != "parted":
+            counters.connections_lost += 1
+        for on_answer, _, _ in pending.values():
+            self._tell(on_answer, LOST)
+        reason = self._reason or (str(exc) if exc else "the peer closed the connection")
+        self._closed.set()
+        self._on_closed(self, reason)
+
+    def _tell(self, on_answer: OnAnswer, kind: int) -> None:
+        try:
+            on_answer(kind, b"")
+        except Exception:
+            self._counters.bugs += 1
+            log.exception("a callback of a link failed", peer=self.hello.id)

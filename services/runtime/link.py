@@ -1,0 +1,296 @@
+"""Links between services: a client that keeps one connection up, and a server that takes them.
+
+`Link` connects, opens and reconnects by itself; meanwhile `request` answers DOWN, and nothing is
+queued: whoever asks decides what to do instead. `LinkServer` listens and hands each open
+connection to its handlers. What one open connection promises stands in connection.py.
+
+With TLS, both ends must hold a certificate signed by the cluster's CA. Host names are not
+checked: nodes are reached under whatever address they advertise, and the opening proves who
+they are. Without TLS a link is authenticated when it opens and not encrypted: for one machine
+or a private network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from services.core.errors import FatalError
+from services.core.wire import DOWN, Frame, FrameDecoder, Hello
+from services.runtime.connection import (
+    Connection,
+    Handlers,
+    LinkCounters,
+    LinkLimits,
+    OnAnswer,
+    Peer,
+)
+from services.runtime.opening import (
+    Admit,
+    ClientOpening,
+    Identity,
+    ServerOpening,
+    anyone,
+)
+
+log = structlog.get_logger(__name__)
+
+# The first retry is nearly at once, for a peer that restarts; a peer that stays away is asked
+# every few seconds, at random, so that a hundred clients don't return in one instant.
+reconnect_s_min: Final = 0.05
+reconnect_s_max: Final = 2.0
+
+
+@dataclass(slots=True, frozen=True)
+class TlsFiles:
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+def tls_context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
+    """A context in which both ends must show a certificate of the cluster's CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        context.load_verify_locations(files.authority)
+    except (OSError, ssl.SSLError) as error:
+        raise FatalError(
+            f"LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA cannot be used: {error}"
+        ) from error
+    return context
+
+
+def ignore(peer: Peer) -> None:
+    """For a service that need not know when a peer comes or goes."""
+
+
+@dataclass(slots=True, frozen=True)
+class Station:
+    """What all links of one process share."""
+
+    identity: Identity
+    handlers: Handlers = field(default_factory=dict)
+    limits: LinkLimits = field(default_factory=LinkLimits)
+    counters: LinkCounters = field(default_factory=LinkCounters)
+    tls: TlsFiles | None = None
+    on_up: Callable[[Peer], None] = ignore
+    on_down: Callable[[Peer], None] = ignore
+
+
+class Link:
+    """A client's end: one address, at most one connection, kept up from `start` to `close`."""
+
+    def __init__(
+        self,
+        station: Station,
+        host: str,
+        port: int,
+        *,
+        admit: Admit = anyone,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.last_error: str | None = None
+        self._station = station
+        self._admit = admit
+        # Reconnects are spread, not hidden: no secret hangs on this generator.
+        self._jitter = jitter or random.Random()  # noqa: S311
+        self._connection: Connection | None = None
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        connection = self._connection
+        return connection is not None and connection.connected
+
+    @property
+    def peer(self) -> Hello | None:
+        """Who is at the other end, while there is a connection."""
+        return self._connection.hello if self._connection is not None else None
+
+    def silent_s(self) -> float:
+        return self._connection.silent_s() if self._connection is not None else float("inf")
+
+    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
+        connection = self._connection
+        if connection is None:
+            return DOWN
+        return connection.request(kind, body, on_answer, timeout_s)
+
+    def notify(self, kind: int, body: bytes) -> bool:
+        return self._connection is not None and self._connection.notify(kind, body)
+
+    def start(self) -> None:
+        if self._task is not None:
+            raise RuntimeError("the link is started already")
+        self._task = asyncio.create_task(self._keep_up(), name=f"link {self.host}:{self.port}")
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Finish what is under way within `drain_s`, then close and stay closed."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            task.cancel()
+            await asyncio.wait([task])
+        if self._connection is not None:
+            await self._connection.drain(drain_s)
+
+    async def _keep_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = reconnect_s_min
+        while True:
+            refusal = await self._connect()
+            if refusal is None:
+                up_s = loop.time()
+                await self._lost.wait()
+                if loop.time() - up_s > reconnect_s_max:
+                    wait_s = reconnect_s_min
+            elif refusal != self.last_error:
+                # Said once, not at every retry.
+                log.warning("link is down", host=self.host, port=self.port, reason=refusal)
+                self.last_error = refusal
+            await asyncio.sleep(wait_s * self._jitter.uniform(0.5, 1.0))
+            wait_s = min(wait_s * 2, reconnect_s_max)
+
+    async def _connect(self) -> str | None:
+        """Try once. None when the link is up, else why not."""
+        loop = asyncio.get_running_loop()
+        station = self._station
+        outcome: asyncio.Future[str | None] = loop.create_future()
+
+        def opened(
+            transport: asyncio.Transport, hello: Hello, decoder: FrameDecoder, rest: list[Frame]
+        ) -> None:
+            _open(station, transport, hello, decoder, rest, self._up, self._down)
+            outcome.set_result(None)
+
+        opening = ClientOpening(
+            station.identity, self._admit, station.limits.opening_s, opened, outcome.set_result
+        )
+        try:
+            async with asyncio.timeout(station.limits.opening_s):
+                context = tls_context(station.tls, server=False) if station.tls else None
+                await loop.create_connection(lambda: opening, self.host, self.port, ssl=context)
+                return await outcome
+        except TimeoutError:
+            return f"no answer within {station.limits.opening_s:g} s"
+        except OSError as error:
+            return str(error)
+        finally:
+            opening.abandon()
+
+    def _up(self, connection: Connection) -> None:
+        self._lost.clear()
+        self._connection = connection
+        self.last_error = None
+
+    def _down(self, connection: Connection, reason: str) -> None:
+        self._connection = None
+        self._lost.set()
+        self.last_error = reason
+        log.info("link closed", peer=connection.hello.id, reason=reason)
+        self._station.on_down(connection)
+
+
+class LinkServer:
+    """A server's end: listens, and keeps the open connections until each is lost or drained."""
+
+    def __init__(self, station: Station, host: str, port: int, *, admit: Admit = anyone) -> None:
+        self.port = port
+        self.connections: set[Connection] = set()
+        self._station = station
+        self._host = host
+        self._admit = admit
+        self._openings: set[ServerOpening] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. A port of 0 becomes the one that was found."""
+        station = self._station
+        context = tls_context(station.tls, server=True) if station.tls else None
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                self._stranger,
+                self._host,
+                self.port,
+                ssl=context,
+                ssl_handshake_timeout=station.limits.opening_s if context else None,
+            )
+        except OSError as error:
+            raise FatalError(
+                f"cannot listen for links on {self._host} port {self.port}: {error.strerror}"
+            ) from error
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Take no more connections, finish what is under way within `drain_s`, close all."""
+        if self._server is not None:
+            self._server.close()
+        for opening in list(self._openings):
+            opening.refuse("shutting down")
+        await asyncio.gather(*(connection.drain(drain_s) for connection in self.connections))
+
+    def _stranger(self) -> ServerOpening:
+        station = self._station
+
+        def made() -> str | None:
+            if len(self._openings) >= station.limits.openings_max:
+                return f"{station.limits.openings_max} other connections are just opening"
+            if len(self.connections) >= station.limits.connections_max:
+                return f"{station.limits.connections_max} links are open, which is the limit"
+            self._openings.add(opening)
+            return None
+
+        def opened(
+            transport: asyncio.Transport, hello: Hello, decoder: FrameDecoder, rest: list[Frame]
+        ) -> None:
+            self._openings.discard(opening)
+            _open(station, transport, hello, decoder, rest, self.connections.add, self._gone)
+
+        def refused(reason: str) -> None:
+            self._openings.discard(opening)
+            station.counters.connections_refused += 1
+            log.warning("link refused", reason=reason)
+
+        opening = ServerOpening(
+            station.identity, self._admit, station.limits.opening_s, opened, refused, made
+        )
+        return opening
+
+    def _gone(self, connection: Connection, reason: str) -> None:
+        self.connections.discard(connection)
+        log.info("link closed", peer=connection.hello.id, reason=reason)
+        self._station.on_down(connection)
+
+
+def _open(
+    station: Station,
+    transport: asyncio.Transport,
+    hello: Hello,
+    decoder: FrameDecoder,
+    rest: list[Frame],
+    keep: Callable[[Connection], None],
+    on_closed: Callable[[Connection, str], None],
+) -> None:
+    """Let an open connection take over; its owner knows it before its first frame is handled."""
+    connection = Connection(
+        transport, hello, decoder, station.handlers, station.limits, station.counters, on_closed
+    )
+    transport.set_protocol(connection)
+    station.counters.connections_opened += 1
+    keep(connection)
+    station.on_up(connection)
+    if rest:
+        connection.frames_received(rest)
