@@ -7,6 +7,7 @@ a callback later. Nothing else in the code base asks the operating system what t
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import itertools
 import time
@@ -106,10 +107,11 @@ class FakeTimer:
 
 
 class FakeClock:
-    """One process's view of a timeline: its wall clock may be skewed, its timers may die.
+    """One process's view of a timeline: its wall clock may be skewed, its timers held or dead.
 
-    `skew_ms` is added to wall time only and may be changed at any moment. `stop()` forgets the
-    timers and refuses new ones, as a crash does.
+    `skew_ms` is added to wall time only and may be changed at any moment. While paused, as by
+    SIGSTOP, timers that fall due are held and run, in order, on `resume`. After `stop`, as after
+    a crash, none runs any more.
     """
 
     # Stamps of a simulation look like real ones: 2026-01-01T00:00:00Z.
@@ -119,6 +121,8 @@ class FakeClock:
         self.timeline = timeline
         self.skew_ms = skew_ms
         self._stopped = False
+        self._paused = False
+        self._held: list[FakeTimer] = []
 
     def wall_ms(self) -> int:
         return self.epoch_ms + int(self.timeline.now_s * 1000) + self.skew_ms
@@ -127,11 +131,26 @@ class FakeClock:
         return self.timeline.now_s
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        def unless_stopped() -> None:
-            if not self._stopped:
-                callback()
+        timer = FakeTimer(callback)
 
-        return self.timeline.schedule(delay_s, unless_stopped)
+        self.timeline.schedule(delay_s, functools.partial(self._fire, timer))
+        return timer
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        held, self._held = self._held, []
+        for timer in held:
+            self.timeline.schedule(0.0, functools.partial(self._fire, timer))
 
     def stop(self) -> None:
         self._stopped = True
+        self._held = []
+
+    def _fire(self, timer: FakeTimer) -> None:
+        if self._paused:
+            self._held.append(timer)
+        elif not self._stopped:
+            timer.fire()
