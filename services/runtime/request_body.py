@@ -1,0 +1,161 @@
+"""What clients send as bodies: bounded in size and time while arriving, then typed.
+
+`BodyLimit` counts what arrives, so its limit holds for chunked bodies and lying lengths too.
+`read_json` returns a value of the type asked for, or raises what to answer; no input makes it
+fail otherwise. Of a member that is given twice the last one counts, as RFC 8259 allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.core.errors import FixRequest
+
+T = TypeVar("T")
+
+# A form, or a document of a page; an application with larger ones says so.
+body_bytes_default = 1024 * 1024
+# A megabyte over a poor mobile line; a body that trickles for longer holds memory for nothing.
+body_s_default = 30.0
+# A detail quotes names of members, which a client chooses.
+detail_chars_max = 300
+
+_json_type = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE | re.ASCII)
+_located = re.compile(r"(?P<what>.*) - at `\$\.?(?P<member>.*)`", re.DOTALL)
+
+
+class BodyLimit:
+    """Middleware that refuses bodies that are too large or arrive too slowly.
+
+    Limits nest: an application has the largest that any of its routes takes, a route less.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        bytes_max: int = body_bytes_default,
+        seconds_max: float = body_s_default,
+    ) -> None:
+        self._app = app
+        self._bytes_max = bytes_max
+        self._seconds_max = seconds_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"")
+        if announced.isdigit() and int(announced) > self._bytes_max:
+            raise _too_large(self._bytes_max)
+        arriving = _ArrivingBody(
+            receive,
+            send,
+            self._bytes_max,
+            self._seconds_max,
+            endless=b"transfer-encoding" in headers,
+        )
+        await self._app(scope, arriving.receive, arriving.send)
+
+
+class _ArrivingBody:
+    """One body on its way in, and the answer that may overtake it."""
+
+    def __init__(
+        self, receive: Receive, send: Send, bytes_max: int, seconds_max: float, *, endless: bool
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._bytes_max = bytes_max
+        self._seconds_max = seconds_max
+        self._deadline_s: float | None = None
+        self._arrived_bytes = 0
+        self._whole = False
+        self._endless = endless
+
+    async def receive(self) -> Message:
+        # After the body the only message is that the client left, whenever that is.
+        message = await (self._receive() if self._whole else self._next_part())
+        if message["type"] == "http.request":
+            self._arrived_bytes += len(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            if self._arrived_bytes > self._bytes_max:
+                raise _too_large(self._bytes_max)
+        return message
+
+    async def _next_part(self) -> Message:
+        now_s = asyncio.get_running_loop().time()
+        if self._deadline_s is None:
+            self._deadline_s = now_s + self._seconds_max
+        try:
+            async with asyncio.timeout_at(self._deadline_s):
+                return await self._receive()
+        except TimeoutError:
+            raise FixRequest(
+                "request_timeout",
+                f"The body had not arrived after {self._seconds_max:g} s",
+                headers={"Connection": "close"},
+            ) from None
+
+    async def send(self, message: Message) -> None:
+        # What is left of an announced body is read and dropped so that the connection can be
+        # used again; one without an announced end could go on forever.
+        if message["type"] == "http.response.start" and self._endless and not self._whole:
+            headers = [*message.get("headers", ()), (b"connection", b"close")]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+
+def _too_large(bytes_max: int) -> FixRequest:
+    return FixRequest(
+        "body_too_large",
+        f"The body is larger than {bytes_max} bytes, the most that is taken here",
+        headers={"Connection": "close"},
+    )
+
+
+async def read_json(request: Request, of: type[T]) -> T:
+    """The body as a value of the type (a msgspec Struct, a dict, ...).
+
+    Raises FixRequest: `unsupported_media_type`, `invalid_json`, or `invalid_body` with the
+    `member` that is at fault.
+    """
+    kind, _, parameters = request.headers.get("content-type", "").partition(";")
+    if not _json_type.fullmatch(kind.strip()):
+        raise FixRequest(
+            "unsupported_media_type", "Send JSON, with the header Content-Type: application/json"
+        )
+    charset = re.search(r'charset="?([\w-]+)', parameters, re.IGNORECASE | re.ASCII)
+    if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
+        raise FixRequest("unsupported_media_type", "Send JSON in UTF-8")
+    return decode_json(await request.body(), of)
+
+
+def decode_json(body: bytes, of: type[T]) -> T:
+    """The same for a body that is at hand."""
+    try:
+        return msgspec.json.decode(body, type=of)
+    except msgspec.ValidationError as error:
+        raise _invalid_body(str(error)) from None
+    except msgspec.DecodeError as error:
+        detail = "The body is empty" if not body else str(error)
+        raise FixRequest("invalid_json", detail[:detail_chars_max]) from None
+    except UnicodeDecodeError:
+        raise FixRequest("invalid_json", "The body is not UTF-8") from None
+    except RecursionError:
+        raise FixRequest("invalid_json", "The body is nested too deeply") from None
+
+
+def _invalid_body(message: str) -> FixRequest:
+    """msgspec says "Expected `int`, got `str` - at `$.a.b`"; we put the member first."""
+    match = _located.fullmatch(message)
+    if match is None:
+        return FixRequest("invalid_body", message[:detail_chars_max])
+    member = match["member"][:detail_chars_max]
+    return FixRequest("invalid_body", f"{member}: {match['what']}", members={"member": member})

@@ -1,0 +1,156 @@
+"""Logs: one line per event, the same form for our own code and for every library.
+
+`configure` is called once, by the process that owns stdout. A line carries the service and,
+while a request is being answered, its id. Nothing on a hot path logs; counters do that work.
+
+Not in any line: values of members whose names speak of secrets, and anything shaped like one of
+our API keys or the password of a URL, wherever it stands. Lines are bounded, because parts of
+them come from clients.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+# The id of the request that the current task answers; "-" outside of any.
+no_request_id = "-"
+request_id: ContextVar[str] = ContextVar("request_id", default=no_request_id)
+
+# A traceback of ordinary depth fits; a client cannot fill the disk with one request.
+line_chars_max = 16 * 1024
+# What is nested further is left out: as text it would escape the look at its names.
+value_depth_max = 4
+value_items_max = 32
+
+redacted = "[redacted]"
+_secret_name = re.compile(
+    r"passw|secret|api[-_]?key|authorization|cookie|pepper|signature|token|credential",
+    re.IGNORECASE,
+)
+_secret_text = re.compile(r"ydht_[0-9A-Za-z]{43,}|(?<=://)[^\s/@]*:[^\s/@]*(?=@)")
+_control = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Of a traceback the newlines are part of the form.
+_control_but_newline = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def configure(service: str, log_format: str, stream: TextIO | None = None) -> None:
+    """Send every log of this process to the stream (stdout by default), as console text or JSON."""
+    stream = stream or sys.stdout
+    stamp: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _add_origin(service),
+    ]
+    finish: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        tidy,
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=stream.isatty()),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *stamp,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = _LineHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=stamp, processors=finish)
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+    # These libraries narrate; what a client sends wrong is counted, not logged.
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("asyncio", "asyncpg", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A logger whose calls are an event and members: log.info("listening", port=8080)."""
+    bound: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return bound
+
+
+class _LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines; a reader that went away ends the logs, never the service."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def _add_origin(service: str) -> Processor:
+    def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        current = request_id.get()
+        if current != no_request_id:
+            event["request_id"] = current
+        return event
+
+    return add
+
+
+def tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Redact secrets, escape control characters, and cut what is too long.
+
+    Members are given what the earlier ones left of the line; the middle of a long one goes, for
+    the end of a traceback says what happened.
+    """
+    left = line_chars_max
+    tidied: MutableMapping[str, Any] = {}
+    for name, value in event.items():
+        control = _control_but_newline if name == "exception" else _control
+        tidied[name] = clean = _tidy_value(name, value, control, max(left, 16))
+        left -= len(name) + len(str(clean))
+    return tidied
+
+
+def _tidy_value(
+    name: str, value: Any, control: re.Pattern[str], chars_max: int, depth: int = 1
+) -> Any:
+    if _secret_name.search(name):
+        return redacted
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth > value_depth_max:
+        return "[...]"
+    if isinstance(value, Mapping):
+        share = chars_max // max(1, min(len(value), value_items_max))
+        return {
+            str(key): _tidy_value(str(key), item, control, share, depth + 1)
+            for key, item in list(value.items())[:value_items_max]
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        share = chars_max // max(1, min(len(value), value_items_max))
+        return [
+            _tidy_value("", item, control, share, depth + 1)
+            for item in list(value)[:value_items_max]
+        ]
+    return _tidy_text(str(value), control, chars_max)
+
+
+def _tidy_text(text: str, control: re.Pattern[str], chars_max: int) -> str:
+    # Redacting first: a cut must not split a key into two harmless-looking halves.
+    text = _secret_text.sub(redacted, text)
+    text = control.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    if len(text) > chars_max:
+        half = max(chars_max // 2 - 8, 1)
+        text = f"{text[:half]} [...] {text[-half:]}"
+    return text
