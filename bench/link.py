@@ -22,6 +22,7 @@ from typing import cast
 
 import uvloop
 
+from bench.report import Row, quiet, show
 from services.core.wire import OK, Role, first_request_kind
 from services.runtime.connection import Peer
 from services.runtime.link import Link, LinkServer, Station
@@ -171,18 +172,15 @@ async def measure(answers: Callable[[], int], seconds: float) -> tuple[float, fl
 
 
 def serve(server: Callable[[Pipe], object], pipe: Pipe) -> None:
+    quiet()
     uvloop.run(server(pipe))  # type: ignore[arg-type]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    options = parser.parse_args()
+def alternate(rounds: int, seconds: float) -> dict[str, list[Figure]]:
     context = multiprocessing.get_context("spawn")
     kinds = {"link": (link_server, link_run), "plain": (plain_server, plain_run)}
     figures: dict[str, list[Figure]] = {name: [] for name in kinds}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, (server, run) in kinds.items():
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(server, theirs))
@@ -190,34 +188,40 @@ def main() -> None:
             port = ours.recv()
             ours.send("cpu")
             before = ours.recv()
-            per_second, client_cpu = uvloop.run(run(port, options.seconds))
+            per_second, client_cpu = uvloop.run(run(port, seconds))
             ours.send("cpu")
             # The server also worked during the warm-up: a quarter more round trips.
-            server_cpu = (ours.recv() - before) / (per_second * options.seconds * 1.25)
+            server_cpu = (ours.recv() - before) / (per_second * seconds * 1.25)
             ours.send("stop")
             process.join()
             figures[name].append(Figure(per_second, (client_cpu + server_cpu) * 1e6))
-    report(figures)
+    return figures
 
 
-def report(figures: dict[str, list[Figure]]) -> None:
-    medians = {
-        name: Figure(
-            statistics.median(run.per_second for run in runs),
-            statistics.median(run.cpu_us for run in runs),
-        )
-        for name, runs in figures.items()
-    }
-    print(f"{in_flight} in flight, {len(body)}-byte bodies, two processes, medians")
-    for label, name in (("one link", "link"), ("plain connections", "plain")):
-        median = medians[name]
-        print(f"  {label:<18} {median.per_second:>9,.0f}/s  {median.cpu_us:5.1f} us CPU each")
+def rows(rounds: int = 5, seconds: float = 2.0) -> list[Row]:
+    figures = alternate(rounds, seconds)
     ratios = [
         link.per_second / plain.per_second
         for link, plain in zip(figures["link"], figures["plain"], strict=True)
     ]
-    middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-    print(f"  ratio              {middle:9.2f}    ({low:.2f} to {high:.2f})")
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {rounds} rounds"
+    found = []
+    for name, label in (("link", "one link"), ("plain", "plain connections that echo")):
+        per_second = statistics.median(run.per_second for run in figures[name])
+        cpu_us = statistics.median(run.cpu_us for run in figures[name])
+        found.append(Row(f"{label}, {in_flight} in flight", per_second, "round trips/s"))
+        found.append(Row(f"{label}: CPU of both ends", cpu_us, "us per round trip"))
+    found.append(Row("one link / plain connections", statistics.median(ratios), "x", spread))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    options = parser.parse_args()
+    quiet()
+    show("links", rows(options.rounds, options.seconds))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+# One command each. `make` alone lists them.
+#
+#   make run ARGS="--port-base 9080"     options of `ydht up`
+#   make test ARGS="tests/unit -k ring"  options of pytest
+#   make sim SEED=7                      the one run that a failure printed
+#   make PYTHON=python3.12 …             a particular interpreter, for the first run
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+SEED ?=
+SEEDS ?= 300
+
+# The first interpreter that is new enough; an explicit PYTHON is taken as it is.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(INSTALLED) ## Start the platform on this machine (Ctrl-C stops it)
+	@$(BIN)/ydht up $(ARGS)
+
+.PHONY: test
+test: $(INSTALLED) ## Run every test, sized for a shared two-core machine
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: proof
+proof: $(INSTALLED) ## Run the tests at full size, then the figures (long)
+	@HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest --timeout 3600 $(ARGS)
+	@$(BIN)/python -m tests.simulation --seeds 50000
+	@$(MAKE) --no-print-directory bench
+
+.PHONY: check
+check: $(INSTALLED) ## Lint, formatting, types and house rules; changes nothing
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/tidy
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code and mend what lint can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: coverage
+coverage: $(INSTALLED) ## Run the tests and show which lines they miss
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage report --skip-covered --show-missing
+
+.PHONY: migrate
+migrate: $(INSTALLED) ## Bring the database to the newest schema
+	@$(BIN)/ydht migrate $(ARGS)
+
+.PHONY: sim
+sim: $(INSTALLED) ## Simulate: SEEDS=300 runs, or SEED=7 alone
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure, beside what each figure is compared with
+	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: stress
+stress: $(INSTALLED) ## Load it with millions of requests and sum up
+	@$(BIN)/python -m bench.stress $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what was installed and built here; data stays
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
+	@find services tests bench migrations -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made anew whenever the pinned versions change; the mark is set last, so a broken install is redone.
+$(INSTALLED): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "ydht needs Python 3.11, 3.12 or 3.13, and none was found as python3, python3.13, python3.12 or python3.11. Install one, or say where it is: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "ydht needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which to use: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once; a minute or two) ..."
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@

@@ -1,0 +1,42 @@
+"""Run simulated scenarios from a terminal: many seeds, or the one that failed.
+
+python -m tests.simulation [--seed N | --seeds N] [--scenario NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.simulation.links import links
+from tests.simulation.scenario import Scenario, SeedFailedError, run_seeds
+
+scenarios: dict[str, Scenario] = {"links": links}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="run this seed alone")
+    parser.add_argument("--seeds", type=int, default=300, help="run seeds 0 to N-1")
+    parser.add_argument("--scenario", choices=sorted(scenarios), help="only this one")
+    options = parser.parse_args()
+    one = options.seed
+    seeds = range(options.seeds) if one is None else range(one, one + 1)
+    for name, scenario in scenarios.items():
+        if options.scenario not in (None, name):
+            continue
+        started_s = time.monotonic()
+        try:
+            totals = run_seeds(name, scenario, seeds)
+        except SeedFailedError as failure:
+            sys.stderr.write(f"{failure}\n")
+            return 1
+        sums = ", ".join(f"{number:,} {key}" for key, number in sorted(totals.items()))
+        took_s = time.monotonic() - started_s
+        sys.stdout.write(f"{name}: {len(seeds):,} seeds in {took_s:.0f} s, 0 violations: {sums}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
