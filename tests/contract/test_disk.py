@@ -563,6 +563,14 @@ def test_a_lock_whose_holder_did_not_say_who_it_is_is_still_held(tmp_path: Path)
     held.release()
 
 
+def test_a_lock_file_left_by_a_longer_pid_is_overwritten_whole(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_bytes(b"99999999999999\n")
+    held = SystemDisk().lock(tmp_path)
+    assert (tmp_path / "LOCK").read_bytes() == b"%d\n" % os.getpid()
+    held.release()
+    assert (tmp_path / "LOCK").read_bytes() == b""
+
+
 def test_files_and_directories_are_private(tmp_path: Path) -> None:
     disk = SystemDisk()
     disk.make_directory(tmp_path / "node")
