@@ -180,7 +180,8 @@ async def test_a_bug_in_the_middle_of_an_answer_is_logged_and_never_completes_it
     sent: list[Message] = []
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         sent.append(message)
