@@ -7,8 +7,8 @@
 A slot's preference list is made by going clockwise (to greater hashes, then around) from the
 slot's position: first the first node of each zone as it comes up, then, if there are fewer zones
 than replicas, the nodes that were passed over, nearest first. Nodes without a zone share the zone
-named "". Going on from there, a node that joins takes slots from others, and a node that leaves
-gives its slots to others, but nothing ever moves between two nodes that both stay.
+named "". A node that joins takes slots from others and a node that leaves gives its own away;
+nothing ever moves between two nodes that both stay.
 
 The hash is the first half of the x64 variant with seed 0, unsigned. It is part of the data on
 every disk: changing it moves every key.
