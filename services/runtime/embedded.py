@@ -1,0 +1,406 @@
+"""The PostgreSQL that comes with the platform, for those who have not set up one.
+
+A real server from the binaries of a wheel, on a private socket, with a password; a child of the
+process that owns it. It ends with its owner, however that ends: the kernel sends it the signal
+for a fast shutdown. The next owner waits until everything of the last server is gone, which a
+lock shows that all its processes inherit, and only then touches the data.
+
+Not meant for: more than one machine, connections over TCP, or data that outgrows a laptop.
+`DATABASE_URL` names a server that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import asyncpg
+
+from services.core.errors import FatalError
+from services.runtime import embedded_home as home
+from services.runtime.database_url import DatabaseAddress
+
+user_name = "ydht"
+database_name = "ydht"
+
+# Recovery after a crash replays at most max_wal_size, 1 GB by default: minutes on a slow disk.
+start_s_max = 180.0
+initdb_s_max = 180.0
+# Orphans of a killed server notice within moments; a checkpoint at shutdown may take longer.
+previous_s_max = 20.0
+# `ydht up` stops everything within 10 s; PostgreSQL is last and gets most of it.
+fast_shutdown_s = 6.0
+immediate_shutdown_s = 2.0
+poll_s = 0.05
+# Enough of the server's last words to explain why it did not start.
+log_lines_kept = 40
+log_read_bytes = 64 * 1024
+
+# Written into postgresql.conf once, by initdb, and then the operator's to change.
+_DEFAULTS = {
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
+    "jit": "off",  # Queries here are short; compiling one costs more than running it.
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "synchronous_commit": "on",
+}
+
+
+def embedded_address(data_dir: Path, password: str) -> DatabaseAddress:
+    """Where the server of this data directory is, running or not. Reads no file of its.
+
+    FatalError if its socket directory is there and somebody else's: see embedded_home.
+    """
+    directory = home.runtime_directory(data_dir)
+    home.check_runtime_directory(directory, home.server_user())
+    return DatabaseAddress(
+        host=str(directory), user=user_name, database=database_name, password=password
+    )
+
+
+class EmbeddedPostgres:
+    """One server on one data directory. `start` once, then `stop` once; or `async with`.
+
+    Start it from a thread that lives as long as the server should: the kernel ends the server
+    with the thread. `durable=False` gives up fsync, for tests. `log` gets each of the server's
+    lines. After `start` the database of `address` exists and answers.
+    """
+
+    def __init__(
+        self, data_dir: Path, password: str, *, durable: bool = True, log: Callable[[str], None]
+    ) -> None:
+        self.data_dir = data_dir
+        self._password = password
+        self._durable = durable
+        self._log = log
+        self._user = home.server_user()
+        self._directory = home.server_directory(data_dir)
+        self._runtime = home.runtime_directory(data_dir)
+        self._owner_lock = home.Lock(self._directory / "lock")
+        self._server_lock = home.Lock(self._directory / "server.lock")
+        self._binaries = Path()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._last_lines: deque[str] = deque(maxlen=log_lines_kept)
+
+    @property
+    def address(self) -> DatabaseAddress:
+        return embedded_address(self.data_dir, self._password)
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Return when the database answers. FatalError says why it cannot; nothing is left."""
+        try:
+            with _disk_errors(self._directory):
+                await self._prepare()
+            await self._launch()
+            await self._answering()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def wait(self) -> str:
+        """Return when the server has ended without being asked to, with its last words."""
+        await self._started().wait()
+        if self._reader is not None:
+            await asyncio.wait([self._reader], timeout=immediate_shutdown_s)
+        return self._last_words()
+
+    async def stop(self) -> None:
+        """Stop the server and every process of it, then remove the socket and free the data.
+
+        Bounded: a fast shutdown, then an immediate one, then a kill. Data survives all three.
+        """
+        process, self._process = self._process, None
+        if process is not None:
+            await _end(process)
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+            self._reader = None
+        if self._owner_lock.descriptor < 0:
+            return  # We never owned the directory; what is in it is another's.
+        self._server_lock.close()
+        if await self._previous_gone(immediate_shutdown_s):
+            home.remove_runtime_directory(self._runtime, self._user)
+        self._server_lock.close()
+        self._owner_lock.close()
+
+    async def _prepare(self) -> None:
+        """Take the locks, the runtime directory and the binaries; make the data if need be."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._owner_lock.take():
+            raise FatalError(
+                f"the embedded PostgreSQL of {self.data_dir} is already run by"
+                f" {self._owner_lock.holder()}: stop that one, or choose another --data-dir"
+            )
+        self._owner_lock.sign()
+        if not await self._previous_gone(previous_s_max):
+            raise FatalError(
+                f"processes of an earlier PostgreSQL still hold {self._server_lock.path} after"
+                f" {previous_s_max:.0f} s: see `fuser {self._server_lock.path}` and end them"
+            )
+        await asyncio.to_thread(home.make_runtime_directory, self._runtime, self._user)
+        await self._find_binaries()
+        data = self._directory / "data"
+        if not data.exists():
+            await self._initialise(data)
+        home.check_data_directory(data, self._user)
+        home.clear_stale_pid_file(data)
+
+    async def _previous_gone(self, patience_s: float) -> bool:
+        """Take the server's lock, which is free once the last process of a server is gone."""
+        deadline_s = asyncio.get_running_loop().time() + patience_s
+        while not self._server_lock.take():
+            if asyncio.get_running_loop().time() > deadline_s:
+                return False
+            await asyncio.sleep(poll_s)
+        return True
+
+    async def _find_binaries(self) -> None:
+        """Run the wheel's binaries in place if the server's user can, else copies of them."""
+        wheels = home.wheel_directory()
+        self._binaries = home.binaries(wheels)
+        if await self._runnable() is None:
+            return
+        if self._user.switch:
+            copy = self._runtime / "programs"
+            self._binaries = await asyncio.to_thread(home.copy_binaries, wheels, copy)
+        if (problem := await self._runnable()) is not None:
+            raise FatalError(
+                f"PostgreSQL's programs in {self._binaries} do not run as {self._user.name}:"
+                f" {problem}; set DATABASE_URL if they cannot on this machine"
+            )
+
+    async def _runnable(self) -> str | None:
+        """What is in the way of running them, found by trying; None is nothing."""
+        for name in ("postgres", "initdb"):
+            code, said = await self._run([str(self._binaries / name), "--version"])
+            if code != 0:
+                return said.strip().replace("\n", "; ") or f"exit code {code}"
+        return None
+
+    async def _initialise(self, data: Path) -> None:
+        """Make the data directory under another name, so that a kill leaves none half made."""
+        draft = data.with_name("data.new")
+        password_file = self._runtime / "password"
+        await asyncio.to_thread(_remove_tree, draft)
+        draft.mkdir(mode=0o700)
+        descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, self._password.encode() + b"\n")
+            if self._user.switch:
+                os.fchown(descriptor, self._user.uid, self._user.gid)
+                os.chown(draft, self._user.uid, self._user.gid)
+            with self._reachable(draft) as (place, passed):
+                command = [str(self._binaries / "initdb"), "-D", place, "-U", user_name]
+                command += ["--pwfile", str(password_file), "--auth=scram-sha-256"]
+                # Independent of what the machine's C library makes of locales, and of upgrades
+                # of it, which silently break indexes on text.
+                command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin"]
+                command += ["--builtin-locale=C.UTF-8", "--no-instructions"]
+                command += [] if self._durable else ["--no-sync"]
+                for name, value in _DEFAULTS.items():
+                    command += ["--set", f"{name}={value}"]
+                code, said = await self._run(command, passed)
+        finally:
+            os.close(descriptor)
+            password_file.unlink(missing_ok=True)
+        if code != 0:
+            raise FatalError(f"a new database could not be made in {data}: {_reason(said)}")
+        draft.rename(data)
+        _sync_directory(data.parent)
+
+    async def _launch(self) -> None:
+        with self._reachable(self._directory / "data") as (place, passed):
+            settings = {
+                "listen_addresses": "",
+                "unix_socket_directories": str(self._runtime),
+                "unix_socket_permissions": "0700",
+                "logging_collector": "off",
+                "log_destination": "stderr",
+                "fsync": "on" if self._durable else "off",
+            }
+            command = [str(self._binaries / "postgres"), "-D", place]
+            for name, value in settings.items():
+                command += ["-c", f"{name}={value}"]
+            self._process = await self._spawn(command, passed)
+        # From here on the server alone holds this lock: it is free when the last process ends.
+        self._server_lock.close()
+        if self._process.stdout is not None:
+            self._reader = asyncio.create_task(self._read_log(self._process.stdout))
+
+    async def _answering(self) -> None:
+        """Wait for the first real connection, and make the database if this is the first start."""
+        process = self._started()
+        deadline_s = asyncio.get_running_loop().time() + start_s_max
+        while True:
+            if process.returncode is not None:
+                raise FatalError(f"PostgreSQL did not start: {await self.wait()}")
+            try:
+                await self._make_database()
+            except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
+                if asyncio.get_running_loop().time() > deadline_s:
+                    raise FatalError(
+                        f"PostgreSQL did not answer within {start_s_max:.0f} s:"
+                        f" {self._last_words()}"
+                    ) from error
+                await asyncio.sleep(poll_s)
+            except asyncpg.InvalidPasswordError as error:
+                raise FatalError(
+                    f"the database in {self._directory} was made with another"
+                    " EMBEDDED_DB_PASSWORD: restore the ydht.env it was made with"
+                ) from error
+            except asyncpg.PostgresConnectionError:
+                await asyncio.sleep(poll_s)  # It is ending; the next turn finds out why.
+            else:
+                return
+
+    async def _make_database(self) -> None:
+        arguments = {**self.address.asyncpg(), "database": "postgres"}
+        connection = await asyncpg.connect(**arguments)
+        try:
+            known = await connection.fetchval(
+                "SELECT 1 FROM pg_database WHERE datname = $1", database_name
+            )
+            if not known:
+                await connection.execute(f'CREATE DATABASE "{database_name}"')
+        finally:
+            await connection.close()
+
+    def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError("the server is not running: start it first")
+        return self._process
+
+    @contextmanager
+    def _reachable(self, directory: Path) -> Iterator[tuple[str, Sequence[int]]]:
+        """The directory by a name that the server's user can open, and what it must inherit."""
+        if not self._user.switch:
+            yield str(directory), ()
+            return
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield f"/proc/self/fd/{descriptor}", (descriptor,)
+        finally:
+            os.close(descriptor)
+
+    async def _run(self, command: Sequence[str], passed: Sequence[int] = ()) -> tuple[int, str]:
+        """Run a program to its end; its exit code and what it said."""
+        process = await self._spawn(command, passed)
+        try:
+            async with asyncio.timeout(initdb_s_max):
+                said, _ = await process.communicate()
+        except TimeoutError:
+            return -1, f"no answer within {initdb_s_max:.0f} s"
+        finally:
+            if process.returncode is None:
+                await _end(process)
+        return process.returncode or 0, said.decode(errors="replace")
+
+    async def _spawn(
+        self, command: Sequence[str], passed: Sequence[int]
+    ) -> asyncio.subprocess.Process:
+        user = f"{self._user.uid}:{self._user.gid}" if self._user.switch else "-"
+        shim = str(Path(__file__).with_name("embedded_child.py"))
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", shim, str(os.getpid()), user, *command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            # None of our environment: it holds secrets that the database has no use for.
+            env={"PATH": os.defpath, "LC_ALL": "C"},
+            pass_fds=(self._server_lock.descriptor, *passed),
+            # A Ctrl-C in the terminal is for us; we then stop the server in our own order.
+            start_new_session=True,
+        )
+
+    async def _read_log(self, output: asyncio.StreamReader) -> None:
+        rest = ""
+        while chunk := await output.read(log_read_bytes):
+            *lines, rest = (rest + chunk.decode(errors="replace")).split("\n")
+            for line in lines:
+                self._last_lines.append(line)
+                self._log(line)
+            rest = rest[-log_read_bytes:]
+
+    def _last_words(self) -> str:
+        return _reason("\n".join(self._last_lines))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    patience = (
+        (signal.SIGINT, fast_shutdown_s),
+        (signal.SIGQUIT, immediate_shutdown_s),
+        (signal.SIGKILL, immediate_shutdown_s),
+    )
+    for number, seconds in patience:
+        if process.returncode is not None:
+            return
+        process.send_signal(number)
+        try:
+            async with asyncio.timeout(seconds):
+                await process.wait()
+        except TimeoutError:
+            continue
+
+
+def _reason(said: str) -> str:
+    """The line of a program's output that explains its end, as part of our one line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if any("No space left on device" in line for line in lines):
+        return "the disk is full: make room, then start again"
+    for word in ("PANIC:", "FATAL:", "ERROR:", "error:"):
+        for line in reversed(lines):
+            if word in line:
+                return line[line.index(word) + len(word) :].strip()
+    return lines[-1] if lines else "it said nothing"
+
+
+@contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full: make room, then start again",
+            errno.EDQUOT: "the disk quota is used up: make room, then start again",
+            errno.EROFS: "the file system is read-only: choose another --data-dir",
+            errno.EACCES: "permission denied: start as the user who owns it",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise FatalError(f"{error.filename or directory}: {advice}") from error
+
+
+def _remove_tree(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
