@@ -45,7 +45,7 @@ _etag = re.compile(r'(?:"([0-9a-f]{24})"|([0-9a-f]{24}))')
 _epoch = datetime(1970, 1, 1, tzinfo=UTC)
 # RFC 3339 ends with the year 9999; a time beyond it is only ever shown in a complaint about it.
 _rfc3339_ms_max = 253_402_300_799_999
-_lead_hlc_max = (lead_ms_max + 1 << counter_bits) - 1
+_lead_hlc_max = ((lead_ms_max + 1) << counter_bits) - 1
 
 
 def pack_version(hlc: int, stamper: int) -> Version:

@@ -324,7 +324,8 @@ def test_a_node_whose_wall_clock_jumped_back_goes_on_by_what_it_has_taken() -> N
 
 def test_a_high_water_mark_never_falls() -> None:
     water = HighWater()
-    versions = [version_at(now_ms + random.Random(5).randrange(1000), n) for n in range(100)]
+    rng = random.Random(5)
+    versions = [version_at(now_ms + rng.randrange(1_000)) for _ in range(100)]
     for index, version in enumerate(versions):
         water.take(version)
         assert water.latest == max(versions[: index + 1])
