@@ -19,7 +19,8 @@ from services.runtime.supervised import watch_supervisor
 
 _data_dir_option = click.option(
     "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    # Whether it can be used is found by using it; access(2), which click asks, may be wrong.
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
     help="Directory that holds all state; else DATA_DIR, else ./data.",
 )
 
