@@ -1,0 +1,150 @@
+"""The data directory of one `ydht up`: whose it is, and what it tells other programs.
+
+    up.lock         locked by the running supervisor; holds its pid
+    children.lock   locked as long as any process of any supervisor of this directory lives
+    up.json         where everything is, while everything is up
+    logs/           what the services said
+
+Two locks, because they answer two questions: is another `up` running (refuse), and are
+processes of one that was killed still on their way out (wait for them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from services.core.errors import FatalError
+
+# Processes whose supervisor was killed end like on SIGTERM, which may take them 10 s.
+leftovers_s_max = 15.0
+leftovers_poll_s = 0.05
+
+
+class DataDirectory:
+    """A data directory that this process owns, from `open` until `close` (or its end)."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self.logs = path / "logs"
+        self._lock = lock
+        self._children_lock: int | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> DataDirectory:
+        """Create it if need be and take it, or FatalError: unusable, or in use by whom."""
+        path = path.absolute()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(path / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise unusable(path, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise FatalError(
+                f"{path} is in use by another `ydht up` (pid {holder}): "
+                "stop that one, or give this one its own --data-dir"
+            ) from None
+        except OSError as error:
+            os.close(lock)
+            raise unusable(path, error) from error
+        directory = cls(path, lock)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            directory.forget()
+            directory.logs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            directory.close()
+            raise unusable(path, error) from error
+        return directory
+
+    async def outlast_leftovers(self, say: Callable[[str], None]) -> int:
+        """Wait until no process of an earlier supervisor is left, and return the children's lock.
+
+        Every child must inherit this descriptor: the kernel then knows when the last is gone.
+        """
+        try:
+            descriptor = os.open(self.path / "children.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise unusable(self.path, error) from error
+        self._children_lock = descriptor
+        if _locked(descriptor):
+            return descriptor
+        say("waiting for the processes of an earlier run to end")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(leftovers_s_max):
+                while not _locked(descriptor):  # noqa: ASYNC110  Nobody tells when a lock is free.
+                    await asyncio.sleep(leftovers_poll_s)
+                return descriptor
+        raise FatalError(
+            f"{self._leftovers()} of an earlier `ydht up` in {self.path} "
+            "did not end by itself: end it, then try again"
+        )
+
+    def publish(self, document: Mapping[str, Any]) -> None:
+        """Put `up.json` in place, whole and readable by its owner only. OSError if it can't be."""
+        text = json.dumps(document, indent=2) + "\n"
+        # mkstemp's files are 0600 from the start.
+        descriptor, temporary = tempfile.mkstemp(prefix=".up.json.", dir=self.path)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            Path(temporary).replace(self.path / "up.json")
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def forget(self) -> None:
+        """Remove `up.json`, and what a publication cut short by kill -9 left."""
+        (self.path / "up.json").unlink(missing_ok=True)
+        for temporary in self.path.glob(".up.json.*"):
+            temporary.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the directory. The lock files stay: removing one would let two hold it."""
+        with contextlib.suppress(OSError):
+            self.forget()
+        if self._children_lock is not None:
+            os.close(self._children_lock)
+            self._children_lock = None
+        os.close(self._lock)
+
+    def _leftovers(self) -> str:
+        """The processes that still hold the children's lock, as far as this user can see them."""
+        path = str(self.path / "children.lock")
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and any(
+                    file.path == path for file in process.open_files()
+                ):
+                    found.append(f"{process.pid} ({process.name()})")
+        return f"process {', '.join(found)}" if found else "a process that this user can't see"
+
+
+def unusable(path: Path, error: OSError) -> FatalError:
+    if path.exists() and not path.is_dir():
+        return FatalError(f"data directory {path} is not a directory: choose another --data-dir")
+    where = f" ({error.filename})" if error.filename else ""
+    return FatalError(f"data directory {path} can't be used: {error.strerror}{where}")
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,252 @@
+"""One supervised child: started, watched until ready, started again when it dies, stopped.
+
+A child runs in its own session, so that the terminal's Ctrl-C reaches the supervisor alone. It
+inherits the reading end of a pipe whose only writing end the supervisor holds: however the
+supervisor dies, the child reads the end of the pipe and stops by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from services.cli.logs import OutputPipe, ServiceLog
+from services.cli.rows import Probe, Row, probe_s_max
+from services.core.errors import FatalError
+from services.runtime.supervised import descriptor_variable
+
+# A child that is starting is asked this often whether it is ready; a start takes 1 s or so.
+probe_every_s = 0.1
+# What a process wrote before it ended is in the pipe already; longer than this only a process
+# that it left behind can keep the pipe open.
+output_s_max = 0.5
+# What a process left behind in its group gets to end by itself before it is killed, so that
+# its successor finds ports and locks free. A PostgreSQL whose owner died is such a process, and
+# it uses the time for its own orderly end.
+leftovers_s_max = 5.0
+leftovers_poll_s = 0.05
+
+
+@dataclass(slots=True, frozen=True)
+class Surroundings:
+    """What all children of one supervisor share."""
+
+    environment: Mapping[str, str]
+    supervisor_fd: int
+    inherited_fds: tuple[int, ...]
+    luck: random.Random
+    on_pid_change: Callable[[], None]
+
+
+@dataclass(slots=True, frozen=True)
+class Ending:
+    """How one life of a process ended; no code when it could not even be started."""
+
+    code: int | None
+    words: str
+
+    @classmethod
+    def of(cls, code: int) -> Ending:
+        if code >= 0:
+            return cls(code, f"ended with exit code {code}")
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return cls(code, f"was killed by {name}")
+
+
+class Child:
+    """The process of one row, over all its lives.
+
+    `keep` runs until the child is asked to stop, the command of a one-shot row ends well, or
+    the start fails for good. `started` is done at the first readiness: with None, or with the
+    FatalError that says why it will never be.
+    """
+
+    def __init__(self, row: Row, log: ServiceLog, surroundings: Surroundings) -> None:
+        self.row = row
+        self.log = log
+        self.pid: int | None = None
+        self.started: asyncio.Future[FatalError | None]
+        self.started = asyncio.get_running_loop().create_future()
+        # Set when no process is left and none will be started.
+        self.ended = asyncio.Event()
+        self._surroundings = surroundings
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._ready_at_s: float | None = None
+        self._never_ready: str | None = None
+        # In a row, since the last healthy period.
+        self._deaths = 0
+
+    async def keep(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                ending = await self._live_once()
+                if self._stopping.is_set() or self._is_over(ending):
+                    return
+                await self._wait_before_restart(ending)
+        finally:
+            self.ended.set()
+            self.log.close()
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM, and no more restarts."""
+        self._stopping.set()
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL to the process and everything in its group, and no more restarts."""
+        self._stopping.set()
+        self._kill_group()
+
+    async def _live_once(self) -> Ending:
+        """Start the command and see it through to its end."""
+        pipe = OutputPipe(self.log)
+        try:
+            process = await self._spawn(pipe)
+        except OSError as error:
+            pipe.close()
+            return Ending(None, f"could not be started: {error.strerror} ({error.filename})")
+        self._process, self.pid, self._ready_at_s = process, process.pid, None
+        self._surroundings.on_pid_change()
+        if self._stopping.is_set():
+            # Asked while the process came into being: there was nobody to ask yet.
+            self.ask_to_stop()
+        async with asyncio.TaskGroup() as group:
+            watching = None
+            if self.row.probe is not None:
+                watching = group.create_task(self._watch_readiness(self.row.probe, process.pid))
+            code = await process.wait()
+            if watching is not None:
+                watching.cancel()
+        await self._clear_group(process.pid)
+        await pipe.finish(output_s_max)
+        self._process = self.pid = None
+        return Ending.of(code)
+
+    async def _spawn(self, pipe: OutputPipe) -> asyncio.subprocess.Process:
+        shared = self._surroundings
+        process = await asyncio.create_subprocess_exec(
+            *self.row.command,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe.writing_end,
+            stderr=pipe.writing_end,
+            env={
+                **shared.environment,
+                **self.row.environment,
+                descriptor_variable: str(shared.supervisor_fd),
+                # A line must not sit in a buffer when its process is killed.
+                "PYTHONUNBUFFERED": "1",
+            },
+            start_new_session=True,
+            pass_fds=(shared.supervisor_fd, *shared.inherited_fds),
+        )
+        pipe.read()
+        return process
+
+    async def _watch_readiness(self, probe: Probe, pid: int) -> None:
+        """Ask until ready. A first start that takes too long is over; a later one is only named.
+
+        A restarted service may have a long log to recover from: killing it would make it begin
+        again, and never end.
+        """
+        loop = asyncio.get_running_loop()
+        limit_s = self.row.ready_s_max
+        named_at_s = loop.time()
+        while (reason := await _why_not_ready(probe)) is not None:
+            if loop.time() - named_at_s > limit_s:
+                if not self.started.done():
+                    self._never_ready = reason
+                    self._kill_group()
+                    return
+                self._say(f"not ready for {limit_s:g} s more: {reason}")
+                named_at_s = loop.time()
+            await asyncio.sleep(probe_every_s)
+        self._ready_at_s = loop.time()
+        self._say(f"ready (pid {pid})")
+        if not self.started.done():
+            self.started.set_result(None)
+
+    def _is_over(self, ending: Ending) -> bool:
+        """Count the death, and decide whether it was the last."""
+        if self.row.one_shot and ending.code == 0:
+            self.started.set_result(None)
+            return True
+        if self._was_healthy():
+            self._deaths = 0
+        self._deaths += 1
+        if self.started.done():
+            return False
+        if self._never_ready is None and self._deaths < self.row.restarts.tries:
+            return False
+        self.started.set_result(self._start_failure(ending))
+        return True
+
+    def _was_healthy(self) -> bool:
+        if self._ready_at_s is None:
+            return False
+        ready_s = asyncio.get_running_loop().time() - self._ready_at_s
+        return ready_s >= self.row.restarts.healthy_s
+
+    def _start_failure(self, ending: Ending) -> FatalError:
+        name = self.row.name
+        if self._never_ready is not None:
+            what = f"{name} was not ready within {self.row.ready_s_max:g} s: {self._never_ready}"
+        else:
+            what = f"{name} {ending.words} before it was ready, {self._deaths} times in a row"
+        lines = " / ".join(line.decode(errors="replace") for line in self.log.last_lines)
+        said = f"its last lines: {lines}" if lines else "it said nothing"
+        return FatalError(f"{what}; {said} (see {self.log.path})")
+
+    async def _wait_before_restart(self, ending: Ending) -> None:
+        wait_s = self.row.restarts.wait_s(self._deaths, self._surroundings.luck.random())
+        self._say(f"{self.row.name} {ending.words}; starting it again in {wait_s:.1f} s")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._stopping.wait()
+
+    def _say(self, text: str) -> None:
+        """A line of our own in the service's log, told apart from the service's."""
+        self.log.say(f"[up] {text}")
+
+    async def _clear_group(self, group: int) -> None:
+        """See to it that nothing of the ended process's group is left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(leftovers_s_max):
+                while _group_exists(group):  # noqa: ASYNC110  Only its members' parents are told.
+                    await asyncio.sleep(leftovers_poll_s)
+        self._kill_group()
+
+    def _kill_group(self) -> None:
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Someone else's by now: PostgreSQL that runs as another user, which ends by itself.
+        return True
+    return True
+
+
+async def _why_not_ready(probe: Probe) -> str | None:
+    try:
+        async with asyncio.timeout(probe_s_max):
+            return await probe()
+    except TimeoutError:
+        return f"no answer within {probe_s_max:g} s"

@@ -1,0 +1,53 @@
+"""A small service: `service.py PORT [deaf] [unready] [orphan]`.
+
+It answers every GET, ends on SIGTERM and when its supervisor is gone, and prints each line it
+finds in the query of a request. `deaf` ignores SIGTERM, `unready` answers 503, `orphan` leaves
+a process of its group behind when it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from urllib.parse import unquote_plus
+
+from services.runtime.supervised import watch_supervisor
+
+
+def say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+async def serve(port: int, moods: set[str]) -> None:
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, (lambda: None) if "deaf" in moods else gone.set)
+    watch_supervisor(gone.set, os.environ)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        _, _, query = head.split(b" ")[1].decode().partition("?")
+        if query:
+            say(unquote_plus(query))
+        status = "503 Unavailable" if "unready" in moods else "200 OK"
+        said = b"still counting"
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(said)}\r\n\r\n".encode() + said)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", port)
+    say("serving")
+    async with server:
+        await gone.wait()
+    say("leaving, without an end of line", end="")
+
+
+if __name__ == "__main__":
+    moods = set(sys.argv[2:])
+    if "orphan" in moods:
+        subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    asyncio.run(serve(int(sys.argv[1]), moods))
