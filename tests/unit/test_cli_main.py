@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from services.cli import __main__ as cli
+from services.core.errors import FatalError
+from services.runtime.env_file import read_env
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli.main, words)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_exists_and_explains_itself(name: str) -> None:
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert out.startswith(f"Usage: main {name} ")
+
+
+def test_help_names_every_command_without_importing_any() -> None:
+    script = (
+        "import sys\n"
+        "from services.cli.__main__ import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "sys.exit(str([m for m in sys.modules if m in ('asyncpg', 'httpx', 'services.cli.up')]))"
+    )
+    result = subprocess.run(  # noqa: S603  The script above.
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.stderr.strip() == "[]"
+    for name in cli.commands:
+        assert f"  {name} " in result.stdout
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert run("--version")[1].split()[0] == "ydht"
+
+
+def test_an_unknown_command_is_refused_by_name() -> None:
+    code, _, err = run("fly")
+    assert code == 2
+    assert "No such command 'fly'" in err
+
+
+def test_a_fatal_error_is_one_line_and_exit_code_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def fail() -> None:
+        raise FatalError("the disk\nis full")
+
+    monkeypatch.setattr(sys.modules[__name__], "fail", fail, raising=False)
+    lazy = cli.LazyCommand(__name__, "fail", "Fails.")
+    monkeypatch.setitem(cli.commands, "fail", lazy)
+    assert run("fail") == (1, "", "ydht: the disk is full\n")
+
+
+def test_init_makes_secrets_once_readable_by_their_owner_only(tmp_path: Path) -> None:
+    data_dir = tmp_path / "new" / "data"
+    path = data_dir / "ydht.env"
+    code, out, _ = run("init", "--data-dir", str(data_dir))
+    assert (code, out) == (0, f"Wrote {path} with new secrets, readable by you only.\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    made = read_env(path)
+    assert {"JWT_SECRET", "CLUSTER_SECRET", "KEY_PEPPER"} <= made.keys()
+
+    code, out, _ = run("init", "--data-dir", str(data_dir))
+    assert (code, out) == (0, f"{path} is already there and stays as it is.\n")
+    assert read_env(path) == made
+
+
+@pytest.mark.parametrize("command", ["init", "up"])
+def test_a_data_directory_that_is_a_file_is_one_line(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    code, _, err = run(command, "--data-dir", str(file))
+    assert code == 1
+    expected = f"data directory {file} is not a directory: choose another --data-dir"
+    assert err == f"ydht: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--nodes", "0"), "0 is not in the range"),
+        (("--nodes", "many"), "'many' is not a valid integer"),
+        (("--replicators", "9"), "9 is not in the range"),
+        (("--port-base", "65536"), "65536 is not in the range"),
+        (("--port-base", "65000"), "links of keygen would be at 66006"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_runs(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    code, _, err = run("up", "--data-dir", str(tmp_path / "data"), *words)
+    assert code != 0
+    assert message in err
