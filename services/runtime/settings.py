@@ -219,6 +219,11 @@ def load(cls: type[S], environ: Mapping[str, str]) -> S:
     return settings
 
 
+def variable_of(cls: type[Any], field_name: str) -> str:
+    """The variable that a field is read from, for messages."""
+    return next(about.env for name, about in _settings_of(cls) if name == field_name)
+
+
 def describe(cls: type[Any]) -> list[SettingRow]:
     """Every variable of a settings class, in the order of declaration, for a table."""
     return [

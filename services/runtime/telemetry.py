@@ -11,9 +11,11 @@ them come from clients.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -92,8 +94,18 @@ class _LineHandler(logging.StreamHandler[TextIO]):
     """Writes lines; a reader that went away ends the logs, never the service."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name.
-        if not isinstance(sys.exc_info()[1], OSError):
+        error = sys.exc_info()[1]
+        if isinstance(error, BrokenPipeError):
+            self._write_to_nowhere()
+        elif not isinstance(error, OSError):
             super().handleError(record)
+
+    def _write_to_nowhere(self) -> None:
+        """Lines that are buffered would fail once more at exit, and spoil the exit code."""
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
 
 
 def _add_origin(service: str) -> Processor:

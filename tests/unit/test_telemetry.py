@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -145,14 +146,14 @@ def test_libraries_that_narrate_are_quiet() -> None:
     assert stream.getvalue() == ""
 
 
-def test_a_reader_that_went_away_does_not_disturb_the_service(
+def test_lines_that_cannot_be_written_do_not_disturb_the_service(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Gone(io.StringIO):
+    class Full(io.StringIO):
         def write(self, _: str) -> int:
-            raise BrokenPipeError
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    telemetry.configure("shop", "json", Gone())
+    telemetry.configure("shop", "json", Full())
     telemetry.logger("x").info("nobody hears this")
     assert capsys.readouterr().err == ""
 

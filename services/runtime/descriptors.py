@@ -1,0 +1,30 @@
+"""File descriptors: as many as the system gives, and a part kept back for our own use."""
+
+from __future__ import annotations
+
+import resource
+
+from services.runtime.metrics import open_descriptors
+
+# Links, the database pool, the log's files and a burst of accepts, for which the kernel hands out
+# descriptors before we get to close any: an eighth of all, within these bounds.
+reserve_min = 16
+reserve_max = 1024
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit to the hard one where the system lets us, and return what holds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):
+            # macOS calls its hard limit infinite and then refuses it; the soft one serves.
+            return soft
+    return hard
+
+
+def connections_within(limit: int) -> int:
+    """How many client connections fit into the limit beside what is open and the reserve."""
+    reserve = min(max(limit // 8, reserve_min), reserve_max)
+    return max(1, limit - open_descriptors() - reserve)

@@ -1,0 +1,328 @@
+"""The listening side of HTTP: uvicorn's httptools protocol, run and bounded by us.
+
+uvicorn gives the protocol; binding, draining and the bounds on connections are here:
+- Past `connections_max` a new connection closes the one that has been idle for longest. Idle is
+  one without a request being answered: between requests, silent, or with a head half sent.
+  When none is idle the new one is answered 503 and closed.
+- A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive.
+- A request head has at most `head_bytes_max` bytes.
+
+uvicorn is pinned exactly, because this reaches into its protocol and server state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import httptools
+import msgspec
+from starlette.types import ASGIApp
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from services.core.errors import ClientError, FatalError, FixRequest, RetryLater
+from services.runtime.clock import Clock
+from services.runtime.edge import new_request_id
+from services.runtime.metrics import Metrics
+from services.runtime.problem import problem_type
+
+# What a browser's cookies and a long URL need; the contract names this figure to clients.
+head_bytes_max = 16 * 1024
+# Longer than the minute that client pools keep a connection, so that they are first to let go.
+idle_s_max = 75.0
+# A burst of clients waits in the kernel instead of being refused.
+backlog = 1024
+# How often connections are looked at and the Date header changes.
+tick_s = 1.0
+# A handler that ignores its cancellation this long is left behind.
+abandon_s_max = 1.0
+
+
+class Connections(ServerState):
+    """uvicorn's server state, and which connections are idle, oldest first."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.connections_max = 1
+        # Set whenever a connection is gone.
+        self.lost = asyncio.Event()
+        # An insertion-ordered dict is the queue: whoever becomes idle joins at the end.
+        self._idle: dict[ServiceProtocol, float] = {}
+        self.opened = 0
+        self.shed = 0
+        self.refused = 0
+        self.expired = 0
+        self.malformed = 0
+
+    def add(self, connection: ServiceProtocol) -> bool:
+        """Take a new connection, at the cost of the idlest. False when there is no room."""
+        self.opened += 1
+        if len(self.connections) > self.connections_max:
+            if not self._idle:
+                self.refused += 1
+                return False
+            self.shed += 1
+            self._close(next(iter(self._idle)))
+        self.idle(connection)
+        return True
+
+    def idle(self, connection: ServiceProtocol) -> None:
+        self._idle.pop(connection, None)
+        self._idle[connection] = self.clock.monotonic_s()
+
+    def busy(self, connection: ServiceProtocol) -> None:
+        self._idle.pop(connection, None)
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    def expire(self) -> None:
+        """Close what has been idle for too long."""
+        oldest_s = self.clock.monotonic_s() - idle_s_max
+        while self._idle:
+            connection, since_s = next(iter(self._idle.items()))
+            if since_s > oldest_s:
+                return
+            self.expired += 1
+            self._close(connection)
+
+    def _close(self, connection: ServiceProtocol) -> None:
+        del self._idle[connection]
+        connection.transport.close()
+
+    def add_to(self, metrics: Metrics) -> None:
+        figures: dict[str, tuple[str, Callable[[], int]]] = {
+            "http_connections": ("Client connections", lambda: len(self.connections)),
+            "http_connections_idle": ("Those without a request", lambda: self.idle_count),
+            "http_connections_max": ("Bound on them", lambda: self.connections_max),
+        }
+        for name, (text, read) in figures.items():
+            metrics.add(name, "gauge", text, read)
+        ends: dict[str, Callable[[], int]] = {
+            "shed": lambda: self.shed,
+            "refused": lambda: self.refused,
+            "expired": lambda: self.expired,
+        }
+        metrics.add("http_connections_opened", "counter", "Accepted", lambda: self.opened)
+        metrics.add(
+            "http_connections_closed_by_us",
+            "counter",
+            "Closed for room, refused for lack of it, or idle for too long",
+            lambda: {name: read() for name, read in ends.items()},
+            labels=("why",),
+        )
+        metrics.add(
+            "http_malformed", "counter", "Requests that are not HTTP", lambda: self.malformed
+        )
+
+
+class ServiceProtocol(HttpToolsProtocol):
+    """One client connection."""
+
+    server_state: Connections
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._head_bytes = 0
+        self._in_head = True
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if not self.server_state.add(self):
+            self._refuse(
+                RetryLater(
+                    "overloaded",
+                    f"All {self.server_state.connections_max} connections are busy",
+                )
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.busy(self)
+        super().connection_lost(exc)
+        self.server_state.lost.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # Looked at after parsing: what arrived may have ended the head and begun a body.
+        if self._in_head and self._head_bytes > head_bytes_max and not self._refused:
+            self._refuse(_head_too_large())
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > head_bytes_max:
+            self._refuse(_head_too_large())
+            raise httptools.HttpParserError
+        self.server_state.busy(self)
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and self._answered:
+            self.server_state.idle(self)
+
+    @property
+    def _answered(self) -> bool:
+        """Whether every request that arrived here has its answer."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's hook for what its parser does not take."""
+        if not self._refused:
+            self.server_state.malformed += 1
+            self._refuse(FixRequest("invalid_header", "This is not an HTTP/1.1 request"))
+
+    def _refuse(self, error: ClientError) -> None:
+        """Answer and close, unless an earlier request still waits for its own answer first."""
+        self._refused = True
+        if self._answered:
+            self.transport.write(raw_answer(error))
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+
+def _head_too_large() -> FixRequest:
+    return FixRequest(
+        "headers_too_large", f"The request line and headers take more than {head_bytes_max} bytes"
+    )
+
+
+def raw_answer(error: ClientError) -> bytes:
+    """A whole response for a connection that is closed after it."""
+    request_id = new_request_id()
+    body = msgspec.json.encode(error.problem(request_id))
+    headers = {
+        **error.headers,
+        "Content-Type": problem_type,
+        "Content-Length": str(len(body)),
+        "X-Request-ID": request_id,
+        "Connection": "close",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return STATUS_LINE[error.status] + lines.encode("latin-1") + b"\r\n" + body
+
+
+class Listener:
+    """Serves an application on one address: `bind`, `listen`, and at last `drain`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        clock: Clock,
+        protocol: type[ServiceProtocol] = ServiceProtocol,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._protocol = protocol
+        self._app_state: dict[str, Any] = {}
+        self._server: asyncio.Server | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+        self.connections = Connections(clock)
+        self._config = Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=int(idle_s_max),
+        )
+        self._config.load()
+
+    async def bind(self, port_variable: str) -> None:
+        """Take the address without serving yet, so that a taken port is known before all else."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                self._connection, self._host, self._port, backlog=backlog, start_serving=False
+            )
+        except OSError as error:
+            raise self._unusable(error, port_variable) from error
+
+    async def listen(self, app_state: dict[str, Any], port_variable: str) -> int:
+        """Serve; the port is returned, for it may have been 0. `app_state` goes to each request."""
+        if self._server is None:
+            raise RuntimeError("bind comes first")
+        self._app_state = app_state
+        self._tick()
+        try:
+            await self._server.start_serving()
+        except OSError as error:
+            raise self._unusable(error, port_variable) from error
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def drain(self) -> None:
+        """Take no more connections; return when every request has its answer."""
+        self.stop_listening()
+        for connection in list(self.connections.connections):
+            connection.shutdown()
+        while self.connections.connections:
+            self.connections.lost.clear()
+            await self.connections.lost.wait()
+        # A handler may outlive its client.
+        if self.connections.tasks:
+            await asyncio.wait(list(self.connections.tasks))
+
+    async def abandon(self) -> int:
+        """Drop what is left of connections and requests; how many requests that were."""
+        left = list(self.connections.tasks)
+        for connection in list(self.connections.connections):
+            connection.transport.abort()
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=abandon_s_max)
+        return len(left)
+
+    def stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        if self._ticking is not None:
+            self._ticking.cancel()
+
+    def _connection(self) -> ServiceProtocol:
+        return self._protocol(
+            config=self._config, server_state=self.connections, app_state=self._app_state
+        )
+
+    def _tick(self) -> None:
+        self.connections.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        self.connections.expire()
+        self._ticking = asyncio.get_running_loop().call_later(tick_s, self._tick)
+
+    def _unusable(self, error: OSError, port_variable: str) -> FatalError:
+        where = f"port {self._port} on {self._host}"
+        if error.errno == errno.EADDRINUSE:
+            return FatalError(
+                f"{where} is taken: stop what listens there, or set {port_variable} to another"
+            )
+        return FatalError(f"cannot listen on {where} ({port_variable}): {error.strerror or error}")
