@@ -191,15 +191,53 @@ async def test_a_program_that_is_not_there_is_a_line_as_well(data_dir: Path) -> 
         assert "ydht: missing ended with exit code 2 before it was ready" in up.shown
 
 
+@pytest.mark.parametrize(
+    ("mood", "reason"),
+    [("unready", "answered 503: still counting"), ("mute", "no answer within 2 s")],
+)
 async def test_a_service_that_never_gets_ready_is_given_up_with_the_reason(
-    data_dir: Path,
+    data_dir: Path, mood: str, reason: str
 ) -> None:
-    row = serving("gateway", "GATEWAY", "unready", ready_s_max=0.5)
+    row = serving("gateway", "GATEWAY", mood, ready_s_max=0.5)
     async with supervised(table([row], data_dir), data_dir) as up:
         assert await up.ended() == 1
         assert "ydht: gateway was not ready within 0.5 s: " in up.shown
-        assert "answered 503: still counting" in up.shown
+        assert reason in up.shown
+        assert "starting it again" not in up.shown
         assert up.left() == []
+
+
+async def test_a_restarted_service_that_takes_long_is_named_and_left_to_recover(
+    data_dir: Path,
+) -> None:
+    row = serving("node-1", "NODES", "relapse", ready_s_max=0.3)
+    async with supervised(table([row], data_dir), data_dir) as up:
+        pid = (await up.until_up())["pids"]["node-1"]
+        os.kill(pid, signal.SIGKILL)
+        after = await up.new_pid("node-1", pid)
+        await up.until_shown("not ready for 0.3 s more: ", times=2)
+        assert up.document()["pids"]["node-1"] == after
+
+
+async def test_after_a_healthy_period_the_waits_begin_anew(data_dir: Path) -> None:
+    rows = [
+        serving("node-1", "NODES", healthy_s=0.0),
+        serving("node-2", "NODES", healthy_s=600.0),
+    ]
+    async with supervised(table(rows, data_dir), data_dir) as up:
+        await up.until_up()
+        for name in ("node-1", "node-2"):
+            for deaths in range(1, 6):
+                pid = up.document()["pids"][name]
+                os.kill(pid, signal.SIGKILL)
+                await up.new_pid(name, pid)
+                await up.until_shown(f"{name}       | [up] ready", times=deaths + 1)
+        waits = {
+            name: re.findall(rf"{name} was killed by SIGKILL; .* in (\d\.\d) s", up.shown)
+            for name in ("node-1", "node-2")
+        }
+        assert set(waits["node-1"]) <= {"0.0", "0.1"}
+        assert float(waits["node-2"][-1]) >= 0.2
 
 
 async def test_a_service_deaf_to_sigterm_is_killed_and_the_stop_ends_within_ten_seconds(
@@ -406,6 +444,8 @@ async def test_children_hold_only_the_reading_end_and_have_their_own_sessions(
         assert len(writers) == 1, "one pipe is shared by all"
         pipe = writers.pop()
         assert [("w" in _modes(held, pipe)) for held in ends] == [True, False, False]
+        lock = data_dir / "children.lock"
+        assert all(lock in _open_files(pid) for pid in pids.values()), "until the last has ended"
 
 
 def _pipe_ends(pid: int) -> set[tuple[str, str]]:
@@ -416,6 +456,10 @@ def _pipe_ends(pid: int) -> set[tuple[str, str]]:
         if target.startswith("pipe:"):
             found.add((target, "w" if link.lstat().st_mode & 0o200 else "r"))
     return found
+
+
+def _open_files(pid: int) -> list[Path]:
+    return [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def _modes(ends: set[tuple[str, str]], pipe: str) -> set[str]:

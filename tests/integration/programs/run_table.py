@@ -1,7 +1,7 @@
 """Supervise a table given as JSON: `run_table.py DATA_DIR TABLE`, as `ydht up` does its own.
 
 Each entry has `name`, `stage`, `command` (arguments of Python), and if need be `port`,
-`one_shot`, `ready_s_max` and `first_s`. Restarts are quicker than in life.
+`one_shot`, `ready_s_max`, `first_s` and `healthy_s`. Restarts are quicker than in life.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ def row(entry: dict[str, Any]) -> Row:
         probe=http_ready(f"{url}/ready") if url else None,
         one_shot=entry.get("one_shot", False),
         ready_s_max=entry.get("ready_s_max", 30.0),
-        restarts=Restarts(first_s=first_s, longest_s=max(0.4, first_s), healthy_s=5.0, tries=3),
+        restarts=Restarts(
+            first_s=first_s,
+            longest_s=max(0.4, first_s),
+            healthy_s=entry.get("healthy_s", 60.0),
+            tries=3,
+        ),
     )
 
 
@@ -41,7 +46,8 @@ def main(data_dir: str, table: str) -> None:
         directory = DataDirectory.open(Path(data_dir))
         try:
             rows = [row(entry) for entry in json.loads(table)]
-            asyncio.run(supervise(rows, directory, host="127.0.0.1", environment=os.environ))
+            environment = {**os.environ, "DATA_DIR": data_dir}
+            asyncio.run(supervise(rows, directory, host="127.0.0.1", environment=environment))
         finally:
             directory.close()
     except FatalError as error:

@@ -1,8 +1,9 @@
-"""A small service: `service.py PORT [deaf] [unready] [orphan]`.
+"""A small service: `service.py PORT [deaf] [unready] [mute] [relapse] [orphan]`.
 
 It answers every GET, ends on SIGTERM and when its supervisor is gone, and prints each line it
-finds in the query of a request. `deaf` ignores SIGTERM, `unready` answers 503, `orphan` leaves
-a process of its group behind when it dies.
+finds in the query of a request. `deaf` ignores SIGTERM, `unready` answers 503, `mute` nothing
+at all, `relapse` is unready from its second life on, and `orphan` leaves a process of its group
+behind when it dies.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import unquote_plus
 
 from services.runtime.supervised import watch_supervisor
@@ -33,6 +35,8 @@ async def serve(port: int, moods: set[str]) -> None:
         _, _, query = head.split(b" ")[1].decode().partition("?")
         if query:
             say(unquote_plus(query))
+        if "mute" in moods:
+            await gone.wait()
         status = "503 Unavailable" if "unready" in moods else "200 OK"
         said = b"still counting"
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(said)}\r\n\r\n".encode() + said)
@@ -48,6 +52,10 @@ async def serve(port: int, moods: set[str]) -> None:
 
 if __name__ == "__main__":
     moods = set(sys.argv[2:])
+    past_life = Path(os.environ["DATA_DIR"]) / f"service-{sys.argv[1]}"
+    if "relapse" in moods and past_life.exists():
+        moods.add("unready")
+    past_life.touch()
     if "orphan" in moods:
         subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     asyncio.run(serve(int(sys.argv[1]), moods))
