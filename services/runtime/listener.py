@@ -4,7 +4,8 @@ uvicorn gives the protocol; binding, draining and the bounds on connections are 
 - Past `connections_max` a new connection closes the one that has been idle for longest. Idle is
   one without a request being answered: between requests, silent, or with a head half sent.
   When none is idle the new one is answered 503 and closed.
-- A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive.
+- A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive, and
+  a client may leave its answer unread for as long.
 - A request head has at most `head_bytes_max` bytes.
 
 uvicorn is pinned exactly, because this reaches into its protocol and server state.
@@ -54,6 +55,8 @@ class Connections(ServerState):
         self.lost = asyncio.Event()
         # An insertion-ordered dict is the queue: whoever becomes idle joins at the end.
         self._idle: dict[ServiceProtocol, float] = {}
+        # Those whose clients do not read what they asked for, in the same way.
+        self._stalled: dict[ServiceProtocol, float] = {}
         self.opened = 0
         self.shed = 0
         self.refused = 0
@@ -68,7 +71,7 @@ class Connections(ServerState):
                 self.refused += 1
                 return False
             self.shed += 1
-            self._close(next(iter(self._idle)))
+            self._drop(next(iter(self._idle)))
         self.idle(connection)
         return True
 
@@ -79,28 +82,43 @@ class Connections(ServerState):
     def busy(self, connection: ServiceProtocol) -> None:
         self._idle.pop(connection, None)
 
+    def stalled(self, connection: ServiceProtocol) -> None:
+        self._stalled.setdefault(connection, self.clock.monotonic_s())
+
+    def flowing(self, connection: ServiceProtocol) -> None:
+        self._stalled.pop(connection, None)
+
     @property
     def idle_count(self) -> int:
         return len(self._idle)
 
-    def expire(self) -> None:
-        """Close what has been idle for too long."""
-        oldest_s = self.clock.monotonic_s() - idle_s_max
-        while self._idle:
-            connection, since_s = next(iter(self._idle.items()))
-            if since_s > oldest_s:
-                return
-            self.expired += 1
-            self._close(connection)
+    @property
+    def stalled_count(self) -> int:
+        return len(self._stalled)
 
-    def _close(self, connection: ServiceProtocol) -> None:
-        del self._idle[connection]
-        connection.transport.close()
+    def expire(self) -> None:
+        """Drop what has been idle or stalled for too long."""
+        oldest_s = self.clock.monotonic_s() - idle_s_max
+        for waiting in (self._idle, self._stalled):
+            # Both are in order of time: the first that is young enough ends the search.
+            while waiting:
+                connection, since_s = next(iter(waiting.items()))
+                if since_s > oldest_s:
+                    break
+                self.expired += 1
+                self._drop(connection)
+
+    def _drop(self, connection: ServiceProtocol) -> None:
+        self._idle.pop(connection, None)
+        self._stalled.pop(connection, None)
+        # Not close(), which would wait for a client that does not read.
+        connection.transport.abort()
 
     def add_to(self, metrics: Metrics) -> None:
         figures: dict[str, tuple[str, Callable[[], int]]] = {
             "http_connections": ("Client connections", lambda: len(self.connections)),
             "http_connections_idle": ("Those without a request", lambda: self.idle_count),
+            "http_connections_stalled": ("Those not reading", lambda: self.stalled_count),
             "http_connections_max": ("Bound on them", lambda: self.connections_max),
         }
         for name, (text, read) in figures.items():
@@ -152,6 +170,7 @@ class ServiceProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.busy(self)
+        self.server_state.flowing(self)
         super().connection_lost(exc)
         self.server_state.lost.set()
 
@@ -183,6 +202,14 @@ class ServiceProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if not self.transport.is_closing() and self._answered:
             self.server_state.idle(self)
+
+    def pause_writing(self) -> None:
+        self.server_state.stalled(self)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.server_state.flowing(self)
+        super().resume_writing()
 
     @property
     def _answered(self) -> bool:

@@ -29,13 +29,14 @@ import hmac
 import re
 import secrets
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import FixRequest, RetryLater
 from services.runtime.clock import Clock
+from services.runtime.metrics import Metrics
 
 signature_header = "X-Ydht-Signature"
 # Clocks that differ by more are a fault of their own (DHT stamps refuse half a second already).
@@ -105,6 +106,21 @@ class Verifier:
     @property
     def remembered(self) -> int:
         return len(self._seen)
+
+    def add_to(self, metrics: Metrics) -> None:
+        ends: dict[str, Callable[[], int]] = {
+            "accepted": lambda: self.accepted,
+            "refused": lambda: self.refused,
+            "no_room": lambda: self.full,
+        }
+        metrics.add(
+            "signed_requests",
+            "counter",
+            "Internal requests, by what their signatures were found to be",
+            lambda: {name: read() for name, read in ends.items()},
+            labels=("found",),
+        )
+        metrics.add("nonces", "gauge", "Signatures remembered", lambda: self.remembered)
 
     def verify(self, method: str, target: str, headers: Headers, body: bytes) -> None:
         """Return if the request is signed, recent and new; else raise what to answer."""

@@ -10,17 +10,21 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from services.core.errors import FatalError
 from services.runtime.clock import FakeClock, Timeline
-from services.runtime.listener import head_bytes_max
+from services.runtime.listener import Listener, head_bytes_max, idle_s_max
 from services.runtime.loops import Loops, pause_s_max, well_after_s
 from services.runtime.supervised import descriptor_variable
 
@@ -423,6 +427,129 @@ async def test_a_head_that_arrives_byte_by_byte_is_a_request(example: Process) -
         await asyncio.sleep(0)
     assert (await client.answer())[0] == 200
     assert (await client.get("/ready"))[0] == 200
+
+
+async def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(
+    example: Process,
+) -> None:
+    client = await example.connect()
+    client.send(
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n"
+        b"Expect: 100-continue\r\n\r\n"
+    )
+    status, body = await client.answer()
+    assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+    assert await client.closed()
+
+
+async def test_a_chunked_body_is_cut_off_at_the_limit(example: Process) -> None:
+    client = await example.connect()
+    client.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    with suppress(ConnectionError):
+        for _ in range(64):
+            client.send(chunk)
+            await client.writer.drain()
+    status, body = await client.answer()
+    assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+
+
+async def test_after_kill_9_its_port_can_be_used_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path) as killed:
+        client = await killed.connect()
+        await client.get("/health")
+        killed.child.kill()
+        assert (await killed.end())[0] == -signal.SIGKILL
+        async with serving(tmp_path, EXAMPLE_PORT=str(killed.port)) as again:
+            assert again.port == killed.port
+            assert (await again.get("/health"))[0] == 200
+
+
+class Attended:
+    """A listener in this process, on a clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        app = Starlette(routes=[Route("/health", self.health), Route("/flood", self.flood)])
+        self.listener = Listener(app, "127.0.0.1", 0, FakeClock(self.timeline))
+        self.listener.connections.connections_max = 100
+        self.flooding = asyncio.Event()
+
+    async def health(self, _: Request) -> Response:
+        return PlainTextResponse("fine")
+
+    async def flood(self, _: Request) -> Response:
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                self.flooding.set()
+                yield b"x" * 65536
+                await asyncio.sleep(0)
+
+        return StreamingResponse(endless())
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.timeline.advance(seconds)
+        self.listener.connections.expire()
+
+
+Attending = tuple[Attended, Callable[[], Awaitable[Connection]]]
+
+
+@pytest.fixture
+async def attended() -> AsyncIterator[Attending]:
+    attended = Attended()
+    await attended.listener.bind("PORT")
+    port = await attended.listener.listen({}, "PORT")
+    clients: list[Connection] = []
+
+    async def connect() -> Connection:
+        clients.append(Connection(*await asyncio.open_connection("127.0.0.1", port)))
+        return clients[-1]
+
+    yield attended, connect
+    attended.listener.stop_listening()
+    await attended.listener.abandon()
+    for client in clients:
+        await client.close()
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never held")
+
+
+async def test_silent_half_sent_and_unused_connections_expire_alike(attended: Attending) -> None:
+    watch, connect = attended
+    silent, halfway, unused, fresh = [await connect() for _ in range(4)]
+    await unused.get("/health")
+    halfway.send(b"GET /health HTTP/1.1\r\nHos")
+    watch.pass_seconds(idle_s_max - 1)
+    assert (await fresh.get("/health"))[0] == 200
+    halfway.send(b"t: ")
+    watch.pass_seconds(1)
+    for client in (silent, halfway, unused):
+        assert await client.closed()
+    assert (await fresh.get("/health"))[0] == 200
+    assert watch.listener.connections.expired == 3
+
+
+async def test_a_client_that_does_not_read_its_answer_is_dropped(attended: Attending) -> None:
+    watch, connect = attended
+    client = await connect()
+    client.send(request("/flood"))
+    connections = watch.listener.connections
+    await watch.flooding.wait()
+    await eventually(lambda: connections.stalled_count == 1)
+    watch.pass_seconds(idle_s_max - 1)
+    assert len(connections.connections) == 1
+    watch.pass_seconds(2)
+    await connections.lost.wait()
+    assert not connections.connections
+    assert not connections.stalled_count
+    assert connections.expired == 1
 
 
 class Supervision:

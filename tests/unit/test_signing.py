@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from services.core.errors import ClientError, FixRequest, RetryLater
 from services.runtime.clock import FakeClock, Timeline
+from services.runtime.metrics import Metrics
 from services.runtime.signing import (
     SignedAuth,
     Signer,
@@ -166,7 +167,14 @@ def test_without_room_for_another_nonce_it_refuses_and_says_so_and_recovers() ->
     assert caught.value.code == "overloaded"
     assert "More than 3 signed requests within 60 s" in caught.value.detail
     assert caught.value.retry_after_s == 30
-    assert (two.verifier.full, two.verifier.remembered) == (1, 3)
+    metrics = Metrics()
+    two.verifier.add_to(metrics)
+    assert metrics.as_json() == {
+        "signed_requests.accepted": 3,
+        "signed_requests.refused": 0,
+        "signed_requests.no_room": 1,
+        "nonces": 3,
+    }
     two.timeline.advance(30.5)
     two.verify(two.signed())
 
