@@ -83,10 +83,7 @@ async def run_server(
             f"PostgreSQL is ready: socket in {address.host}, database {address.database},"
             f" user {address.user}"
         )
-        ending = asyncio.create_task(server.wait())
-        if await _unless(stop, _finished(ending)):
-            raise FatalError(f"PostgreSQL ended by itself: {ending.result()}")
-        ending.cancel()
+        await _unless(stop, _never_ending(server))
     finally:
         await server.stop()
         unwatch()
@@ -94,8 +91,8 @@ async def run_server(
             loop.remove_signal_handler(number)
 
 
-async def _finished(task: asyncio.Task[Any]) -> None:
-    await asyncio.wait([task])
+async def _never_ending(server: EmbeddedPostgres) -> None:
+    raise FatalError(f"PostgreSQL ended by itself: {await server.wait()}")
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

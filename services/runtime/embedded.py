@@ -38,8 +38,8 @@ initdb_s_max = 180.0
 # Orphans of a killed server notice within moments; a checkpoint at shutdown may take longer.
 previous_s_max = 20.0
 # `ydht up` stops everything within 10 s; PostgreSQL is last and gets most of it.
-fast_shutdown_s = 6.0
-immediate_shutdown_s = 2.0
+fast_shutdown_s = 5.0
+immediate_shutdown_s = 1.5
 poll_s = 0.05
 # Enough of the server's last words to explain why it did not start.
 log_lines_kept = 40

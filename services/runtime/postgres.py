@@ -10,6 +10,9 @@ serves what it can while PostgreSQL is away, and recovers by itself when it is b
 Only what says something about the database itself is translated (unreachable, restarting, full,
 too slow). Everything else, such as a unique violation, passes through as asyncpg's own error for
 the store that knows its meaning. Serialization failures and deadlocks pass through too.
+
+Needs PostgreSQL 14 or later, directly or through a pooler that pools sessions: settings and
+prepared statements are the session's.
 """
 
 from __future__ import annotations
@@ -41,6 +44,12 @@ probe_s_max = 1.0
 # Longer than any statement of ours takes on a sane machine.
 command_s_max_default = 10.0
 release_s_max = 2.0
+# A request to cancel may reach the server before the statement it means, and then does nothing;
+# so a rollback does not wait for long, and the server looks by itself whether we are still there.
+rollback_s_max = 1.0
+client_check_ms = 1_000
+# A backstop for what command_s_max, which is kept on our side, did not end on the server's.
+server_timeout_extra_s = 1.0
 close_s_max = 5.0
 
 # The server ended the conversation or will not begin one.
@@ -89,6 +98,11 @@ class Database:
         self.connections_max = connections_max
         self._acquire_s_max = acquire_s_max
         self._command_s_max = command_s_max
+        timeout_ms = round((command_s_max + server_timeout_extra_s) * 1000)
+        self._session_sql = (
+            f"SET statement_timeout = {timeout_ms};"
+            f" SET client_connection_check_interval = {client_check_ms}"
+        )
         self._pool: Any = None
         self._waiting = 0
 
@@ -116,6 +130,8 @@ class Database:
             min_size=0,
             max_size=self.connections_max,
             command_timeout=self._command_s_max,
+            init=self._begin_session,
+            reset=self._reset_session,
         )
 
     async def close(self) -> None:
@@ -256,6 +272,13 @@ class Database:
             _hang_up(connection)  # A reply that nobody awaits must not meet the next user.
             raise
 
+    async def _begin_session(self, connection: Connection) -> None:
+        await connection.execute(self._session_sql)
+
+    async def _reset_session(self, connection: Connection) -> None:
+        """Undo whatever the last user set, in the one round trip that asyncpg's own reset takes."""
+        await connection.execute(f"{connection.get_reset_query()} {self._session_sql}")
+
     def _retry_later(self, detail: str) -> RetryLater:
         self.counters.unavailable += 1
         return RetryLater("database_unavailable", detail)
@@ -278,7 +301,8 @@ async def _roll_back(connection: Connection, transaction: Any) -> None:
     if _is_closed(connection):
         return
     try:
-        await transaction.rollback()
+        async with asyncio.timeout(rollback_s_max):
+            await transaction.rollback()
     except _NO_CONNECTION:
         _hang_up(connection)
 

@@ -22,6 +22,7 @@ import asyncpg
 import pytest
 
 from services.core.errors import FatalError
+from services.runtime import embedded
 from services.runtime import embedded_home as home
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.embedded import EmbeddedPostgres, embedded_address
@@ -225,16 +226,24 @@ async def test_a_killed_owner_takes_the_server_with_it(starter: Starter, data_di
     await start_again_and_find_the_data(starter, data_dir)
 
 
-async def test_an_owner_started_at_once_after_a_kill_waits_for_the_old_server(
+async def test_an_owner_started_after_a_kill_waits_until_the_old_server_is_gone(
     starter: Starter, data_dir: Path
 ) -> None:
     async with ydht(starter, data_dir) as first:
-        address = await first.ready()
-        await store(address)
-        connection = await asyncpg.connect(**address.asyncpg())
+        await store(await first.ready())
+        old_server = first.postmaster()
+        os.kill(old_server, signal.SIGSTOP)
         await first.kill()
-    await start_again_and_find_the_data(starter, data_dir)
-    connection.terminate()
+    async with ydht(starter, data_dir) as second:
+        lock = data_dir / "pg/lock"
+        await wait_until(
+            lambda: lock.read_text() == str(second.process.pid), "the next owner is there"
+        )
+        assert second.postmaster() == old_server
+        os.kill(old_server, signal.SIGCONT)
+        assert await stored(await second.ready()) == "still here"
+        await second.stop()
+    assert servers_on(data_dir) == []
 
 
 async def test_a_killed_server_ends_its_owner_with_one_line(
@@ -395,6 +404,22 @@ async def test_a_planted_socket_directory_is_refused_by_server_and_services(
             place.rmdir()
         else:
             place.unlink()
+
+
+async def test_a_server_that_does_not_react_is_killed_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "fast_shutdown_s", 0.1)
+    monkeypatch.setattr(embedded, "immediate_shutdown_s", 0.5)
+    server = EmbeddedPostgres(tmp_path, password, durable=False, log=print)
+    await server.start()
+    await store(server.address)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    await server.stop()
+    await wait_until(lambda: not servers_on(tmp_path), "its orphans have ended too")
+    async with EmbeddedPostgres(tmp_path, password, durable=False, log=print) as again:
+        assert await stored(again.address) == "still here"
 
 
 async def test_binaries_that_the_servers_user_cannot_reach_are_copied_for_it(

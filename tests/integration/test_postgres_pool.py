@@ -284,6 +284,27 @@ async def test_a_cancelled_block_gives_its_connection_back(
         assert await keys(database) == []
 
 
+async def test_a_statement_whose_cancellation_got_lost_does_not_hold_its_locks(
+    proxied: Database, proxy: Proxy, database: Database
+) -> None:
+    cancel_request = (80877102).to_bytes(4, "big")
+    proxy.cut_before = lambda chunk: cancel_request in chunk
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        async with proxied.transaction() as c:
+            await c.execute("INSERT INTO platform (key, value) VALUES ('a', '')")
+            begun.set()
+            await c.execute("SELECT pg_sleep(60)")
+
+    working = asyncio.create_task(work())
+    await begun.wait()
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    await put(database, "a")
+
+
 async def test_too_many_connections_is_told_as_such(
     database: Database, postgres_server: SharedServer
 ) -> None:
