@@ -40,6 +40,8 @@ idle_s_max = 75.0
 backlog = 1024
 # How often connections are looked at and the Date header changes.
 tick_s = 1.0
+# How long a client that was refused in the middle of its body may take to see the answer.
+linger_s_max = 2.0
 # A handler that ignores its cancellation this long is left behind.
 abandon_s_max = 1.0
 
@@ -156,6 +158,7 @@ class ServiceProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._head_bytes = 0
         self._in_head = True
+        # From here on, what the client sends is dropped.
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -197,11 +200,27 @@ class ServiceProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError
         self.server_state.busy(self)
         super().on_headers_complete()
+        self.cycle.transport = LingeringTransport(self)  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing() and self._answered:
             self.server_state.idle(self)
+
+    def close_after_answer(self) -> None:
+        """Close, so that the client gets the answer even if it is still sending.
+
+        Closing with unread input makes the kernel reset the connection, and a reset overtakes
+        the answer. So the rest is read and dropped for a while.
+        """
+        if self._refused or not self.cycle.more_body or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._refused = True
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        # Closing again what is lost or shed by then does nothing.
+        self.loop.call_later(linger_s_max, self.transport.close)
 
     def pause_writing(self) -> None:
         self.server_state.stalled(self)
@@ -230,6 +249,20 @@ class ServiceProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.cycle.keep_alive = False
+
+
+class LingeringTransport:
+    """What a request's cycle sees of its connection's transport."""
+
+    __slots__ = ("_protocol", "is_closing", "write")
+
+    def __init__(self, protocol: ServiceProtocol) -> None:
+        self._protocol = protocol
+        self.is_closing = protocol.transport.is_closing
+        self.write = protocol.transport.write
+
+    def close(self) -> None:
+        self._protocol.close_after_answer()
 
 
 def _head_too_large() -> FixRequest:

@@ -57,7 +57,7 @@ def configure(service: str, log_format: str, stream: TextIO | None = None) -> No
         tidy,
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=stream.isatty()),
+        else structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time"),
     ]
     structlog.configure(
         processors=[

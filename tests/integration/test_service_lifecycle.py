@@ -452,6 +452,17 @@ async def test_a_chunked_body_is_cut_off_at_the_limit(example: Process) -> None:
             await client.writer.drain()
     status, body = await client.answer()
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+    # The server has ended its side; who goes on sending is cut off before long.
+    assert await client.closed()
+
+    async def go_on_sending() -> None:
+        while True:
+            client.send(chunk)
+            await client.writer.drain()
+            await asyncio.sleep(0.005)
+
+    with pytest.raises(ConnectionError):
+        await go_on_sending()
 
 
 async def test_after_kill_9_its_port_can_be_used_at_once(tmp_path: Path) -> None:
