@@ -197,9 +197,12 @@ async def _drain(service: Service, listener: Listener) -> None:
     # After a fatal error no answer can be trusted, so none is waited for.
     async with service.patience(0 if service.failure else drain_s_max):
         await listener.drain()
-    dropped = await listener.abandon()
-    if dropped:
-        telemetry.logger("services.service").warning("requests dropped", count=dropped)
+    connections = len(listener.connections.connections)
+    requests = await listener.abandon()
+    if connections or requests:
+        telemetry.logger("services.service").warning(
+            "drain cut short", connections=connections, requests=requests
+        )
 
 
 async def _close(lifespan: AbstractAsyncContextManager[object]) -> None:
