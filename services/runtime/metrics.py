@@ -121,7 +121,7 @@ class Metrics(Collector):
         self._claim(name)
         self._figures[name] = _Figure(name, kind, help, read, labels)
 
-    def add_histogram(self, name: str, help: str, histogram: Histogram) -> None:  # noqa: A002
+    def add_histogram(self, name: str, help: str, histogram: Histogram) -> None:  # noqa: A002  As above.
         self._claim(name)
         self._histograms[name] = (help, histogram)
 
