@@ -27,7 +27,7 @@ _alembic_is_global = threading.Lock()
 class DatabaseToolSettings:
     """What a command needs that works on the database alone, and not as a service."""
 
-    data_dir: Path = setting(  # noqa: RUF009  A field declaration, not a shared default.
+    data_dir: Path = setting(
         "DATA_DIR", values.path, default="./data", help="Directory that holds all state"
     )
     database_url: str | None = setting(

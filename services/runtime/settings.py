@@ -18,8 +18,6 @@ A variable's value is the first of
 An empty value counts as unset.
 """
 
-# ruff: noqa: RUF009  `setting()` returns a dataclasses.field, which is what belongs there.
-
 from __future__ import annotations
 
 import dataclasses
