@@ -225,6 +225,14 @@ class EmbeddedPostgres:
                 for name, value in _DEFAULTS.items():
                     command += ["--set", f"{name}={value}"]
                 code, said = await self._run(command, passed)
+                if code == 0:
+                    # Before anyone can connect: whoever asks too early would otherwise find a
+                    # server without our database, and its log an error on every first start.
+                    code, said = await self._run(
+                        [str(self._binaries / "postgres"), "--single", "-D", place, "postgres"],
+                        passed,
+                        f'CREATE DATABASE "{database_name}"\n'.encode(),
+                    )
         finally:
             os.close(descriptor)
             password_file.unlink(missing_ok=True)
@@ -246,21 +254,22 @@ class EmbeddedPostgres:
             command = [str(self._binaries / "postgres"), "-D", place]
             for name, value in settings.items():
                 command += ["-c", f"{name}={value}"]
-            self._process = await self._spawn(command, passed)
+            self._process = await self._spawn(command, passed, asyncio.subprocess.DEVNULL)
         # From here on the server alone holds this lock: it is free when the last process ends.
         self._server_lock.close()
         if self._process.stdout is not None:
             self._reader = asyncio.create_task(self._read_log(self._process.stdout))
 
     async def _answering(self) -> None:
-        """Wait for the first real connection, and make the database if this is the first start."""
+        """Wait for the first real connection."""
         process = self._started()
         deadline_s = asyncio.get_running_loop().time() + start_s_max
         while True:
             if process.returncode is not None:
                 raise FatalError(f"PostgreSQL did not start: {await self.wait()}")
             try:
-                await self._make_database()
+                connection = await asyncpg.connect(**self.address.asyncpg())
+                await connection.close()
             except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
                 if asyncio.get_running_loop().time() > deadline_s:
                     raise FatalError(
@@ -277,18 +286,6 @@ class EmbeddedPostgres:
                 await asyncio.sleep(poll_s)  # It is ending; the next turn finds out why.
             else:
                 return
-
-    async def _make_database(self) -> None:
-        arguments = {**self.address.asyncpg(), "database": "postgres"}
-        connection = await asyncpg.connect(**arguments)
-        try:
-            known = await connection.fetchval(
-                "SELECT 1 FROM pg_database WHERE datname = $1", database_name
-            )
-            if not known:
-                await connection.execute(f'CREATE DATABASE "{database_name}"')
-        finally:
-            await connection.close()
 
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
@@ -307,12 +304,14 @@ class EmbeddedPostgres:
         finally:
             os.close(descriptor)
 
-    async def _run(self, command: Sequence[str], passed: Sequence[int] = ()) -> tuple[int, str]:
-        """Run a program to its end; its exit code and what it said."""
-        process = await self._spawn(command, passed)
+    async def _run(
+        self, command: Sequence[str], passed: Sequence[int] = (), told: bytes = b""
+    ) -> tuple[int, str]:
+        """Run a program to its end on what it is told; its exit code and what it said."""
+        process = await self._spawn(command, passed, asyncio.subprocess.PIPE)
         try:
             async with asyncio.timeout(initdb_s_max):
-                said, _ = await process.communicate()
+                said, _ = await process.communicate(told)
         except TimeoutError:
             return -1, f"no answer within {initdb_s_max:.0f} s"
         finally:
@@ -321,13 +320,13 @@ class EmbeddedPostgres:
         return process.returncode or 0, said.decode(errors="replace")
 
     async def _spawn(
-        self, command: Sequence[str], passed: Sequence[int]
+        self, command: Sequence[str], passed: Sequence[int], stdin: int
     ) -> asyncio.subprocess.Process:
         user = f"{self._user.uid}:{self._user.gid}" if self._user.switch else "-"
         shim = str(Path(__file__).with_name("embedded_child.py"))
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", shim, str(os.getpid()), user, *command),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             # None of our environment: it holds secrets that the database has no use for.
