@@ -55,6 +55,10 @@ request_id_max: Final = 0xFFFF_FFFF
 SENT: Final = 0
 # Request id 0 asks for no answer.
 no_answer: Final = 0
+# Answers to one read leave together; past this much, those there are leave first. One read may
+# bring thousands of requests for large values: what is unsent must be seen before it is too much.
+gathered_bytes_max: Final = 1024 * 1024
+parted: Final = "parted"
 
 
 class Caller(Protocol):
@@ -74,7 +78,7 @@ class Caller(Protocol):
         ...
 
     def notify(self, kind: int, body: bytes) -> bool:
-        """Send a message that gets no answer. False when nothing was sent."""
+        """Send a message that gets no answer. False when nothing was sent: down, or overloaded."""
         ...
 
 
@@ -176,6 +180,7 @@ class Connection(asyncio.Protocol):
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
+        self._answer_bytes = 0
         self._corked = False
         self._last_id = 0
         self._pending: dict[int, tuple[OnAnswer, float, int]] = {}
@@ -189,7 +194,7 @@ class Connection(asyncio.Protocol):
         # as the rest of the bookkeeping.
         self._now = self._heard_s = self._ticked_s = self._loop.time()
         self._congested = False
-        self._unsent_bytes = 0
+        self._written_bytes = self._taken_bytes = 0
         self._taken_s = self._now
         transport.set_write_buffer_limits(high=limits.unsent_bytes_high)
         self._ticking = self._loop.call_later(limits.ping_s, self._tick)
@@ -240,6 +245,10 @@ class Connection(asyncio.Protocol):
     def notify(self, kind: int, body: bytes) -> bool:
         if self.state is not State.OPEN:
             return False
+        if self._congested:
+            # Nothing else bounds messages: no answer tells how many of them are under way.
+            self._counters.overloaded += 1
+            return False
         self._send(kind, no_answer, body)
         return True
 
@@ -249,15 +258,19 @@ class Connection(asyncio.Protocol):
         if request_id == no_answer or self.state is State.CLOSED:
             return
         self._unanswered -= 1
-        if len(body) > body_bytes_max:
+        size = len(body)
+        if size > body_bytes_max:
             self._counters.bugs += 1
-            log.error("answer does not fit a frame", peer=self.hello.id, bytes=len(body))
-            kind, body = FAILED, b""
+            log.error("answer does not fit a frame", peer=self.hello.id, bytes=size)
+            kind, body, size = FAILED, b"", 0
         out = self._out
         if not out and not self._corked:
             self._loop.call_soon(self._flush)
-        out.append(pack_header(5 + len(body), kind, request_id))
+        out.append(pack_header(5 + size, kind, request_id))
         out.append(body)
+        self._answer_bytes += size
+        if self._answer_bytes > gathered_bytes_max:
+            self._flush()
         if self.state is State.PARTING and self._unanswered <= 0:
             self._loop.call_soon(self._part)
 
@@ -354,7 +367,9 @@ class Connection(asyncio.Protocol):
         counters.writes += 1
         data = b"".join(out)
         counters.bytes_sent += len(data)
+        self._written_bytes += len(data)
         out.clear()
+        self._answer_bytes = 0
         self._transport.write(data)
         if self._congested:
             unsent = self._transport.get_write_buffer_size()
@@ -390,13 +405,16 @@ class Connection(asyncio.Protocol):
         limits = self._limits
         now = self._loop.time()
         unsent = self._transport.get_write_buffer_size()
+        # What the peer took, not how much is left: under steady load that may only grow.
+        taken = self._written_bytes - unsent
         if now - self._ticked_s > 2 * limits.ping_s:
             # This process was paused, not the peer: what it sent meanwhile is yet to be read.
             self._heard_s = self._taken_s = now
-        if unsent < self._unsent_bytes or not unsent:
+        if taken > self._taken_bytes or not unsent:
             self._taken_s = now
-        self._ticked_s, self._unsent_bytes = now, unsent
-        if now - self._heard_s > limits.silence_s:
+        self._ticked_s, self._taken_bytes = now, taken
+        # Once parted nothing is read any more; only the last answers are still leaving.
+        if self._reason != parted and now - self._heard_s > limits.silence_s:
             self.abort(f"the peer was silent for {limits.silence_s:g} s")
         elif now - self._taken_s > limits.silence_s:
             self.abort(f"the peer took nothing for {limits.silence_s:g} s")
@@ -423,7 +441,8 @@ class Connection(asyncio.Protocol):
 
     def abort(self, reason: str) -> None:
         """Close at once. What was pending becomes LOST as soon as the loop turns."""
-        if self.state is not State.CLOSED:
+        # A parted connection may still be flushing to a peer that takes nothing.
+        if self.state is not State.CLOSED or self._reason == parted:
             self.state = State.CLOSED
             self._reason = reason
             self._transport.abort()
@@ -438,12 +457,12 @@ class Connection(asyncio.Protocol):
         if done and self.state is State.PARTING:
             self._flush()
             self.state = State.CLOSED
-            self._reason = "parted"
+            self._reason = parted
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.state is State.PARTING and not self._pending:
-            self._reason = "parted"
+            self._reason = parted
         self.state = State.CLOSED
         self._out.clear()
         self._ticking.cancel()
@@ -453,7 +472,7 @@ class Connection(asyncio.Protocol):
         self._pending_bytes = 0
         counters = self._counters
         counters.lost += len(pending)
-        if self._reason != "parted":
+        if self._reason != parted:
             counters.connections_lost += 1
         for on_answer, _, _ in pending.values():
             self._tell(on_answer, LOST)

@@ -48,7 +48,8 @@ class _Process:
     station: Station
     clock: Clock
     admit: Admit
-    ends: set[FakeEnd]
+    # In order of opening: a set would close them in another order at each run of a seed.
+    ends: dict[FakeEnd, None]
 
 
 class FakeNetwork:
@@ -67,7 +68,7 @@ class FakeNetwork:
         name = station.identity.id
         if name in self._processes:
             raise ValueError(f"{name} is attached already; crash it first")
-        self._processes[name] = _Process(station, clock, admit, set())
+        self._processes[name] = _Process(station, clock, admit, {})
 
     def crash(self, name: str) -> None:
         """The process is gone, without a word; its peers notice soon, as by a reset.
@@ -111,8 +112,11 @@ class FakeNetwork:
 class FakeLink:
     """The client's end of links to one process, kept up from `start` to `close`."""
 
-    def __init__(self, network: FakeNetwork, name: str, peer_name: str) -> None:
+    def __init__(
+        self, network: FakeNetwork, name: str, peer_name: str, *, admit: Admit = anyone
+    ) -> None:
         self.last_error: str | None = None
+        self._admit = admit
         self._network = network
         self._name = name
         self._peer_name = peer_name
@@ -172,14 +176,16 @@ class FakeLink:
         our_hello, their_hello = ours.station.identity.hello(), theirs.station.identity.hello()
         if ours.station.identity.secret != theirs.station.identity.secret:
             return "the proof does not match: CLUSTER_SECRET differs between the two ends"
-        refusal = theirs.admit(our_hello)
+        refusal = self._admit(their_hello) or theirs.admit(our_hello)
         if refusal is not None:
             return refusal
         near = FakeEnd(network, ours, their_hello, self._down)
         far = FakeEnd(network, theirs, our_hello, lambda reason: None)
         near.other, far.other = far, near
         self._end, self.last_error, self._wait_s = near, None, reconnect_s_min
-        far.begin()
+        # A paused process learns of the connection when it resumes, before anything it carries.
+        theirs.ends[far] = None
+        theirs.clock.call_later(0.0, far.begin)
         near.begin()
         return None
 
@@ -214,7 +220,8 @@ class FakeEnd:
         self._heard_s = self._pinged_s = self._last_delivery_s = process.clock.monotonic_s()
 
     def begin(self) -> None:
-        self._process.ends.add(self)
+        """Both ends know each other; nothing has been carried yet."""
+        self._process.ends[self] = None
         self._process.station.counters.connections_opened += 1
         self._process.station.on_up(self)
         self._ping()
@@ -255,7 +262,7 @@ class FakeEnd:
         """This end's process died: no callback here, and the other end learns of it soon."""
         self._carry(lambda far: far._ended("reset by the peer"), sure=True)
         self.connected = False
-        self._process.ends.discard(self)
+        self._process.ends.pop(self, None)
 
     def arrive(self, deliver: Callable[[FakeEnd], None]) -> None:
         if self.connected:
@@ -314,7 +321,7 @@ class FakeEnd:
     def _ended(self, reason: str) -> None:
         self.connected = False
         process = self._process
-        process.ends.discard(self)
+        process.ends.pop(self, None)
         process.station.counters.connections_lost += 1
         pending, self._pending = self._pending, {}
         process.station.counters.lost += len(pending)

@@ -47,6 +47,8 @@ log = structlog.get_logger(__name__)
 reconnect_s_min: Final = 0.05
 reconnect_s_max: Final = 2.0
 
+shutting_down: Final = "shutting down"
+
 
 @dataclass(slots=True, frozen=True)
 class TlsFiles:
@@ -89,7 +91,10 @@ class Station:
 
 
 class Link:
-    """A client's end: one address, at most one connection, kept up from `start` to `close`."""
+    """A client's end: one address, at most one connection, kept up from `start` to `close`.
+
+    Raises FatalError when the station's TLS files cannot be used.
+    """
 
     def __init__(
         self,
@@ -105,6 +110,8 @@ class Link:
         self.last_error: str | None = None
         self._station = station
         self._admit = admit
+        # Read once, so that files that cannot be used stop the start, not some later reconnect.
+        self._context = tls_context(station.tls, server=False) if station.tls else None
         # Reconnects are spread, not hidden: no secret hangs on this generator.
         self._jitter = jitter or random.Random()  # noqa: S311
         self._connection: Connection | None = None
@@ -173,21 +180,37 @@ class Link:
         def opened(
             transport: asyncio.Transport, hello: Hello, decoder: FrameDecoder, rest: list[Frame]
         ) -> None:
+            if outcome.done():
+                # The time ran out in this very turn of the loop, and nobody waits for it.
+                transport.abort()
+                return
             _open(station, transport, hello, decoder, rest, self._up, self._down)
             outcome.set_result(None)
 
-        opening = ClientOpening(
-            station.identity, self._admit, station.limits.opening_s, opened, outcome.set_result
-        )
+        def refused(reason: str) -> None:
+            if not outcome.done():
+                outcome.set_result(reason)
+
+        opening_s = station.limits.opening_s
+        opening = ClientOpening(station.identity, self._admit, opening_s, opened, refused)
         try:
-            async with asyncio.timeout(station.limits.opening_s):
-                context = tls_context(station.tls, server=False) if station.tls else None
-                await loop.create_connection(lambda: opening, self.host, self.port, ssl=context)
+            async with asyncio.timeout(opening_s):
+                await loop.create_connection(
+                    lambda: opening,
+                    self.host,
+                    self.port,
+                    ssl=self._context,
+                    ssl_shutdown_timeout=opening_s if self._context else None,
+                )
                 return await outcome
         except TimeoutError:
-            return f"no answer within {station.limits.opening_s:g} s"
-        except OSError as error:
-            return str(error)
+            if outcome.done() and not outcome.cancelled():
+                # It came in the same turn as the end of the time: the link is up, or refused.
+                return outcome.result()
+            return f"no answer within {opening_s:g} s"
+        except (OSError, ValueError, OverflowError) as error:
+            # A host or port that cannot be is as good as one where nobody answers.
+            return _why_not(error)
         finally:
             opening.abandon()
 
@@ -204,6 +227,15 @@ class Link:
         self._station.on_down(connection)
 
 
+def _why_not(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return (
+            "this end speaks TLS and the other does not: "
+            "set LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA on both ends or on neither"
+        )
+    return str(error)
+
+
 class LinkServer:
     """A server's end: listens, and keeps the open connections until each is lost or drained."""
 
@@ -215,6 +247,7 @@ class LinkServer:
         self._admit = admit
         self._openings: set[ServerOpening] = set()
         self._server: asyncio.Server | None = None
+        self._closing = False
 
     async def start(self) -> None:
         """Listen. A port of 0 becomes the one that was found."""
@@ -225,8 +258,11 @@ class LinkServer:
                 self._stranger,
                 self._host,
                 self.port,
+                # A burst larger than this waits a second for its kernel to knock again.
+                backlog=station.limits.openings_max,
                 ssl=context,
                 ssl_handshake_timeout=station.limits.opening_s if context else None,
+                ssl_shutdown_timeout=station.limits.opening_s if context else None,
             )
         except OSError as error:
             raise FatalError(
@@ -236,16 +272,20 @@ class LinkServer:
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Take no more connections, finish what is under way within `drain_s`, close all."""
+        self._closing = True
         if self._server is not None:
             self._server.close()
         for opening in list(self._openings):
-            opening.refuse("shutting down")
+            opening.refuse(shutting_down)
         await asyncio.gather(*(connection.drain(drain_s) for connection in self.connections))
 
     def _stranger(self) -> ServerOpening:
         station = self._station
 
         def made() -> str | None:
+            if self._closing:
+                # Accepted just before the listening ended.
+                return shutting_down
             if len(self._openings) >= station.limits.openings_max:
                 return f"{station.limits.openings_max} other connections are just opening"
             if len(self.connections) >= station.limits.connections_max:

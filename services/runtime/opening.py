@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, cast
 
 from services.core.errors import PeerError
 from services.core.wire import (
@@ -81,6 +81,20 @@ OnOpen = Callable[[asyncio.Transport, Hello, FrameDecoder, list[Frame]], None]
 
 OnRefused = Callable[[str], None]
 
+# How TLS begins: an alert or a handshake of any version. As the length of a frame it is out of
+# bounds, so the two are never mistaken for each other.
+_tls_beginnings: Final = (b"\x15\x03", b"\x16\x03")
+_tls_on_one_end: Final = (
+    "the other end speaks TLS and this one does not: "
+    "set LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA on both ends or on neither"
+)
+
+
+def readable(body: bytes) -> str:
+    """What a peer says, cut to one line of a log and with nothing that a terminal would obey."""
+    text = body[:refusal_bytes_max].decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
 
 class Opening(asyncio.Protocol):
     """What both ends of an opening share: the deadline, the small decoder, the refusal.
@@ -112,17 +126,23 @@ class Opening(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._ended:
+            # Given up while the connection was being made.
+            self._transport.abort()
+            return
         self._made = True
         self._deadline = asyncio.get_running_loop().call_later(self._deadline_s, self._too_late)
 
     def data_received(self, data: bytes) -> None:
+        if not self._decoder.held_bytes and data.startswith(_tls_beginnings):
+            self.refuse(_tls_on_one_end)
+            return
         try:
             frames = self._decoder.feed(data)
             while frames and not self._ended:
                 kind, _, body = frames.pop(0)
                 if kind == REFUSAL:
-                    text = body[:refusal_bytes_max].decode(errors="replace")
-                    self._end(f"refused by the other end: {text}")
+                    self._end(f"refused by the other end: {readable(body)}")
                 else:
                     self._step(kind, body, frames)
         except PeerError as error:
@@ -186,7 +206,8 @@ mismatch = "the proof does not match: CLUSTER_SECRET differs between the two end
 class ClientOpening(Opening):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._send(HELLO, self._hello)
+        if not self._ended:
+            self._send(HELLO, self._hello)
 
     def _step(self, kind: int, body: bytes, rest: list[Frame]) -> None:
         if self._peer is not None:

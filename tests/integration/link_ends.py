@@ -1,0 +1,104 @@
+"""Real links for tests: a service that echoes and holds, a server around it, a client to it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from services.core.wire import OK, Role, first_request_kind
+from services.runtime.connection import Handlers, LinkLimits, Peer
+from services.runtime.link import Link, LinkServer, Station, TlsFiles
+from services.runtime.opening import Admit, anyone
+from tests.integration.raw_peer import identity, secret
+from tests.waiting import wait_until
+
+ECHO = first_request_kind
+HOLD = first_request_kind + 1  # answered only when the test says so
+LARGE = first_request_kind + 2  # answered with as many bytes as the request says
+
+# Small enough that a test sees a peer be lost, large enough for a machine that is busy.
+quick = {"ping_s": 0.1, "silence_s": 0.6}
+
+
+@dataclass
+class Service:
+    """What stands behind a link in these tests, and what it saw."""
+
+    name: str
+    key: bytes = secret
+    tls: TlsFiles | None = None
+    held: list[tuple[Peer, int, bytes]] = field(default_factory=list)
+    up: list[Peer] = field(default_factory=list)
+    down: list[Peer] = field(default_factory=list)
+
+    def station(self, **limits: float) -> Station:
+        handlers: Handlers = {
+            ECHO: lambda peer, request_id, body: peer.reply(request_id, OK, body),
+            HOLD: lambda peer, request_id, body: self.held.append((peer, request_id, body)),
+            LARGE: lambda peer, request_id, body: peer.reply(request_id, OK, bytes(int(body))),
+        }
+        return Station(
+            identity(self.name, Role.NODE, self.key),
+            handlers,
+            LinkLimits(**limits),  # type: ignore[arg-type]
+            tls=self.tls,
+            on_up=self.up.append,
+            on_down=self.down.append,
+        )
+
+    def answer_all(self) -> None:
+        held, self.held = self.held, []
+        for peer, request_id, body in held:
+            peer.reply(request_id, OK, body)
+
+
+@dataclass
+class Answers:
+    """Counts the answers by kind."""
+
+    by_kind: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self, kind: int, body: bytes) -> None:
+        self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
+
+    @property
+    def count(self) -> int:
+        return sum(self.by_kind.values())
+
+    def are(self, count: int) -> Callable[[], bool]:
+        return lambda: self.count == count
+
+
+@asynccontextmanager
+async def served(station: Station, *, admit: Admit = anyone) -> AsyncIterator[LinkServer]:
+    server = LinkServer(station, "127.0.0.1", 0, admit=admit)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def linked(station: Station, port: int, *, admit: Admit = anyone) -> AsyncIterator[Link]:
+    """A link that has been started; it may be up only later, or never."""
+    link = Link(station, "127.0.0.1", port, admit=admit, jitter=random.Random(1))
+    link.start()
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def up(link: Link) -> None:
+    await wait_until(lambda: link.connected, "the link is up")
+
+
+async def refusal(link: Link, part: str) -> None:
+    """Wait until the link says why it is down, in words that hold `part`."""
+    await wait_until(
+        lambda: link.last_error is not None and part in link.last_error,
+        f"the link is down because of: {part} (not {link.last_error})",
+    )
