@@ -308,6 +308,7 @@ async def test_a_stop_does_not_wait_for_a_restart_that_is_due_later(data_dir: Pa
         up.signal(signal.SIGTERM)
         assert await up.ended() == 0
         assert up.left() == []
+        assert "killing gateway" not in up.shown, "there was nothing to kill"
 
 
 async def test_a_second_supervisor_of_the_same_data_is_refused_by_pid(data_dir: Path) -> None:
