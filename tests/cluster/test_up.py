@@ -1,0 +1,134 @@
+"""`ydht up` as a user starts it, with the embedded PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.runtime.env_file import env_file_name, read_env
+from services.runtime.migrations import choose_address
+from tests.integration.supervised import free_port, supervised
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Deeper than a socket's path may be long."""
+    parent = tmp_path / ("deep-" * 20) / "below"
+    parent.mkdir(parents=True)
+    return parent / "data"
+
+
+def up_command(data_dir: Path) -> list[str]:
+    command = ["-m", "services.cli", "up"]
+    return [*command, "--data-dir", str(data_dir), "--port-base", str(free_port())]
+
+
+async def connect(data_dir: Path) -> asyncpg.Connection:
+    password = read_env(data_dir / env_file_name)["EMBEDDED_DB_PASSWORD"]
+    return await asyncpg.connect(**choose_address(data_dir, None, password).asyncpg())
+
+
+async def write(data_dir: Path, text: str) -> None:
+    connection = await connect(data_dir)
+    await connection.execute("CREATE TABLE IF NOT EXISTS kept (text text)")
+    await connection.execute("INSERT INTO kept VALUES ($1)", text)
+    await connection.close()
+
+
+async def written(data_dir: Path) -> list[str]:
+    connection = await connect(data_dir)
+    rows = await connection.fetch("SELECT text FROM kept ORDER BY text")
+    await connection.close()
+    return [row["text"] for row in rows]
+
+
+def postmaster(data_dir: Path) -> int:
+    return int((data_dir / "pg" / "data" / "postmaster.pid").read_text().split()[0])
+
+
+def servers_of(data_dir: Path) -> list[int]:
+    """Every process of PostgreSQL on this data: they stand in their data directory."""
+    place = data_dir / "pg" / "data"
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):
+                if (process / "cwd").samefile(place):
+                    found.append(int(process.name))
+    return found
+
+
+async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_dir: Path) -> None:
+    parents = {path: path.stat().st_mode for path in data_dir.parents}
+    async with supervised(up_command(data_dir), data_dir) as up:
+        document = await up.until_up()
+        secrets = (data_dir / "ydht.env").read_text()
+        assert stat.S_IMODE((data_dir / "ydht.env").stat().st_mode) == 0o600
+        assert set(document["pids"]) == {"postgres"}
+        assert "The database schema is up to date." in up.shown
+        await write(data_dir, "first")
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
+        assert up.left() == []
+        assert servers_of(data_dir) == []
+        assert "database system is shut down" in up.shown
+        assert not (data_dir / "up.json").exists()
+    async with supervised(up_command(data_dir), data_dir) as up:
+        await up.until_up()
+        assert await written(data_dir) == ["first"]
+        assert (data_dir / "ydht.env").read_text() == secrets
+        assert "database system was shut down at" in up.shown, "cleanly, the last time"
+        up.signal(signal.SIGTERM)
+        assert await up.ended() == 0
+    assert {path: path.stat().st_mode for path in data_dir.parents} == parents
+
+
+async def test_kill_9_of_the_supervisor_leaves_no_process_and_no_row_is_lost(
+    data_dir: Path,
+) -> None:
+    async with supervised(up_command(data_dir), data_dir) as up:
+        await up.until_up()
+        await write(data_dir, "before the kill")
+        assert servers_of(data_dir) != []
+        up.signal(signal.SIGKILL)
+        await up.until_none_left()
+        await wait_until(lambda: not servers_of(data_dir), "no PostgreSQL is left")
+    async with supervised(up_command(data_dir), data_dir) as up:
+        await up.until_up()
+        assert await written(data_dir) == ["before the kill"]
+        # Once more, and the next start does not even wait for the end of the last.
+        up.signal(signal.SIGKILL)
+        async with supervised(up_command(data_dir), data_dir) as again:
+            await again.until_up()
+            assert await written(data_dir) == ["before the kill"]
+            assert up.left() == []
+            again.signal(signal.SIGINT)
+            assert await again.ended() == 0
+    assert servers_of(data_dir) == []
+
+
+@pytest.mark.parametrize("victim", ["the server", "its owner"])
+async def test_a_killed_database_is_started_again_and_no_row_is_lost(
+    data_dir: Path, victim: str
+) -> None:
+    async with supervised(up_command(data_dir), data_dir) as up:
+        before = (await up.until_up())["pids"]["postgres"]
+        await write(data_dir, "before the kill")
+        old_server = postmaster(data_dir)
+        os.kill(old_server if victim == "the server" else before, signal.SIGKILL)
+        after = await up.new_pid("postgres", before)
+        await up.until_shown(f"ready (pid {after})")
+        assert "[up] postgres " in up.shown
+        assert await written(data_dir) == ["before the kill"]
+        assert postmaster(data_dir) != old_server
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
+        assert up.left() == []
+        assert servers_of(data_dir) == []
