@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -27,6 +28,10 @@ from services.runtime.link import Station, reconnect_s_max, reconnect_s_min
 from services.runtime.opening import Admit, anyone
 
 log = structlog.get_logger(__name__)
+
+# Messages in order arrive at least this far apart: more than the rounding of a sum of times, by
+# which one that was sent later would now and then arrive earlier.
+order_gap_s: Final = 1e-9
 
 
 @dataclass(slots=True)
@@ -272,7 +277,7 @@ class FakeEnd:
     def in_order(self, delay_s: float) -> float:
         """The delay, made long enough not to overtake what was sent before from this end."""
         now_s = self.clock.monotonic_s()
-        self._last_delivery_s = max(self._last_delivery_s, now_s + delay_s)
+        self._last_delivery_s = max(self._last_delivery_s + order_gap_s, now_s + delay_s)
         return self._last_delivery_s - now_s
 
     def _carry(self, deliver: Callable[[FakeEnd], None], *, sure: bool = False) -> None:

@@ -203,7 +203,21 @@ class Opening(asyncio.Protocol):
 mismatch = "the proof does not match: CLUSTER_SECRET differs between the two ends"
 
 
+# A server with TLS hangs up like this on a client without it, or with another CA's certificate:
+# asyncio closes a connection whose handshake failed before the alert that says why has left.
+_hung_up: Final = (
+    "the other end hung up before it introduced itself: it may be no link port, or "
+    "LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA are not of one authority, or set on one end alone"
+)
+
+
 class ClientOpening(Opening):
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._peer is None:
+            self._end(f"{_hung_up} ({exc})" if exc else _hung_up)
+        else:
+            super().connection_lost(exc)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if not self._ended:

@@ -13,6 +13,7 @@ from services.runtime.connection import Caller
 from services.runtime.fake_link import FakeLink, FakeNetwork
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.opening import Admit, Identity, anyone
+from tests.waiting import wait_until
 
 # Longer than any wait a contract names; a condition that is not met by then never will be.
 patience_s = 10.0
@@ -72,9 +73,7 @@ class RealWorld:
         return link
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(patience_s):
-            while not condition():
-                await asyncio.sleep(0.002)
+        await wait_until(condition, "the condition holds", seconds=patience_s)
 
     async def settle(self) -> None:
         await asyncio.sleep(0.1)

@@ -17,7 +17,6 @@ from services.core.wire import (
     OVERLOADED,
     TIMEOUT,
     UNKNOWN_KIND,
-    Hello,
     Role,
     first_request_kind,
 )
@@ -329,10 +328,13 @@ async def test_the_service_is_told_when_peers_come_and_go(world: World) -> None:
 
 
 async def test_an_idle_link_stays_up_and_its_peer_is_not_silent(world: World) -> None:
-    await world.serve(Server().station(ping_s=0.01, silence_s=0.04))
-    link = await world.connect(client(ping_s=0.01, silence_s=0.04))
+    station = client(ping_s=0.05, silence_s=0.5)
+    await world.serve(Server().station(ping_s=0.05, silence_s=0.5))
+    link = await world.connect(station)
     await world.until(lambda: link.connected)
-    for _ in range(5):
+    # Twice as long as silence would be borne.
+    for _ in range(10):
         await world.settle()
         assert link.connected
-        assert link.silent_s() < 0.04
+        assert link.silent_s() < 0.5
+    assert station.counters.connections_opened == 1
