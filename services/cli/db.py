@@ -30,20 +30,14 @@ _data_dir_option = click.option(
 def db(data_dir: Path | None) -> None:
     """Run the embedded PostgreSQL until Ctrl-C, SIGTERM, or the end of `ydht up`."""
     environ = _environ(data_dir)
-    try:
-        asyncio.run(run_server(embedded_server(environ), environ, announce=click.echo))
-    except FatalError as error:
-        raise click.ClickException(str(error)) from error
+    asyncio.run(run_server(embedded_server(environ), environ, announce=click.echo))
 
 
 @click.command(name="migrate")
 @_data_dir_option
 def migrate_command(data_dir: Path | None) -> None:
     """Bring the database's schema to what this version needs."""
-    try:
-        migrate(address_from(_environ(data_dir)))
-    except FatalError as error:
-        raise click.ClickException(str(error)) from error
+    migrate(address_from(_environ(data_dir)))
     click.echo("The database schema is up to date.")
 
 

@@ -122,11 +122,13 @@ class EmbeddedPostgres:
             raise
 
     async def wait(self) -> str:
-        """Return when the server has ended without being asked to, with its last words."""
-        await self._started().wait()
+        """Return when the server has ended without being asked to: how, and its last words."""
+        code = await self._started().wait()
         if self._reader is not None:
             await asyncio.wait([self._reader], timeout=immediate_shutdown_s)
-        return self._last_words()
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}: {self._last_words()}"
 
     async def stop(self) -> None:
         """Stop the server and every process of it, then remove the socket and free the data.

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 import services
 from services.core.errors import FatalError
-from services.runtime import setting_values as values
 from services.runtime.database_url import DatabaseAddress, parse_database_url
 from services.runtime.embedded import embedded_address
-from services.runtime.settings import load, setting
+from services.runtime.settings import (
+    data_dir_setting,
+    database_url_setting,
+    embedded_db_password_setting,
+    load,
+)
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -27,21 +31,9 @@ _alembic_is_global = threading.Lock()
 class DatabaseToolSettings:
     """What a command needs that works on the database alone, and not as a service."""
 
-    data_dir: Path = setting(
-        "DATA_DIR", values.path, default="./data", help="Directory that holds all state"
-    )
-    database_url: str | None = setting(
-        "DATABASE_URL",
-        values.database_url,
-        secret=True,
-        help="PostgreSQL to use; unset: the embedded one",
-    )
-    embedded_db_password: str | None = setting(
-        "EMBEDDED_DB_PASSWORD",
-        values.secret,
-        secret=True,
-        help="Password of the embedded PostgreSQL; `ydht init` makes it",
-    )
+    data_dir: Path = data_dir_setting()
+    database_url: str | None = database_url_setting()
+    embedded_db_password: str | None = embedded_db_password_setting()
 
 
 def address_from(environ: Mapping[str, str]) -> DatabaseAddress:

@@ -81,6 +81,28 @@ def setting(
     )
 
 
+def data_dir_setting() -> Any:
+    return setting("DATA_DIR", values.path, default="./data", help="Directory that holds all state")
+
+
+def database_url_setting() -> Any:
+    return setting(
+        "DATABASE_URL",
+        values.database_url,
+        secret=True,
+        help="PostgreSQL to use; unset: the embedded one",
+    )
+
+
+def embedded_db_password_setting() -> Any:
+    return setting(
+        "EMBEDDED_DB_PASSWORD",
+        values.secret,
+        secret=True,
+        help="Password of the embedded PostgreSQL; `ydht init` makes it",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
     """What every service has. Each adds its own fields, and names its port's variable."""
@@ -88,9 +110,7 @@ class ServiceSettings:
     service: ClassVar[str]
     port: int
 
-    data_dir: Path = setting(
-        "DATA_DIR", values.path, default="./data", help="Directory that holds all state"
-    )
+    data_dir: Path = data_dir_setting()
     bind_host: str = setting(
         "BIND_HOST", values.host, default="127.0.0.1", help="Address to listen on"
     )
@@ -175,18 +195,8 @@ class ServiceSettings:
 class DatabaseSettings(ServiceSettings):
     """What a service that uses PostgreSQL has besides."""
 
-    database_url: str | None = setting(
-        "DATABASE_URL",
-        values.database_url,
-        secret=True,
-        help="PostgreSQL to use; unset: the embedded one",
-    )
-    embedded_db_password: str | None = setting(
-        "EMBEDDED_DB_PASSWORD",
-        values.secret,
-        secret=True,
-        help="Password of the embedded PostgreSQL; `ydht init` makes it",
-    )
+    database_url: str | None = database_url_setting()
+    embedded_db_password: str | None = embedded_db_password_setting()
 
     def check(self) -> None:
         if self.database_url is None and self.embedded_db_password is None:

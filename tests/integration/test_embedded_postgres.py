@@ -30,7 +30,7 @@ from services.runtime.supervised import descriptor_variable, watch_supervisor
 from tests.waiting import wait_until
 
 password = "kR7v-Wm2xT9qLz4bNc8yHd3fGs6jPa5u"
-ydht_db = [sys.executable, "-c", "from services.cli.db import db; db()"]
+ydht_db = [sys.executable, "-m", "services.cli", "db"]
 nobody = 65534
 
 
@@ -252,7 +252,8 @@ async def test_a_killed_server_ends_its_owner_with_one_line(
     async with ydht(starter, data_dir) as first:
         await store(await first.ready())
         os.kill(first.postmaster(), signal.SIGKILL)
-        assert (await first.complaint()).startswith("Error: PostgreSQL ended by itself")
+        complaint = await first.complaint()
+        assert complaint == "ydht: PostgreSQL ended by itself: killed by SIGKILL"
     assert servers_on(data_dir) == []
     await start_again_and_find_the_data(starter, data_dir)
 

@@ -32,7 +32,7 @@ async def fetch(address: DatabaseAddress, sql: str) -> list[tuple[object, ...]]:
 
 
 # The script, without the console entry point: it needs no installation to be tested.
-ydht_migrate = [sys.executable, "-c", "from services.cli.db import migrate_command as m; m()"]
+ydht_migrate = [sys.executable, "-m", "services.cli", "migrate"]
 # As in migrations/env.py, which only alembic can import.
 lock_key = 0x79646874
 
