@@ -1,0 +1,32 @@
+"""What the README says that the code knows: its parts between marks are made from the code.
+
+python -m tests.tidy.readme      rewrite them
+"""
+
+from __future__ import annotations
+
+import re
+
+from services.cli.table import UpSettings
+from services.runtime.settings import describe
+from tests.tidy.tree import root
+
+readme = root / "README.md"
+
+
+def settings_table() -> str:
+    lines = ["| variable | default | what it is |", "| --- | --- | --- |"]
+    for row in describe(UpSettings):
+        default = f"`{row.default}`" if row.default not in ("", "required") else row.default
+        lines.append(f"| `{row.name}` | {default} | {row.help} |".replace("|  |", "| |"))
+    return "\n".join(lines)
+
+
+def made_anew(text: str) -> str:
+    """The README with every part that is made from code made anew."""
+    start, end = "<!-- settings -->\n", "\n<!-- /settings -->"
+    return re.sub(f"{start}.*?{end}", lambda _: start + settings_table() + end, text, flags=re.S)
+
+
+if __name__ == "__main__":
+    readme.write_text(made_anew(readme.read_text()))
