@@ -10,9 +10,10 @@ import sys
 import time
 
 from tests.simulation.links import links
+from tests.simulation.lying_disk import lying_disk
 from tests.simulation.scenario import Scenario, SeedFailedError, run_seeds
 
-scenarios: dict[str, Scenario] = {"links": links}
+scenarios: dict[str, Scenario] = {"links": links, "lying_disk": lying_disk}
 
 
 def main() -> int:

@@ -1,0 +1,142 @@
+"""A node's directory: whose it is, and which files it holds.
+
+    LOCK                        held by the process that runs the node
+    store                       JSON: format, node id, store id
+    log-0000000007              a segment of the log; numbers are contiguous
+    snapshot-00000000000000042  everything up to log sequence 42, which is the first to replay
+    snapshot-….damaged          a snapshot that recovery has found unreadable, kept for a look
+    *.tmp                       a file in the making, worth nothing after a restart
+
+The store id is random and made once, with the directory. It is this replica's identity: peers
+know the node by both ids, so that a node that lost its directory, and with it the promises it
+gave, is not taken for the one that gave them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from services.core.errors import FatalError
+from services.dhtnode.frame import store_id_bytes
+from services.runtime.disk import Disk, Lock, lock_name
+
+store_name = "store"
+draft_suffix = ".tmp"
+damaged_suffix = ".damaged"
+_store_format = 1
+# Two ids and their names. Anything longer is not ours.
+_store_file_bytes_max = 4096
+_segment_name = re.compile(r"log-(\d{10,})")
+_snapshot_name = re.compile(r"snapshot-(\d{20})")
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment with frames in it: the sequence of its first one, and where the last one ends."""
+
+    index: int
+    path: Path
+    first: int
+    used_bytes: int
+
+
+class NodeDirectory:
+    """An open directory. Nobody else has it until `close`, or until this process ends."""
+
+    def __init__(self, disk: Disk, path: Path, lock: Lock, node_id: str, store_id: bytes) -> None:
+        self.disk = disk
+        self.path = path
+        self.node_id = node_id
+        self.store_id = store_id
+        self._lock = lock
+
+    @classmethod
+    def open(cls, disk: Disk, path: Path, node_id: str, new_store_id: bytes) -> Self:
+        """Take the directory of this node, making it with `new_store_id` if it is not there.
+
+        `FatalError` if another process has it (`DirectoryInUse`), if it belongs to another node,
+        or if it holds files but does not say whose they are. What an earlier process left
+        unfinished is removed, and the names found are durable.
+        """
+        if len(new_store_id) != store_id_bytes:
+            raise ValueError(f"a store id is {store_id_bytes} bytes, not {len(new_store_id)}")
+        disk.make_directory(path)
+        lock = disk.lock(path)
+        try:
+            store_id = _claim(disk, path, node_id, new_store_id)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(disk, path, lock, node_id, store_id)
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def segment_path(self, index: int) -> Path:
+        return self.path / f"log-{index:010}"
+
+    def snapshot_path(self, first: int) -> Path:
+        return self.path / f"snapshot-{first:020}"
+
+    def segments(self) -> list[tuple[int, Path]]:
+        """Number and path of every segment, used or not, in order."""
+        return sorted(self._numbered(_segment_name))
+
+    def snapshots(self) -> list[tuple[int, Path]]:
+        """First sequence to replay and path of every snapshot, newest first."""
+        return sorted(self._numbered(_snapshot_name), reverse=True)
+
+    def damaged(self) -> list[Path]:
+        """The snapshots that were put aside."""
+        names = self.disk.names(self.path)
+        return [self.path / name for name in names if name.endswith(damaged_suffix)]
+
+    def put_aside(self, snapshot: Path) -> None:
+        """Take a damaged snapshot out of the list. The name is durable after a directory sync."""
+        self.disk.rename(snapshot, snapshot.with_name(snapshot.name + damaged_suffix))
+
+    def _numbered(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+        matches = [(pattern.fullmatch(name), name) for name in self.disk.names(self.path)]
+        return [(int(match[1]), self.path / name) for match, name in matches if match]
+
+
+def _claim(disk: Disk, path: Path, node_id: str, new_store_id: bytes) -> bytes:
+    names = set(disk.names(path))
+    for name in sorted(names):
+        if name.endswith(draft_suffix):
+            disk.remove(path / name)
+            names.discard(name)
+    if store_name in names:
+        store_id = _read_store(disk, path / store_name, node_id)
+        # Whoever named what is here may have been killed before the names were durable.
+        disk.sync_directory(path)
+        return store_id
+    if foreign := sorted(names - {lock_name}):
+        raise FatalError(
+            f"{path} holds {foreign[0]!r} but no file {store_name!r} that says whose data this is: "
+            "put that file back, or give the node an empty directory"
+        )
+    store = {"format": _store_format, "node_id": node_id, "store_id": new_store_id.hex()}
+    disk.replace(path / store_name, json.dumps(store, indent=2).encode() + b"\n")
+    return new_store_id
+
+
+def _read_store(disk: Disk, path: Path, node_id: str) -> bytes:
+    try:
+        store = json.loads(disk.read(path, _store_file_bytes_max))
+        known, owner = store["format"] == _store_format, store["node_id"]
+        store_id = bytes.fromhex(store["store_id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FatalError(f"{path} does not say whose data this is: {error!r}") from error
+    if not known or len(store_id) != store_id_bytes:
+        raise FatalError(f"{path} has a format that this version does not know")
+    if owner != node_id:
+        raise FatalError(
+            f"{path.parent} belongs to node {owner!r}, and this is {node_id!r}: set NODE_ID to "
+            f"{owner!r}, or give this node a directory of its own"
+        )
+    return store_id
