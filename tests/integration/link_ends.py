@@ -102,3 +102,13 @@ async def refusal(link: Link, part: str) -> None:
         lambda: link.last_error is not None and part in link.last_error,
         f"the link is down because of: {part} (not {link.last_error})",
     )
+
+
+async def still_serves(port: int) -> None:
+    """A peer that keeps to the rules is served as ever."""
+    async with linked(Service("honest").station(), port) as link:
+        await up(link)
+        answers = Answers()
+        link.request(ECHO, b"x", answers, 2.0)
+        await wait_until(answers.are(1), "the honest peer is answered")
+        assert answers.by_kind == {OK: 1}

@@ -77,7 +77,7 @@ async def test_under_load_both_ways_a_drain_loses_nothing(
         for load in loads:
             assert load.answers.by_kind == {OK: load.sent}
         assert station.counters.lost == station.counters.connections_lost == 0
-        assert len(ours.down) == len(theirs.down) == 1
+        await wait_until(lambda: len(ours.down) == len(theirs.down) == 1, "both ends are told")
 
 
 async def test_a_drain_waits_for_the_answer_that_is_still_being_worked_on() -> None:
