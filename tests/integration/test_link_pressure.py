@@ -94,14 +94,14 @@ async def test_a_peer_that_reads_slowly_but_steadily_is_not_cut_though_more_is_w
         linked(Service("client").station(**quick), proxy.port) as link,
     ):
         await up(link)
-        proxy.to_client.bytes_per_s_max = 6 * mib
+        proxy.to_client.bytes_per_s_max = 12 * mib
         answers = Answers()
         # Twice as fast as it can be taken, for longer than silence_s.
-        for _ in range(20):
+        for _ in range(50):
             assert link.request(LARGE, b"%d" % mib, answers, 30.0) == 0
-            await asyncio.sleep(0.08)
-        await wait_until(answers.are(20), "all are answered")
-        assert answers.by_kind == {OK: 20}
+            await asyncio.sleep(0.04)
+        await wait_until(answers.are(50), "all are answered")
+        assert answers.by_kind == {OK: 50}
         assert station.counters.connections_lost == 0
 
 
