@@ -35,7 +35,7 @@ class DurableNode:
         *,
         segment_size: int = segment_bytes,
         commit_size: int = commit_bytes_max,
-        new_store_id: bytes = store_id,
+        sync: bool = True,
     ) -> None:
         self.timeline = timeline or Timeline()
         self.disk = disk or FakeDisk(random.Random(3), FakeClock(self.timeline))
@@ -45,7 +45,7 @@ class DurableNode:
         self.durable: list[Batch] = []
         self.failures: list[OSError] = []
         self.snapshots: list[OSError | None] = []
-        self.directory = NodeDirectory.open(self.disk, path, "node-1", new_store_id)
+        self.directory = NodeDirectory.open(self.disk, path, "node-1", store_id)
         self.recovery = Recovery(self.directory, self.apply)
         for _ in self.recovery.steps():
             pass
@@ -61,6 +61,7 @@ class DurableNode:
             on_failure=self.failures.append,
             segment_bytes=segment_size,
             commit_bytes_max=commit_size,
+            sync=sync,
         )
 
     @property
