@@ -201,8 +201,12 @@ class Recovery:
             chain.insert(0, found)
             if found.head is not None and found.head.first <= self._first:
                 return chain
+        if not chain and self._first > 1:
+            raise Corrupt(self._directory.path, 0, "it holds a snapshot and no log")
         # A log that never got further than a torn first write has nothing else to show.
-        if chain and (chain[0].head is not None or chain[0].index != 1):
+        if chain and (chain[0].head is not None or self._first > 1 or chain[0].index > 1):
+            if chain[0].index == 1:
+                raise Corrupt(chain[0].path, 0, f"it does not begin with sequence {self._first}")
             missing = self._directory.segment_path(chain[0].index - 1)
             raise Corrupt(missing, 0, f"it is missing, and with it sequence {self._first}")
         return chain
@@ -285,11 +289,9 @@ class Recovery:
 
     def _check_reach(self, last: _Ending | None) -> None:
         reached = self.result.next_sequence - 1
-        if reached < max(self._through, self._first - 1):
-            path = self._directory.path if last is None else last.found.path
-            offset = 0 if last is None else last.frames.offset
+        if last is not None and reached < self._through:
             what = f"the log ends with sequence {reached}, and the snapshot is of {self._through}"
-            raise Corrupt(path, offset, what)
+            raise Corrupt(last.found.path, last.frames.offset, what)
 
     def _settle(self, last: _Ending) -> None:
         """Make what was read durable, and what was cut gone for good."""
