@@ -31,7 +31,7 @@ from services.runtime.opening import Identity
 in_flight = 64
 body = bytes(100)
 ECHO = first_request_kind
-identity = Identity(Role.TOOL, "bench", b"a secret for the benchmark alone")
+identity = Identity(Role.TOOL, "bench", "a secret for the benchmark alone")
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,9 +1,12 @@
-"""What every test run has in common: how many examples property tests try."""
+"""What every test run has in common: the event loop, and how many examples are tried."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable, Mapping
 
+import uvloop
 from hypothesis import settings
 
 pytest_plugins = ["tests.integration.database"]
@@ -12,3 +15,8 @@ pytest_plugins = ["tests.integration.database"]
 settings.register_profile("ci", deadline=None, max_examples=100)
 settings.register_profile("proof", deadline=None, max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Coroutines are tested on the loop that services run on."""
+    return {"uvloop": uvloop.new_event_loop}

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from services.core.errors import PeerError
+from services.core.subkey import subkey
 
 # Version 1 is the first; an end that meets another version refuses it by name.
 protocol_version: Final = 1
@@ -88,29 +89,27 @@ class FrameDecoder:
     that call is returned: the stream cannot be read on, and neither can it be trusted.
     """
 
-    __slots__ = ("_chunks", "_held", "_wanted", "bytes_max")
+    __slots__ = ("_held", "_wanted", "bytes_max")
 
     def __init__(self, bytes_max: int = frame_bytes_max) -> None:
         self.bytes_max = bytes_max
-        self._chunks: list[bytes] = []
-        self._held = 0
+        # One growing array: a list of chunks would cost a peer that sends a frame in pieces of a
+        # byte nothing, and us an object for each.
+        self._held = bytearray()
         self._wanted = header_bytes
 
     @property
     def held_bytes(self) -> int:
         """How many bytes of an unfinished frame are kept."""
-        return self._held
+        return len(self._held)
 
     def feed(self, data: bytes) -> list[Frame]:
         if self._held:
-            # Chunks are joined once a frame is whole, so that a large one costs one copy.
-            self._chunks.append(data)
-            self._held += len(data)
-            if self._held < self._wanted:
+            self._held += data
+            if len(self._held) < self._wanted:
                 return []
-            data = b"".join(self._chunks)
-            self._chunks = []
-            self._held = 0
+            data = bytes(self._held)
+            self._held = bytearray()
         unpack = _header.unpack_from
         longest = self.bytes_max - 4
         frames: list[Frame] = []
@@ -128,8 +127,7 @@ class FrameDecoder:
         else:
             self._wanted = header_bytes
         if start < size:
-            self._chunks.append(data[start:])
-            self._held = size - start
+            self._held += data[start:]
         return frames
 
     def _refuse(self, length: int) -> NoReturn:
@@ -171,8 +169,10 @@ class Hello:
 
     def encode(self) -> bytes:
         name = self.id.encode()
-        if not 0 < len(name) <= id_bytes_max:
-            raise ValueError(f"an id of {len(name)} bytes; 1 to {id_bytes_max} are allowed")
+        if not 0 < len(name) <= id_bytes_max or not self.id.isprintable():
+            raise ValueError(
+                f"{self.id[:80]!r} is no id: 1 to {id_bytes_max} bytes that can be shown"
+            )
         if len(self.nonce) != nonce_bytes or len(self.store_id) != store_id_bytes:
             raise ValueError(f"a nonce has {nonce_bytes} bytes and a store id {store_id_bytes}")
         return (
@@ -208,7 +208,10 @@ def decode_hello(body: bytes) -> Hello:
     if len(name) != name_bytes or not name:
         raise PeerError(f"a hello announces an id of {name_bytes} bytes and brings {len(name)}")
     try:
-        return Hello(Role(role), name.decode(), epoch, nonce, store_id)
+        text = name.decode()
+        if not text.isprintable():
+            raise PeerError("the id in a hello holds characters that cannot be shown")
+        return Hello(Role(role), text, epoch, nonce, store_id)
     except UnicodeDecodeError:
         raise PeerError("the id in a hello is not UTF-8") from None
     except ValueError:
@@ -222,9 +225,9 @@ def split_challenge(body: bytes) -> tuple[bytes, bytes]:
     return body[:-mac_bytes], body[-mac_bytes:]
 
 
-def link_key(secret: bytes) -> bytes:
-    """The key of links, derived so that the secret itself signs nothing else's messages."""
-    return hmac.digest(secret, b"ydht link", "sha256")
+def link_key(cluster_secret: str) -> bytes:
+    """The key that both ends of a link prove to hold."""
+    return subkey(cluster_secret, b"ydht link")
 
 
 def server_proof(key: bytes, client_hello: bytes, server_hello: bytes) -> bytes:

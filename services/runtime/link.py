@@ -4,9 +4,7 @@
 queued: whoever asks decides what to do instead. `LinkServer` listens and hands each open
 connection to its handlers. What one open connection promises stands in connection.py.
 
-With TLS, both ends must hold a certificate signed by the cluster's CA. Host names are not
-checked: nodes are reached under whatever address they advertise, and the opening proves who
-they are. Without TLS a link is authenticated when it opens and not encrypted: for one machine
+Without TLS (link_tls.py) a link is authenticated when it opens and not encrypted: for one machine
 or a private network.
 """
 
@@ -14,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -32,12 +29,14 @@ from services.runtime.connection import (
     OnAnswer,
     Peer,
 )
+from services.runtime.link_tls import SecuredStrangers, TlsFiles, tls_context, why_not
 from services.runtime.opening import (
     Admit,
     ClientOpening,
     Identity,
     ServerOpening,
     anyone,
+    shutting_down,
 )
 
 log = structlog.get_logger(__name__)
@@ -46,31 +45,6 @@ log = structlog.get_logger(__name__)
 # every few seconds, at random, so that a hundred clients don't return in one instant.
 reconnect_s_min: Final = 0.05
 reconnect_s_max: Final = 2.0
-
-shutting_down: Final = "shutting down"
-
-
-@dataclass(slots=True, frozen=True)
-class TlsFiles:
-    certificate: Path
-    key: Path
-    authority: Path
-
-
-def tls_context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
-    """A context in which both ends must show a certificate of the cluster's CA."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(files.certificate, files.key)
-        context.load_verify_locations(files.authority)
-    except (OSError, ssl.SSLError) as error:
-        raise FatalError(
-            f"LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA cannot be used: {error}"
-        ) from error
-    return context
 
 
 def ignore(peer: Peer) -> None:
@@ -210,7 +184,7 @@ class Link:
             return f"no answer within {opening_s:g} s"
         except (OSError, ValueError, OverflowError) as error:
             # A host or port that cannot be is as good as one where nobody answers.
-            return _why_not(error)
+            return why_not(error)
         finally:
             opening.abandon()
 
@@ -227,15 +201,6 @@ class Link:
         self._station.on_down(connection)
 
 
-def _why_not(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-        return (
-            "this end speaks TLS and the other does not: "
-            "set LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA on both ends or on neither"
-        )
-    return str(error)
-
-
 class LinkServer:
     """A server's end: listens, and keeps the open connections until each is lost or drained."""
 
@@ -247,32 +212,40 @@ class LinkServer:
         self._admit = admit
         self._openings: set[ServerOpening] = set()
         self._server: asyncio.Server | None = None
+        self._secured = (
+            SecuredStrangers(tls_context(station.tls, server=True), self._stranger, self._refused)
+            if station.tls
+            else None
+        )
         self._closing = False
 
     async def start(self) -> None:
         """Listen. A port of 0 becomes the one that was found."""
-        station = self._station
-        context = tls_context(station.tls, server=True) if station.tls else None
+        limits = self._station.limits
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._stranger,
-                self._host,
-                self.port,
-                # A burst larger than this waits a second for its kernel to knock again.
-                backlog=station.limits.openings_max,
-                ssl=context,
-                ssl_handshake_timeout=station.limits.opening_s if context else None,
-                ssl_shutdown_timeout=station.limits.opening_s if context else None,
+            # A burst larger than the backlog waits a second for its kernel to knock again.
+            listening = socket.create_server(
+                (self._host, self.port),
+                family=socket.AF_INET6 if ":" in self._host else socket.AF_INET,
+                backlog=limits.openings_max,
             )
         except OSError as error:
             raise FatalError(
                 f"cannot listen for links on {self._host} port {self.port}: {error.strerror}"
             ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = listening.getsockname()[1]
+        if self._secured is not None:
+            self._secured.start(listening, limits.openings_max, limits.opening_s)
+        else:
+            self._server = await asyncio.get_running_loop().create_server(
+                self._stranger, sock=listening, backlog=limits.openings_max
+            )
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Take no more connections, finish what is under way within `drain_s`, close all."""
         self._closing = True
+        if self._secured is not None:
+            await self._secured.close()
         if self._server is not None:
             self._server.close()
         for opening in list(self._openings):
@@ -301,13 +274,16 @@ class LinkServer:
 
         def refused(reason: str) -> None:
             self._openings.discard(opening)
-            station.counters.connections_refused += 1
-            log.warning("link refused", reason=reason)
+            self._refused(reason)
 
         opening = ServerOpening(
             station.identity, self._admit, station.limits.opening_s, opened, refused, made
         )
         return opening
+
+    def _refused(self, reason: str) -> None:
+        self._station.counters.connections_refused += 1
+        log.warning("link refused", reason=reason)
 
     def _gone(self, connection: Connection, reason: str) -> None:
         self.connections.discard(connection)

@@ -44,7 +44,7 @@ class Identity:
 
     role: Role
     id: str
-    secret: bytes = field(repr=False)
+    secret: str = field(repr=False)
     epoch: Callable[[], int] = lambda: 0
     store_id: bytes = no_store_id
 
@@ -80,6 +80,8 @@ OnOpen = Callable[[asyncio.Transport, Hello, FrameDecoder, list[Frame]], None]
 """Takes the transport over. The frames came with the last one of the opening."""
 
 OnRefused = Callable[[str], None]
+
+shutting_down: Final = "shutting down"
 
 # How TLS begins: an alert or a handshake of any version. As the length of a frame it is out of
 # bounds, so the two are never mistaken for each other.

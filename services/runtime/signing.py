@@ -35,6 +35,7 @@ import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import FixRequest, RetryLater
+from services.core.subkey import subkey
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
 
@@ -49,11 +50,6 @@ _covered_prefix = "x-ydht-"
 _form = re.compile(r"v1;(\d{1,16});([A-Za-z0-9_-]{22});([0-9a-f]{64})", re.ASCII)
 
 Headers = Iterable[tuple[str, str]]
-
-
-def subkey(cluster_secret: str, purpose: bytes) -> bytes:
-    """A key for one purpose: what is signed for one can't be used for another."""
-    return hmac.digest(cluster_secret.encode(), purpose, "sha256")
 
 
 class Signer:

@@ -20,7 +20,7 @@ patience_s = 10.0
 
 
 def identity(role: Role, name: str) -> Identity:
-    return Identity(role, name, b"the secret of this test's cluster", lambda: 7, bytes(range(16)))
+    return Identity(role, name, "the secret of this test's cluster", lambda: 7, bytes(range(16)))
 
 
 class World(Protocol):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from services.core.wire import OK, Role, first_request_kind
 from services.runtime.connection import Handlers, LinkLimits, Peer
-from services.runtime.link import Link, LinkServer, Station, TlsFiles
+from services.runtime.link import Link, LinkServer, Station
+from services.runtime.link_tls import TlsFiles
 from services.runtime.opening import Admit, anyone
 from tests.integration.raw_peer import identity, secret
 from tests.waiting import wait_until
@@ -27,7 +28,7 @@ class Service:
     """What stands behind a link in these tests, and what it saw."""
 
     name: str
-    key: bytes = secret
+    key: str = secret
     tls: TlsFiles | None = None
     held: list[tuple[Peer, int, bytes]] = field(default_factory=list)
     up: list[Peer] = field(default_factory=list)

@@ -23,11 +23,11 @@ from services.core.wire import (
 )
 from services.runtime.opening import Identity
 
-secret = b"the secret of this test's cluster"
+secret = "the secret of this test's cluster"
 patience_s = 10.0
 
 
-def identity(name: str, role: Role = Role.NODE, key: bytes = secret) -> Identity:
+def identity(name: str, role: Role = Role.NODE, key: str = secret) -> Identity:
     return Identity(role, name, key)
 
 
@@ -66,7 +66,7 @@ class RawPeer:
         assert frame[0] == kind, f"{frame} where kind {kind} was due"
         return frame[2]
 
-    async def open_as_client(self, name: str = "raw", key: bytes = secret) -> None:
+    async def open_as_client(self, name: str = "raw", key: str = secret) -> None:
         """Prove ourselves to a server, which must prove itself too."""
         hello = identity(name).hello().encode()
         self.send(HELLO, 0, hello)
@@ -75,7 +75,7 @@ class RawPeer:
         self.send(PROOF, 0, client_proof(link_key(key), hello, encoded))
         await self.expect(WELCOME)
 
-    async def open_as_server(self, name: str = "raw", key: bytes = secret) -> None:
+    async def open_as_server(self, name: str = "raw", key: str = secret) -> None:
         """Prove ourselves to a client, which must prove itself too."""
         theirs = await self.expect(HELLO)
         ours = identity(name).hello().encode()

@@ -7,6 +7,7 @@ tests run as root, else the user itself.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import shutil
@@ -279,7 +280,9 @@ async def test_a_stale_pid_that_now_is_another_process_is_no_obstacle(
         await first.stop()
     async with AsyncExitStack() as stack:
         # A live process of the server's own user, which PostgreSQL alone would take for a server.
-        other = await asyncio.create_subprocess_exec("sleep", "60", user=owner.st_uid)
+        other = await asyncio.create_subprocess_exec(
+            "sleep", "60", preexec_fn=functools.partial(os.setuid, owner.st_uid)
+        )
         stack.callback(other.kill)
         note.write_text(f"{other.pid}\n{content}")
         os.chown(note, owner.st_uid, owner.st_gid)

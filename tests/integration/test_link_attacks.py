@@ -42,7 +42,7 @@ from tests.integration.raw_peer import RawPeer, identity, raw_client, raw_server
 from tests.waiting import wait_until
 
 mib = 1024 * 1024
-wrong = b"the secret of quite another cluster"
+wrong = "the secret of quite another cluster"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ssl
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import trustme
 
 from services.core.errors import FatalError
 from services.core.wire import OK
-from services.runtime.link import Link, LinkServer, TlsFiles, tls_context
+from services.runtime.link import Link, LinkServer
+from services.runtime.link_tls import TlsFiles, tls_context
 from tests.integration.link_ends import ECHO, HOLD, Answers, Service, linked, refusal, served, up
 from tests.waiting import wait_until
 
@@ -156,7 +158,7 @@ async def test_a_tls_client_and_a_plain_server_both_say_so(
 
 
 async def test_the_secret_is_wanted_over_tls_too(certificates: Certificates) -> None:
-    service = Service("server", key=b"the secret of quite another cluster", tls=certificates.server)
+    service = Service("server", key="the secret of quite another cluster", tls=certificates.server)
     async with (
         served(service.station()) as server,
         linked(Service("client", tls=certificates.client).station(), server.port) as link,
@@ -227,3 +229,31 @@ async def test_a_key_of_another_certificate_stops_the_start(certificates: Certif
     tls = dataclasses.replace(certificates.server, key=certificates.client.key)
     with pytest.raises(FatalError, match="LINK_TLS_KEY"):
         Link(Service("client", tls=tls).station(), "127.0.0.1", 1)
+
+
+async def test_strangers_who_never_shake_hands_are_bounded_and_counted(
+    certificates: Certificates,
+) -> None:
+    station = Service("server", tls=certificates.server).station(openings_max=3, opening_s=2.0)
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(served(station))
+        for _ in range(3):
+            _, silent = await asyncio.open_connection("127.0.0.1", server.port)
+            stack.callback(silent.close)
+        client = Service("client", tls=certificates.client).station()
+        link = await stack.enter_async_context(linked(client, server.port))
+        refused = station.counters
+        await wait_until(lambda: refused.connections_refused > 0, "the door was too crowded")
+        assert not link.connected
+        # Their time is up, each is counted as refused, and whoever keeps to the rules gets in.
+        await up(link)
+        await wait_until(lambda: refused.connections_refused >= 4, "each stranger is counted")
+
+
+async def test_a_server_closes_while_strangers_shake_hands(certificates: Certificates) -> None:
+    station = Service("server", tls=certificates.server).station(opening_s=60.0)
+    async with served(station) as server:
+        reader, silent = await asyncio.open_connection("127.0.0.1", server.port)
+        await wait_until(lambda: len(asyncio.all_tasks()) > 2, "the handshake has begun")
+    assert await reader.read() == b""
+    silent.close()

@@ -36,7 +36,7 @@ class Process:
         self.clock = FakeClock(world.timeline)
         self.alive = True
         self._world = world
-        identity = Identity(Role.NODE, name, b"one secret for all of them here")
+        identity = Identity(Role.NODE, name, "one secret for all of them here")
         self.station = Station(identity, {ASK: self._asked})
         world.network.attach(self.station, self.clock)
         self.links = {peer: FakeLink(world.network, name, peer) for peer in names if peer != name}

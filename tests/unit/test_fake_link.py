@@ -35,7 +35,7 @@ class Process:
     up: list[Peer] = field(default_factory=list)
     down: list[Peer] = field(default_factory=list)
 
-    def station(self, limits: LinkLimits, secret: bytes = b"secret") -> Station:
+    def station(self, limits: LinkLimits, secret: str = "secret") -> Station:
         def echo(peer: Peer, request_id: int, body: bytes) -> None:
             self.asked.append(body)
             peer.reply(request_id, OK, body)
@@ -81,7 +81,7 @@ class Simulation:
     def run(self, seconds: float) -> None:
         self.timeline.advance(seconds)
 
-    def restart_b(self, admit: Admit = anyone, secret: bytes = b"secret") -> None:
+    def restart_b(self, admit: Admit = anyone, secret: str = "secret") -> None:
         self.b = Process("b", FakeClock(self.timeline))
         self.network.attach(self.b.station(self.limits_b, secret), self.b.clock, admit)
 
@@ -348,7 +348,7 @@ def test_another_secret_is_no_link() -> None:
     simulation = Simulation()
     simulation.b.clock.stop()
     simulation.network.crash("b")
-    simulation.restart_b(secret=b"another")
+    simulation.restart_b(secret="another")
     simulation.run(3.0)
     assert not simulation.link.connected
     assert "CLUSTER_SECRET" in str(simulation.link.last_error)

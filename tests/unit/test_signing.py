@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.core.errors import ClientError, FixRequest, RetryLater
+from services.core.subkey import subkey
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.metrics import Metrics
 from services.runtime.signing import (
@@ -16,7 +17,6 @@ from services.runtime.signing import (
     Verifier,
     signature_header,
     skew_ms_max,
-    subkey,
 )
 
 secret = "Vb8rJ2mQx0LkTz5WnYc7PdSg1HfUe4Ao"

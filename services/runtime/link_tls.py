@@ -1,0 +1,120 @@
+"""TLS on links: both ends must hold a certificate signed by the cluster's CA.
+
+Host names are not checked: nodes are reached under whatever address they advertise, and the
+opening proves who they are. Certificates are read when a process starts; a new one needs a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from services.core.errors import FatalError
+from services.runtime.opening import OnRefused, ServerOpening
+
+# Without descriptors a connection cannot be accepted; asking again at once would only spin.
+accept_retry_s: Final = 0.1
+
+
+@dataclass(slots=True, frozen=True)
+class TlsFiles:
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+def tls_context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
+    """A context in which both ends must show a certificate of the cluster's CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        context.load_verify_locations(files.authority)
+    except (OSError, ssl.SSLError) as error:
+        raise FatalError(
+            f"LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA cannot be used: {error}"
+        ) from error
+    return context
+
+
+def why_not(error: Exception) -> str:
+    """Why a connection could not be made, for people."""
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return (
+            "this end speaks TLS and the other does not: "
+            "set LINK_TLS_CERT, LINK_TLS_KEY and LINK_TLS_CA on both ends or on neither"
+        )
+    return str(error)
+
+
+class SecuredStrangers:
+    """Accepts connections and takes them through the TLS handshake, so many at a time.
+
+    The event loop's own server would begin any number of handshakes, and keep to itself how they
+    failed.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        opening: Callable[[], ServerOpening],
+        on_refused: OnRefused,
+    ) -> None:
+        self._context = context
+        self._opening = opening
+        self._on_refused = on_refused
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+
+    def start(self, listening: socket.socket, handshakes_max: int, handshake_s: float) -> None:
+        """Take over a socket that listens."""
+        listening.settimeout(0)
+        self._accepting = asyncio.create_task(
+            self._accept(listening, handshakes_max, handshake_s), name="accept links"
+        )
+
+    async def close(self) -> None:
+        tasks = [*self._handshakes, *([self._accepting] if self._accepting else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _accept(
+        self, listening: socket.socket, handshakes_max: int, handshake_s: float
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    stranger, _ = await loop.sock_accept(listening)
+                except OSError as error:
+                    self._on_refused(f"a connection could not be accepted: {error.strerror}")
+                    await asyncio.sleep(accept_retry_s)
+                    continue
+                if len(self._handshakes) >= handshakes_max:
+                    stranger.close()
+                    self._on_refused(f"{handshakes_max} other connections are just opening")
+                    continue
+                task = asyncio.create_task(self._shake_hands(stranger, handshake_s))
+                self._handshakes.add(task)
+                task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, stranger: socket.socket, handshake_s: float) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._opening,
+                stranger,
+                ssl=self._context,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=handshake_s,
+            )
+        except OSError as error:
+            self._on_refused(why_not(error))
