@@ -39,6 +39,8 @@ RECORD = 2
 EPOCH = 3
 FLOOR = 4
 REMOVE = 5
+CLOCK = 6
+CACHE = 7
 # 8 to 15 are for what the acceptors of strong operations promise.
 SLOT = 32
 LEAVES = 33
@@ -237,6 +239,11 @@ def read(file: File, offset: int, length: int) -> bytes:
         raise Corrupt(file.path, offset, "the device cannot read it") from error
 
 
+def is_zero(piece: bytes) -> bool:
+    """Whether nothing was written here. Comparing is ten times as fast as stripping."""
+    return piece == _zeros or not piece.strip(b"\0")
+
+
 def read_tail(file: File, offset: int) -> Iterator[bytes | None]:
     """What stands from `offset` on, without the zeros at the end.
 
@@ -246,8 +253,9 @@ def read_tail(file: File, offset: int) -> Iterator[bytes | None]:
     used = 0
     while piece := read(file, offset, piece_bytes):
         offset += len(piece)
-        if piece == _zeros:
-            pieces.append(_zeros)  # A segment is mostly zeros: hold them once.
+        if is_zero(piece):
+            # A segment is mostly zeros: hold them once.
+            pieces.append(_zeros if len(piece) == piece_bytes else piece)
         else:
             pieces.append(piece)
             used = len(pieces)

@@ -183,7 +183,10 @@ class Log:
             self.on_failure(error)
 
     def close(self) -> None:
-        """Commit nothing more and close the files. Wait for `idle` first to lose nothing."""
+        """Commit nothing more and close the files. Wait for `idle` first to lose nothing.
+
+        The disk may still be making a segment: close it too before the directory is let go.
+        """
         self._busy = self._closed = True
         self._preparation.close()
         if self._file is not None:
@@ -194,6 +197,13 @@ class Log:
     def idle(self) -> bool:
         """Whether everything appended is durable."""
         return self.durable_sequence == self.next_sequence - 1
+
+    @property
+    def newest(self) -> Batch | None:
+        """The batch of the latest change; None if everything is durable."""
+        if self.open.bytes:
+            return self.open
+        return self._waiting[-1] if self._waiting else self.flying
 
     @property
     def spare_ready(self) -> bool:

@@ -37,6 +37,7 @@ from services.dhtnode.frame import (
     Visit,
     decode_segment,
     find_later_batch,
+    is_zero,
     piece_bytes,
     read,
     read_tail,
@@ -145,7 +146,7 @@ class Recovery:
                 if file.size() < segment_head_bytes:
                     raise Corrupt(path, file.size(), "it ends here, and no segment is that short")
                 offset = 0
-                while (piece := read(file, offset, piece_bytes)) and not piece.strip(b"\0"):
+                while (piece := read(file, offset, piece_bytes)) and is_zero(piece):
                     offset += len(piece)
                     yield
             if piece:

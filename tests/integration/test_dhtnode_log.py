@@ -268,13 +268,35 @@ def test_an_error_of_the_disk_is_told_once_and_nothing_is_acknowledged_after_it(
     assert acknowledged.items() <= again.table.items()
 
 
+def test_after_a_failure_elsewhere_what_was_about_to_be_committed_is_not_written() -> None:
+    node = started()
+    node.fill(20)
+    node.put(21)
+    node.log.fail(OSError(errno.EIO, "Input/output error", "a snapshot"))
+    writes = node.disk.counters.writes
+    node.settle(1.0)
+    assert node.disk.counters.writes == writes
+    assert node.log.durable_sequence == 20
+
+
+def test_after_closing_what_was_about_to_be_committed_is_not_written() -> None:
+    node = started()
+    node.fill(20)
+    node.put(21)
+    node.log.close()
+    node.settle(1.0)
+    assert node.log.durable_sequence == 20
+    assert node.failures == []
+
+
+@pytest.mark.parametrize("act", [next_segment, take_snapshot])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_directory_sync_without_space_is_not_taken_for_a_shortage(code: int) -> None:
+def test_a_directory_sync_without_space_is_not_taken_for_a_shortage(code: int, act: Act) -> None:
     """The name may or may not be there: that is not the state before."""
     node = started()
     node.fill(20)
     node.disk.fail("sync_directory", code, times=None)
-    node.fill(200)
+    act(node)
     assert [failure.errno for failure in node.failures] == [code]
 
 
@@ -412,7 +434,6 @@ def test_without_syncs_the_disk_is_asked_for_none() -> None:
 
 
 async def test_on_the_machines_own_disk_it_is_all_there_after_a_restart(tmp_path: Path) -> None:
-    disk = SystemDisk()
     table: dict[bytes, bytes] = {}
     failures: list[OSError] = []
     finished: list[OSError | None] = []
@@ -421,7 +442,7 @@ async def test_on_the_machines_own_disk_it_is_all_there_after_a_restart(tmp_path
     def apply(_: int, body: bytes) -> None:
         table[body[:4]] = body
 
-    def open_log() -> tuple[NodeDirectory, Log]:
+    def open_log(disk: SystemDisk) -> tuple[NodeDirectory, Log]:
         directory = NodeDirectory.open(disk, tmp_path / "node", "node-1", os.urandom(16))
         recovery = Recovery(directory, apply)
         for _ in recovery.steps():
@@ -446,7 +467,8 @@ async def test_on_the_machines_own_disk_it_is_all_there_after_a_restart(tmp_path
     durable: list[Batch] = []
     for life in range(3):
         table.clear()
-        directory, log = open_log()
+        disk = SystemDisk()
+        directory, log = open_log(disk)
         assert table == written
         for number in range(8_000):
             body = number.to_bytes(4, "big") + life.to_bytes(1, "big") * 250
@@ -460,8 +482,8 @@ async def test_on_the_machines_own_disk_it_is_all_there_after_a_restart(tmp_path
         ).start()
         await wait_until(lambda: len(finished) > life and log.idle, "the snapshot was written")  # noqa: B023 - awaited here.
         log.close()
+        disk.close()
         directory.close()
     assert failures == []
     assert finished == [None] * 3
     assert sum(batch.last - batch.first + 1 for batch in durable) == 24_000
-    disk.close()

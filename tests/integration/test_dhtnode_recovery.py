@@ -188,6 +188,15 @@ def test_what_a_killed_process_left_unsynced_is_not_lost_once_it_was_shown(seed:
     assert again.found.next_sequence == 30
 
 
+def test_frames_that_a_snapshot_contains_are_not_applied_again() -> None:
+    node = filled(50)
+    node.snapshot()
+    again = node.restart()
+    assert again.table == node.table
+    assert again.found.next_sequence == 51
+    assert not any(kind == RECORD for kind, _ in again.applied)
+
+
 # Damage to snapshots.
 
 
