@@ -15,7 +15,9 @@ from services.dhtnode.frame import (
     RECORD,
     Corrupt,
     SegmentHead,
+    SnapshotEnd,
     encode,
+    encode_end,
     encode_segment,
     encode_start,
     head_bytes,
@@ -290,6 +292,16 @@ def test_a_snapshot_that_is_not_whole_is_damaged(kept: str) -> None:
     again = DurableNode(node.disk, node.timeline)
     assert again.table == node.table
     assert len(again.found.warnings) == 1
+
+
+def test_a_snapshot_whose_end_counts_other_records_is_damaged() -> None:
+    node = with_two_snapshots()
+    newest = snapshots_of(node)[-1]
+    wrong = encode_end(seed_of(store_id), 401, SnapshotEnd(18, 257, 400))
+    overwrite(node, newest, len(node.content(newest)) - len(wrong), wrong)
+    again = node.restart()
+    assert "its end counts other frames than it has" in again.found.warnings[0]
+    assert again.table == node.table
 
 
 # Damage to the log.
