@@ -7,10 +7,10 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import link
+from bench import link, table
 from bench.report import Row, quiet, show
 
-suites: dict[str, Callable[[], list[Row]]] = {"link": link.rows}
+suites: dict[str, Callable[[], list[Row]]] = {"link": link.rows, "table": table.rows}
 
 
 def main() -> None:

@@ -1,0 +1,152 @@
+"""What a node keeps of each namespace and tenant beside the records: counts, order, recency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.core.key import tenant_prefix
+from services.core.record import head_bytes
+from services.dhtnode.index import Index, run_keys
+from services.dhtnode.recency import Recency
+
+# So many keys, or a quarter of what there is, may vanish before an index is brought up to date
+# without a listing that needs it. It bounds the memory of a namespace whose keys come and go.
+_removed_min = 4 * run_keys
+
+
+class Counts:
+    """How much there is of something.
+
+    `keys` are values that a client may see; one that expired counts until it is trimmed.
+    `tombstones` are the records that are kept for their version alone: deleted, or trimmed.
+    `bytes` are those of the keys, as clients know them, with their values and metadata;
+    tombstones have none.
+    """
+
+    __slots__ = ("bytes", "keys", "tombstones")
+
+    def __init__(self) -> None:
+        self.keys = 0
+        self.tombstones = 0
+        self.bytes = 0
+
+    @property
+    def records(self) -> int:
+        return self.keys + self.tombstones
+
+
+class Tenant(Counts):
+    __slots__ = ("namespaces",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespaces: dict[bytes, Namespace] = {}
+
+
+class Namespace(Counts):
+    """One namespace of one tenant, for as long as it has records or is declared a cache."""
+
+    __slots__ = (
+        "fixed_bytes",
+        "index",
+        "max_items",
+        "name",
+        "prefix",
+        "recency",
+        "tenant",
+        "total",
+    )
+
+    def __init__(
+        self, prefix: bytes, tenant: Tenant, total: Counts, present: Callable[[bytes], bool]
+    ) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.name = prefix[9:]
+        self.tenant = tenant
+        self.total = total
+        self.index = Index(present)
+        # What a key and a record have that a client does not count.
+        self.fixed_bytes = len(prefix) + head_bytes
+        # Above 0 the namespace is a cache. Its keys that are in `recency` are not in the digests.
+        # A store has a recency only while the keys of what was a cache return to the digests.
+        self.max_items = 0
+        self.recency: Recency | None = None
+
+    def count(self, keys: int, tombstones: int, size: int) -> None:
+        """Add to the counts of the namespace, of its tenant, and of everything."""
+        tenant, total = self.tenant, self.total
+        self.keys += keys
+        tenant.keys += keys
+        total.keys += keys
+        self.bytes += size
+        tenant.bytes += size
+        total.bytes += size
+        if tombstones:
+            self.tombstones += tombstones
+            tenant.tombstones += tombstones
+            total.tombstones += tombstones
+
+    @property
+    def index_lags(self) -> bool:
+        return self.index.removed > _removed_min + self.records // 4
+
+
+class Namespaces:
+    """All namespaces that there are, by what their storage keys begin with. They spring up with
+    their first record and vanish with the last."""
+
+    __slots__ = ("_present", "_tenants", "by_prefix", "lagging", "total")
+
+    def __init__(self, present: Callable[[bytes], bool]) -> None:
+        self._present = present
+        self._tenants: dict[bytes, Tenant] = {}
+        self.by_prefix: dict[bytes, Namespace] = {}
+        self.total = Counts()
+        # Those whose index wants to be brought up to date, although no listing waits for it.
+        self.lagging: dict[bytes, Namespace] = {}
+
+    def open(self, prefix: bytes) -> Namespace:
+        """The namespace, new if need be."""
+        namespace = self.by_prefix.get(prefix)
+        if namespace is None:
+            tenant = self._tenants.get(prefix[:8])
+            if tenant is None:
+                tenant = self._tenants[prefix[:8]] = Tenant()
+            namespace = Namespace(prefix, tenant, self.total, self._present)
+            self.by_prefix[prefix] = tenant.namespaces[prefix] = namespace
+        return namespace
+
+    def tenant(self, tenant: int) -> Tenant:
+        return self._tenants.get(tenant_prefix(tenant)) or Tenant()
+
+    def removed(self, namespace: Namespace, key: bytes) -> None:
+        """The record of a key has gone, and is counted no more."""
+        namespace.index.touch_removed(key)
+        if namespace.index_lags:
+            self.lagging[namespace.prefix] = namespace
+        if not namespace.records:
+            self.close_if_empty(namespace)
+
+    def close_if_empty(self, namespace: Namespace) -> None:
+        if namespace.records or namespace.max_items or namespace.recency is not None:
+            return
+        prefix = namespace.prefix
+        if namespace.index.is_large:
+            # Freeing that many keys at once would hold the loop; emptying the index does not.
+            self.lagging[prefix] = namespace
+            return
+        self.lagging.pop(prefix, None)
+        del self.by_prefix[prefix]
+        del namespace.tenant.namespaces[prefix]
+        if not namespace.tenant.namespaces:
+            del self._tenants[prefix[:8]]
+
+    def tend_slice(self, budget: int) -> bool:
+        """Bring an index that lags behind nearer to the present; whether none lags."""
+        for namespace in self.lagging.values():
+            if namespace.index.merge_slice(namespace.index.mark, budget):
+                del self.lagging[namespace.prefix]
+                self.close_if_empty(namespace)
+            return not self.lagging
+        return True
