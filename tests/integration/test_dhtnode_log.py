@@ -57,6 +57,21 @@ def test_a_turn_of_the_loop_is_one_batch_and_what_comes_during_its_sync_is_the_n
     assert node.log.counters.bytes == 19 * (head_bytes + 6)
 
 
+def test_the_batch_of_the_latest_change_is_known_until_it_is_durable() -> None:
+    node = started()
+    assert node.log.newest is None
+    first = node.put(1)
+    assert node.log.newest is first
+    node.settle(0.0)
+    assert node.log.newest is node.log.flying is first
+    second = node.put(2)
+    assert node.log.newest is second
+    node.log.rotate()
+    assert node.log.newest is second
+    node.settle()
+    assert node.log.newest is None
+
+
 def test_a_batch_is_bounded_and_the_rest_waits_for_the_next() -> None:
     node = started()
     for number in range(1, 101):
