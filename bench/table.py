@@ -93,7 +93,7 @@ def fill(table: Table, count: int, batch: int = 10_000) -> float:
 def filled_rows(count: int) -> list[Row]:
     million = f"{count / 1e6:g} million keys"
     before = resident_bytes()
-    table = Table(digest_key(b"a secret for the benchmark alone"))
+    table = Table(digest_key("a secret for the benchmark alone"))
     put_us = fill(table, count)
     index_s, longest_ms, slices = build_index(table)
     gc.collect()
@@ -179,7 +179,7 @@ def export_rows(table: Table, count: int) -> list[Row]:
     exported_s = time.thread_time() - started
     rows = [Row("export of all slots", count / exported_s, "records/s")]
     for name, leaves_follow in (("leaves loaded", True), ("digests computed", False)):
-        loaded = Table(digest_key(b"a secret for the benchmark alone"))
+        loaded = Table(digest_key("a secret for the benchmark alone"))
         started = time.thread_time()
         for slot, bodies, leaves in chunks:
             for body in bodies:
@@ -195,7 +195,7 @@ def export_rows(table: Table, count: int) -> list[Row]:
 
 def cache_rows(max_items: int) -> list[Row]:
     before = resident_bytes()
-    table = Table(digest_key(b"a secret for the benchmark alone"))
+    table = Table(digest_key("a secret for the benchmark alone"))
     table.declare_cache(prefix, max_items)
     longest, puts = 0.0, 3 * max_items // 2
     seconds = 0.0

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import psutil  # type: ignore[import-untyped]
 
 from services.core.errors import FatalError
+from services.runtime.settings import link_port_offset
 
-link_offset = 1000
 port_max = 65535
 
 gateway_offset = 0
@@ -31,7 +31,7 @@ later_nodes_offset = 10
 replicator_offsets = (5, 7, 8, 9)
 replicators_max = len(replicator_offsets)
 # The next node's port would be the gateway's link port.
-nodes_max = len(first_node_offsets) + link_offset - later_nodes_offset
+nodes_max = len(first_node_offsets) + link_port_offset - later_nodes_offset
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,7 +65,7 @@ def replicator_name(number: int) -> str:
 
 
 def link_port(http_port: int) -> int:
-    return http_port + link_offset
+    return http_port + link_port_offset
 
 
 def plan_ports(base: int, *, nodes: int, replicators: int) -> PortPlan:
@@ -76,7 +76,7 @@ def plan_ports(base: int, *, nodes: int, replicators: int) -> PortPlan:
         raise FatalError(
             f"{replicators} replicators asked for: there can be 1 to {replicators_max}"
         )
-    node_offsets = [*first_node_offsets, *range(later_nodes_offset, link_offset)]
+    node_offsets = [*first_node_offsets, *range(later_nodes_offset, link_port_offset)]
     plan = PortPlan(
         gateway=base + gateway_offset,
         usermanager=base + usermanager_offset,

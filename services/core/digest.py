@@ -23,6 +23,7 @@ from struct import Struct
 from services.core.errors import PeerError
 from services.core.hlc import Version
 from services.core.ring import leaf_bits, leaf_count, slot_count
+from services.core.subkey import subkey
 
 leaf_bytes = 8
 leaves_bytes = leaf_count * leaf_bytes
@@ -33,11 +34,9 @@ _zeros = bytes(leaves_bytes)
 _leaves = Struct(f">{leaf_count}Q")
 
 
-def digest_key(cluster_secret: bytes) -> bytes:
-    """The key of a cluster's digests, of use for nothing else."""
-    key = blake2b(digest_size=digest_key_bytes, person=b"ydht digests")
-    key.update(cluster_secret)
-    return key.digest()
+def digest_key(cluster_secret: str) -> bytes:
+    """The key of a cluster's digests."""
+    return subkey(cluster_secret, b"ydht digests")
 
 
 class Digests:

@@ -81,6 +81,16 @@ def storage_key(tenant: int, namespace: bytes, key: bytes) -> bytes:
     return namespace_prefix(tenant, namespace) + key
 
 
+def check_storage_key(data: bytes) -> bytes:
+    """The bytes themselves if `split_storage_key` takes them; for the hot path."""
+    size = len(data)
+    if not storage_key_bytes_min <= size <= storage_key_bytes_max or not (
+        0 < data[8] < size - _fixed_bytes <= data[8] + key_bytes_max
+    ):
+        split_storage_key(data)
+    return data
+
+
 def split_storage_key(data: bytes) -> KeyParts:
     """The parts of a storage key; `PeerError` if the bytes are not one."""
     if not storage_key_bytes_min <= len(data) <= storage_key_bytes_max:

@@ -45,6 +45,11 @@ def encode_chunks(
         yield b"".join((chunk_head.pack(slot, count), *parts))
 
 
+def count_of(chunk: bytes) -> int:
+    """How many records a chunk that we made has."""
+    return int(chunk_head.unpack_from(chunk)[1])
+
+
 def decode_chunk(body: bytes) -> tuple[int, list[bytes], list[bytes]]:
     """The slot of a chunk, its keys, and their records; `PeerError` unless each may be stored."""
     if len(body) < chunk_head.size:

@@ -38,7 +38,7 @@ from services.core.hlc import Version
 from services.core.record import head_bytes
 from services.core.ring import leaf_count, place_of, slot_count, slot_of
 from services.dhtnode.cache import Caches
-from services.dhtnode.chunk import decode_chunk, encode_chunks
+from services.dhtnode.chunk import count_of, decode_chunk, encode_chunks
 from services.dhtnode.listing import Page, Query, Scan, list_page, scan_page
 from services.dhtnode.namespace import Counts, Namespace, Namespaces
 
@@ -229,6 +229,14 @@ class Table:
         """Chunks of all records of the slot as they are now, whatever happens while the chunks
         are taken; `leaves` of the same turn belong to them."""
         return encode_chunks(slot, list(self._slots[slot].items()), chunk_bytes)
+
+    def export_piece(self, slot: int, after: bytes, chunk_bytes: int) -> tuple[bytes, bytes]:
+        """One chunk of the records of a slot whose keys are above `after`, in order of keys, and
+        the last of these keys; nothing and nothing where there are no more."""
+        items = sorted(item for item in self._slots[slot].items() if item[0] > after)
+        for chunk in encode_chunks(slot, items, chunk_bytes):
+            return chunk, items[count_of(chunk) - 1][0]
+        return b"", b""
 
     def import_chunk(self, body: bytes, *, leaves_follow: bool = False) -> int:
         """Take over the records of a chunk, or the greater one where there is one already, and

@@ -16,6 +16,7 @@ from typing import Final
 
 from services.core.errors import FatalError
 from services.runtime.opening import OnRefused, ServerOpening
+from services.runtime.settings import ServiceSettings
 
 # Without descriptors a connection cannot be accepted; asking again at once would only spin.
 accept_retry_s: Final = 0.1
@@ -26,6 +27,18 @@ class TlsFiles:
     certificate: Path
     key: Path
     authority: Path
+
+
+def tls_files(settings: ServiceSettings) -> TlsFiles | None:
+    """What the settings name, which are all there or none."""
+    certificate, key, authority = (
+        settings.link_tls_cert,
+        settings.link_tls_key,
+        settings.link_tls_ca,
+    )
+    if certificate is None or key is None or authority is None:
+        return None
+    return TlsFiles(certificate, key, authority)
 
 
 def tls_context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:

@@ -10,6 +10,7 @@ keeps the name that every dashboard knows.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import sys
@@ -17,9 +18,10 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -30,6 +32,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest as plain_text
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Number = int | float
 Reading = Number | Mapping[str, Number] | Mapping[tuple[str, ...], Number]
@@ -120,6 +125,13 @@ class Metrics(Collector):
         """Show what `read` returns: a number, or a mapping of label values if there are labels."""
         self._claim(name)
         self._figures[name] = _Figure(name, kind, help, read, labels)
+
+    def add_counters(self, prefix: str, whose: str, counters: DataclassInstance) -> None:
+        """Show every field of a dataclass of integers that only ever grow."""
+        for field in dataclasses.fields(counters):
+            words = field.name.replace("_", " ")
+            read = partial(getattr, counters, field.name)
+            self.add(f"{prefix}_{field.name}", "counter", f"{words.capitalize()} {whose}", read)
 
     def add_histogram(self, name: str, help: str, histogram: Histogram) -> None:  # noqa: A002  As above.
         self._claim(name)

@@ -33,6 +33,8 @@ from services.runtime.env_file import env_file_name, read_env, read_secret_file
 
 S = TypeVar("S")
 
+# Links listen this far above HTTP, everywhere.
+link_port_offset = 1000
 # Long enough to recognise a value in an error line, short enough for the line to stay one.
 shown_chars_max = 80
 
@@ -158,8 +160,7 @@ class ServiceSettings:
 
     @property
     def link_port(self) -> int:
-        """Links listen 1000 above HTTP, everywhere."""
-        return self.port + 1000
+        return self.port + link_port_offset
 
     @property
     def advertised_host(self) -> str:

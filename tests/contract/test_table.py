@@ -21,7 +21,7 @@ from tests.contract.plain_table import PlainTable
 
 AnyTable = Table | PlainTable
 
-secret = digest_key(b"what the tests know")
+secret = digest_key("what the tests know")
 start_ms = 1_800_000_000_000
 whole = 10**9
 here = namespace_prefix(7, b"here")

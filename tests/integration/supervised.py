@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from services.cli.ports import link_offset
+from services.runtime.settings import link_port_offset
 from tests.waiting import wait_until
 
 programs = Path(__file__).with_name("programs")
@@ -31,7 +31,7 @@ def free_port() -> int:
         with socket.create_server(("127.0.0.1", 0)) as first:
             port: int = first.getsockname()[1]
             with suppress(OSError, OverflowError):
-                socket.create_server(("127.0.0.1", port + link_offset)).close()
+                socket.create_server(("127.0.0.1", port + link_port_offset)).close()
                 return port
 
 

@@ -189,7 +189,7 @@ def test_the_successor_of_a_prefix_stands_right_behind_all_that_begin_with_it(
 
 
 def filled(texts: list[bytes]) -> Table:
-    table = Table(digest_key(b""))
+    table = Table(digest_key(""))
     for text in texts:
         table.put(slot_of(prefix + text), prefix + text, record())
     while not table.index_slice(prefix, table.index_mark(prefix), 10_000):
@@ -232,7 +232,7 @@ def test_a_page_may_end_inside_of_a_group_that_it_has_not_shown() -> None:
 
 
 def test_a_namespace_whose_keys_come_and_go_does_not_grow() -> None:
-    table = Table(digest_key(b""))
+    table = Table(digest_key(""))
     index_bound = 12 * run_keys
     for number in range(15 * run_keys):
         key = prefix + b"%d" % number
@@ -279,7 +279,7 @@ def test_the_oldest_key_is_the_one_that_a_list_would_name(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -> None:
     rng = random.Random(seed)
-    table = Table(digest_key(b""))
+    table = Table(digest_key(""))
     store = namespace_prefix(8, b"store")
     keys = [name + b"%d" % number for name in (prefix, store) for number in range(120)]
     declared = limit = 0
@@ -303,7 +303,7 @@ def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -
                 declared = 0
                 table.forget_cache(prefix)
         assert table.rebuild_digest(slot) == []
-        expected = PlainTable(digest_key(b""))
+        expected = PlainTable(digest_key(""))
         expected.records = {
             held: found
             for held in table.keys(slot)
@@ -318,7 +318,7 @@ def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -
 
 
 def test_a_lowered_limit_is_reached_by_puts_alone() -> None:
-    table = Table(digest_key(b""))
+    table = Table(digest_key(""))
     table.declare_cache(prefix, 100)
     numbers = iter(range(10_000))
     for number in islice(numbers, 100):
@@ -333,7 +333,7 @@ def test_a_lowered_limit_is_reached_by_puts_alone() -> None:
 
 
 def test_memory_is_estimated_from_what_is_there() -> None:
-    table = Table(digest_key(b""))
+    table = Table(digest_key(""))
     empty = table.memory_bytes
     keys = [prefix + b"%d" % number for number in range(100)]
     for key in keys:

@@ -17,7 +17,7 @@ from services.core.digest import (
 from services.core.errors import PeerError
 from services.core.ring import leaf_bits, leaf_count, place_of, slot_count, slot_of
 
-secret = digest_key(b"what the tests know")
+secret = digest_key("what the tests know")
 nothing = bytes(leaves_bytes)
 
 storage_keys = st.binary(min_size=1, max_size=40)
@@ -48,8 +48,8 @@ def test_keys_of_one_slot_spread_over_its_leaves() -> None:
 
 
 def test_the_key_of_digests_is_not_the_secret_of_the_cluster() -> None:
-    assert digest_key(b"one") != digest_key(b"two")
-    assert len(digest_key(b"")) == 32
+    assert digest_key("one") != digest_key("two")
+    assert len(digest_key("")) == 32
     with pytest.raises(ValueError, match="32 bytes"):
         Digests(b"what an operator typed")
 
@@ -121,4 +121,4 @@ def test_leaves_of_any_other_length_are_the_peers_fault(size: int) -> None:
 def test_a_version_does_not_run_into_its_key() -> None:
     digests = Digests(secret)
     assert digests.hash_of(b"ab", b"c" * 12) != digests.hash_of(b"abc", b"c" * 12)
-    assert digests.hash_of(b"ab", b"c" * 12) != Digests(digest_key(b"")).hash_of(b"ab", b"c" * 12)
+    assert digests.hash_of(b"ab", b"c" * 12) != Digests(digest_key("")).hash_of(b"ab", b"c" * 12)

@@ -1,0 +1,310 @@
+"""What a node is asked over links, and what it answers: kinds and the bytes of their bodies.
+
+Bodies of the hot path are packed by hand; a caller that knows a storage key sends
+
+    GET         key                                        → OK  record, or nothing
+    WRITE       epoch u64 · key_len u16 · key · record     → OK once durable
+
+and the rest comes many at a time or seldom:
+
+    GET_MANY    count u16 · (key_len u16 · key)…
+        → OK    count u16 · (size u32 · record)…
+    WRITE_MANY  epoch u64 · count u16 · (key_len u16 · record_len u32 · key · record)…
+        → OK    count u16 · (kind u8 · size u8 · detail)…
+    LIST        msgpack ListQuery                          → OK  msgpack ListPage
+    SCAN        msgpack ListQuery                          → OK  msgpack ScanPage
+    COUNT       tenant prefix, or namespace prefix         → OK  msgpack Count
+    DIGESTS     first u16 · count u16                      → OK  8 bytes for each slot
+    LEAVES      slot u16                                   → OK  64 of u64
+    VERSIONS    slot u16 · mask of leaves u64 · after
+        → OK    more u8 · (key_len u16 · key · version)…
+    SLOT        slot u16 · after                           → OK  last_len u16 · last · chunk
+    EPOCH       a cluster map                              → OK  epoch u64
+    CACHES      msgpack list of Cache                      → OK
+    CAUGHT_UP   nothing                                    → OK
+
+VERSIONS and SLOT go through a slot by pages in the order of its keys: `after` is the last key of
+the page before. A SLOT that has no more is answered with nothing behind a last_len of 0.
+
+Whatever else is answered means that nothing was done: NEWER and BELOW_FLOOR bring the version that
+stands in the way, WRONG_EPOCH the epoch to use, AHEAD the node's wall clock, the others a text.
+All integers are big-endian. `decode_*` raise PeerError for bytes that no encoder here makes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+
+from services.core.errors import PeerError
+from services.core.ring import slot_count
+from services.core.wire import frame_bytes_max, header_bytes
+
+GET: Final = 16
+WRITE: Final = 17
+GET_MANY: Final = 18
+WRITE_MANY: Final = 19
+LIST: Final = 24
+SCAN: Final = 25
+COUNT: Final = 26
+DIGESTS: Final = 27
+LEAVES: Final = 28
+VERSIONS: Final = 29
+SLOT: Final = 30
+EPOCH: Final = 31
+CACHES: Final = 32
+CAUGHT_UP: Final = 33
+
+NEWER: Final = 144
+WRONG_EPOCH: Final = 145
+BELOW_FLOOR: Final = 146
+AHEAD: Final = 147
+STORAGE_FULL: Final = 148
+NOT_READY: Final = 149
+MALFORMED: Final = 150
+
+# A batch request of a client holds 1000 operations; a repair sends as many.
+items_max: Final = 4_096
+# An answer must fit a frame whatever the values' sizes; what does not fit is marked so.
+answer_bytes_max: Final = frame_bytes_max - header_bytes
+# How much of a listing one request may cost a node.
+list_limit_max: Final = 1_000
+
+u16 = struct.Struct(">H")
+u32 = struct.Struct(">I")
+u64 = struct.Struct(">Q")
+_write_head = struct.Struct(">QH")
+_many_head = struct.Struct(">QH")
+_item_head = struct.Struct(">HI")
+_status_head = struct.Struct(">BB")
+slot_bitmap_bytes: Final = slot_count // 8
+
+write_head_bytes: Final = _write_head.size
+# Stands for the size of a record that did not fit the answer; ask for it alone.
+left_out: Final = 0xFFFF_FFFF
+
+
+def encode_write(epoch: int, key: bytes, record: bytes) -> bytes:
+    return _write_head.pack(epoch, len(key)) + key + record
+
+
+def encode_get_many(keys: Sequence[bytes]) -> bytes:
+    parts = [u16.pack(len(keys))]
+    for key in keys:
+        parts += (u16.pack(len(key)), key)
+    return b"".join(parts)
+
+
+def decode_get_many(body: bytes) -> list[bytes]:
+    reader = Reader(body)
+    keys = [reader.take(reader.u16()) for _ in range(reader.count())]
+    reader.end()
+    return keys
+
+
+def encode_records(records: Sequence[bytes]) -> bytes:
+    """Records in order; each that would make the answer too large is left out, and marked."""
+    parts = [u16.pack(len(records))]
+    room = answer_bytes_max - u16.size - len(records) * u32.size
+    for record in records:
+        if len(record) > room:
+            parts.append(u32.pack(left_out))
+        else:
+            parts += (u32.pack(len(record)), record)
+            room -= len(record)
+    return b"".join(parts)
+
+
+def decode_records(body: bytes) -> list[bytes | None]:
+    """The records in order; None for one that was left out."""
+    reader = Reader(body)
+    records: list[bytes | None] = []
+    for _ in range(reader.count()):
+        size = reader.u32()
+        records.append(None if size == left_out else reader.take(size))
+    reader.end()
+    return records
+
+
+def encode_write_many(epoch: int, items: Sequence[tuple[bytes, bytes]]) -> bytes:
+    parts = [_many_head.pack(epoch, len(items))]
+    for key, record in items:
+        parts += (_item_head.pack(len(key), len(record)), key, record)
+    return b"".join(parts)
+
+
+def decode_write_many(body: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """The epoch, and each key with its record."""
+    reader = Reader(body)
+    epoch = reader.u64()
+    items = []
+    for _ in range(reader.count()):
+        key_size, record_size = reader.u16(), reader.u32()
+        items.append((reader.take(key_size), reader.take(record_size)))
+    reader.end()
+    return epoch, items
+
+
+Status = tuple[int, bytes]
+"""What became of one item: OK or another answer's kind, and that answer's body."""
+
+
+def encode_statuses(statuses: Sequence[Status]) -> bytes:
+    parts = [u16.pack(len(statuses))]
+    for kind, detail in statuses:
+        parts += (_status_head.pack(kind, len(detail)), detail)
+    return b"".join(parts)
+
+
+def decode_statuses(body: bytes) -> list[Status]:
+    reader = Reader(body)
+    statuses = []
+    for _ in range(reader.count()):
+        kind, size = reader.u8(), reader.u8()
+        statuses.append((kind, reader.take(size)))
+    reader.end()
+    return statuses
+
+
+class ListQuery(msgspec.Struct, frozen=True, array_like=True):
+    """One page of a namespace, of the slots that the node is asked to speak for.
+
+    `start` is the first key that may be shown, and `next` of a page the start of the one behind
+    it. `slots` has the bit `1 << (slot & 7)` of the byte `slot >> 3` set for each slot to be heard
+    of; None stands for all. Keys are those of clients, without the prefix of the namespace.
+    """
+
+    namespace: bytes
+    prefix: bytes = b""
+    start: bytes = b""
+    limit: int = list_limit_max
+    delimiter: bytes = b""
+    slots: bytes | None = None
+    # A scan only: also what is deleted or expired.
+    tombstones: bool = False
+
+
+class ListEntry(msgspec.Struct, frozen=True, array_like=True):
+    key: bytes
+    size: int
+    version: bytes
+    expires_at_ms: int
+    created_at_ms: int
+
+
+class ListPage(msgspec.Struct, frozen=True, array_like=True):
+    """A page may be empty and yet not the last: a node looks at so many keys a time, whether they
+    match or not. `next` is None at the end."""
+
+    entries: list[ListEntry]
+    groups: list[bytes]
+    next: bytes | None
+
+
+class ScanPage(msgspec.Struct, frozen=True, array_like=True):
+    """Keys with their versions alone, for whoever deletes them."""
+
+    found: list[tuple[bytes, bytes]]
+    next: bytes | None
+
+
+class Count(msgspec.Struct, frozen=True, array_like=True):
+    """What this replica has of a tenant or of a namespace."""
+
+    keys: int
+    bytes: int
+    tombstones: int
+
+
+class Cache(msgspec.Struct, frozen=True, array_like=True):
+    """A namespace in which this node keeps at most so many keys. A node is told of all there
+    are; those it is not told of any more become stores again."""
+
+    namespace: bytes
+    items_max: Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]
+
+
+T = TypeVar("T")
+
+
+def encode_body(body: msgspec.Struct | list[Cache]) -> bytes:
+    return msgspec.msgpack.encode(body)
+
+
+def decode_body(body: bytes, of: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(body, type=of)
+    except msgspec.DecodeError as error:
+        raise PeerError(f"not a message of the form that is due: {error}") from error
+
+
+def decode_list_query(body: bytes) -> ListQuery:
+    query = decode_body(body, ListQuery)
+    check_namespace_prefix(query.namespace)
+    if not 1 <= query.limit <= list_limit_max:
+        raise PeerError(f"a list of {query.limit} keys; 1 to {list_limit_max} are allowed")
+    if query.slots is not None and len(query.slots) != slot_bitmap_bytes:
+        raise PeerError(f"a bitmap of slots has {slot_bitmap_bytes} bytes, not {len(query.slots)}")
+    return query
+
+
+def check_namespace_prefix(prefix: bytes) -> bytes:
+    """The bytes themselves if they are what every storage key of some namespace begins with."""
+    if len(prefix) < 10 or len(prefix) != 9 + prefix[8]:
+        raise PeerError(f"{len(prefix)} bytes are not the prefix of a namespace")
+    return prefix
+
+
+class Reader:
+    """Takes fields off the front of a body; running past its end is the peer's fault."""
+
+    __slots__ = ("_body", "_position")
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._position = 0
+
+    def take(self, size: int) -> bytes:
+        end = self._position + size
+        if end > len(self._body):
+            raise PeerError(f"a message of {len(self._body)} bytes ends inside of a field")
+        taken = self._body[self._position : end]
+        self._position = end
+        return taken
+
+    def rest(self) -> bytes:
+        return self.take(len(self._body) - self._position)
+
+    def slot(self) -> int:
+        slot = self.u16()
+        if slot >= slot_count:
+            raise PeerError(f"slot {slot}; there are {slot_count}")
+        return slot
+
+    def u8(self) -> int:
+        return self.take(1)[0]
+
+    def u16(self) -> int:
+        return int.from_bytes(self.take(2), "big")
+
+    def u32(self) -> int:
+        return int.from_bytes(self.take(4), "big")
+
+    def u64(self) -> int:
+        return int.from_bytes(self.take(8), "big")
+
+    def count(self) -> int:
+        """How many items follow."""
+        count = self.u16()
+        if count > items_max:
+            raise PeerError(f"{count} items in one message; at most {items_max} are allowed")
+        return count
+
+    def end(self) -> None:
+        """Insist that nothing is left."""
+        left = len(self._body) - self._position
+        if left:
+            raise PeerError(f"{left} bytes too many at the end of a message")

@@ -1,0 +1,49 @@
+"""The figures of a node for /metrics: what is read when somebody asks, and no sooner."""
+
+from __future__ import annotations
+
+from services.core.hlc import rfc3339
+from services.dhtnode.node import Node
+from services.runtime.metrics import Metrics
+
+
+def add_figures(metrics: Metrics, node: Node) -> None:
+    table, clock, add = node.table, node.service.clock, metrics.add
+    metrics.add_fact("node_id", lambda: node.settings.node_id)
+    metrics.add_fact("timestamp", lambda: rfc3339(clock.wall_ms()))
+    add("key_count", "gauge", "Keys with a value", lambda: table.total.keys)
+    add("tombstone_count", "gauge", "Deletions not yet collected", lambda: table.total.tombstones)
+    add("stored_bytes", "gauge", "Keys, values and metadata", lambda: table.total.bytes)
+    add("table_memory_bytes", "gauge", "Memory of the table, estimated", lambda: table.memory_bytes)
+    add("values_trimmed", "counter", "Expired values freed", lambda: table.trimmed)
+    add("epoch", "gauge", "Epoch of the cluster map", lambda: node.replica.epoch)
+    add("catching_up", "gauge", "1 while writes may be missing", lambda: _catching_up(node))
+    add("puts_refused", "gauge", "1 while storage is full", lambda: int(bool(node.replica.full)))
+    add("recovery_seconds", "gauge", "What the recovery took", lambda: node.recovery_s)
+    metrics.add_counters("replica", "of the replica", node.replica.counters)
+    metrics.add_counters("link", "of all links", node.link_counters)
+    _add_log(metrics, node)
+
+
+def _add_log(metrics: Metrics, node: Node) -> None:
+    """A node that still recovers has neither log nor upkeep: their figures are zeros."""
+
+    def of_log(name: str) -> int:
+        return 0 if node.log is None else int(getattr(node.log.counters, name))
+
+    def of_upkeep(name: str) -> int:
+        return 0 if node.upkeep is None else int(getattr(node.upkeep, name))
+
+    add = metrics.add
+    add("wal_size", "gauge", "Bytes in the log", lambda: node.log.used_bytes if node.log else 0)
+    add("wal_frames", "counter", "Changes made durable", lambda: of_log("frames"))
+    add("wal_bytes", "counter", "Bytes made durable", lambda: of_log("bytes"))
+    add("wal_syncs", "counter", "Syncs of the log", lambda: of_log("batches"))
+    metrics.add_histogram("wal_batch_frames", "Changes made durable by a sync", node.batch_sizes)
+    add("snapshots", "counter", "Snapshots written", lambda: of_upkeep("snapshots"))
+    add("snapshot_failures", "counter", "No room for one", lambda: of_upkeep("snapshot_failures"))
+    add("snapshot_bytes", "gauge", "Size of the newest", lambda: of_upkeep("snapshot_bytes"))
+
+
+def _catching_up(node: Node) -> int:
+    return int(node.membership.catching_up)

@@ -1,0 +1,252 @@
+"""One node from its directory to its links: opening, recovering, serving, ending.
+
+    opened ──► recovering ──► serving ──► closed
+
+The directory is opened when the service starts, so that one that is in use, or another node's,
+stops it at once. Recovery runs while /health and /metrics answer already; links are taken when
+the replica is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+from services.core.digest import digest_key
+from services.core.errors import FatalError, PeerError
+from services.core.wire import OK, Role
+from services.dhtnode.directory import NodeDirectory
+from services.dhtnode.frame import store_id_bytes
+from services.dhtnode.handlers import NodeHandlers
+from services.dhtnode.log import Batch, Log
+from services.dhtnode.membership import Membership, map_name
+from services.dhtnode.recovery import Recovered, Recovery
+from services.dhtnode.replica import Replica
+from services.dhtnode.settings import NodeSettings
+from services.dhtnode.table import Table
+from services.dhtnode.upkeep import Upkeep
+from services.runtime import telemetry
+from services.runtime.connection import LinkCounters, Peer
+from services.runtime.disk import Disk
+from services.runtime.link import Link, LinkServer, Station
+from services.runtime.link_tls import tls_files
+from services.runtime.loops import Loops
+from services.runtime.metrics import Histogram
+from services.runtime.opening import Identity
+from services.runtime.service import Service
+from services.runtime.settings import link_port_offset
+
+# What is under way when a node is told to stop is a batch or two.
+drain_s: Final = 3.0
+map_bytes_max: Final = 1 << 20
+batch_sizes: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Node:
+    def __init__(self, settings: NodeSettings, service: Service, disk: Disk) -> None:
+        self.settings = settings
+        self.service = service
+        self.table = Table(digest_key(settings.cluster_secret))
+        self.replica = Replica(self.table, service.clock)
+        self.membership = Membership(self.replica, self._keep_map)
+        self.batch_sizes = Histogram(batch_sizes)
+        self.recovery_s = 0.0
+        self.link_counters = LinkCounters()
+        self.recovery: Recovery | None = None
+        self.log: Log | None = None
+        self.upkeep: Upkeep | None = None
+        self.server: LinkServer | None = None
+        self._disk = disk
+        self._directory: NodeDirectory | None = None
+        self._links: list[Link] = []
+        self._said = telemetry.logger("services.dhtnode")
+
+    @property
+    def serving(self) -> bool:
+        return self.server is not None
+
+    def open(self) -> None:
+        """Take the directory. FatalError if it is in use, or another node's."""
+        settings = self.settings
+        self._directory = NodeDirectory.open(
+            self._disk,
+            settings.data_dir / "nodes" / settings.node_id,
+            settings.node_id,
+            secrets.token_bytes(store_id_bytes),
+        )
+
+    @property
+    def directory(self) -> NodeDirectory:
+        if self._directory is None:
+            raise RuntimeError("open the node first")
+        return self._directory
+
+    async def start(self, loops: Loops) -> None:
+        """Recover what an earlier run left, then serve. FatalError if this node must not."""
+        if self.recovery is not None:
+            raise FatalError(
+                f"recovering {self.directory.path} failed in a way that nobody foresaw; the log "
+                "has the traceback"
+            )
+        self.recovery = Recovery(self.directory, self.replica.replay)
+        found = await self._recover(self.recovery)
+        await self._serve(found, loops)
+
+    async def _recover(self, recovery: Recovery) -> Recovered:
+        began_s = self.service.clock.monotonic_s()
+        for _ in recovery.steps():
+            await asyncio.sleep(0)
+        self.recovery_s = self.service.clock.monotonic_s() - began_s
+        found = recovery.result
+        for warning in found.warnings:
+            self._said.warning("recovery", what=warning)
+        if (cut := found.cut) is not None:
+            self._said.warning(
+                "a torn write was cut", file=str(cut.path), offset=cut.offset, bytes=cut.bytes
+            )
+        self._said.info(
+            "recovered",
+            keys=self.table.total.keys,
+            changes=recovery.progress.log_frames,
+            seconds=round(self.recovery_s, 3),
+        )
+        return found
+
+    async def _serve(self, found: Recovered, loops: Loops) -> None:
+        settings, replica = self.settings, self.replica
+        self._remember_map()
+        log = self.log = Log(
+            self.directory,
+            self.service.clock,
+            asyncio.get_running_loop().call_soon,
+            next_sequence=found.next_sequence,
+            next_index=found.next_index,
+            segments=found.segments,
+            on_durable=self._durable,
+            on_failure=self._disk_failed,
+            segment_bytes=settings.segment_bytes,
+        )
+        log.start()
+        replica.serve(log)
+        upkeep = self.upkeep = Upkeep(
+            replica,
+            log,
+            self.directory,
+            self.service.clock,
+            memory_max_bytes=settings.memory_max_bytes,
+            disk_reserve_bytes=settings.disk_reserve_bytes,
+        )
+        station = self._station()
+        server = LinkServer(station, settings.bind_host, settings.link_port)
+        await server.start()
+        self.server = server
+        for name, run in (
+            ("snapshots", upkeep.keep_log_short),
+            ("expiry", upkeep.free_expired),
+            ("limits", upkeep.watch_limits),
+        ):
+            loops.start(name, run)
+        for url in settings.replicator_urls:
+            place = urlsplit(url)
+            link = Link(station, place.hostname or "", (place.port or 80) + link_port_offset)
+            self._links.append(link)
+            link.start()
+        self._said.info("serving", links=settings.link_port, epoch=replica.epoch)
+
+    async def close(self) -> None:
+        """Answer what is under way, make everything durable, and give the directory back."""
+        for link in self._links:
+            await link.close(drain_s)
+        if self.server is not None:
+            await self.server.close(drain_s)
+        if self.log is not None:
+            await self._until_idle(self.log)
+            self.log.close()
+        self._disk.close()
+        if self._directory is not None:
+            self._directory.close()
+
+    async def until_durable(self) -> None:
+        """Return once everything that can be read now is durable."""
+        batch = self.log.newest if self.log is not None else None
+        if batch is not None:
+            waiter = _Waiter(asyncio.get_running_loop().create_future())
+            batch.replies.append((waiter, 0, OK, b""))
+            await waiter.done
+
+    async def _until_idle(self, log: Log) -> None:
+        """Changes that nobody waits for, such as an epoch's, may still be on their way."""
+        deadline_s = self.service.clock.monotonic_s() + drain_s
+        while not log.idle and log.failure is None:
+            if self.service.clock.monotonic_s() > deadline_s:
+                self._said.warning("the disk did not finish in time; nobody was told it had")
+                return
+            await asyncio.sleep(0.005)
+
+    def _station(self) -> Station:
+        soon = asyncio.get_running_loop().call_soon
+        handlers = NodeHandlers(self.replica, self.membership, self.service.clock, soon)
+        identity = Identity(
+            Role.NODE,
+            self.settings.node_id,
+            self.settings.cluster_secret,
+            lambda: self.replica.epoch,
+            self.directory.store_id,
+        )
+        return Station(
+            identity,
+            handlers.table(),
+            counters=self.link_counters,
+            tls=tls_files(self.settings),
+            on_up=self._came,
+            on_down=self.membership.went,
+        )
+
+    def _came(self, peer: Peer) -> None:
+        self._said.info("link opened", peer=peer.hello.id, role=peer.hello.role.name.lower())
+        self.membership.came(peer)
+
+    def _durable(self, batch: Batch) -> None:
+        self.batch_sizes.observe(batch.last - batch.first + 1)
+        self.replica.durable(batch)
+
+    def _disk_failed(self, error: OSError) -> None:
+        self.service.fail(
+            FatalError(
+                f"the disk failed at {error.filename}: {error.strerror}; nothing that was "
+                "acknowledged is lost, mend the disk and start again"
+            )
+        )
+
+    # -- the map, kept for a start without replicators
+
+    def _remember_map(self) -> None:
+        path = self.directory.path / map_name
+        try:
+            if self._disk.exists(path):
+                self.membership.remember(self._disk.read(path, map_bytes_max))
+        except (PeerError, OSError) as error:
+            self._said.warning("the kept cluster map cannot be read", reason=str(error))
+
+    def _keep_map(self, data: bytes) -> None:
+        path = self.directory.path / map_name
+        self._disk.run_soon(partial(self._disk.replace, path, data), self._map_kept)
+
+    def _map_kept(self, error: OSError | None) -> None:
+        if error is not None:
+            # A replicator sends it again after a restart; until then this run has it in memory.
+            self._said.warning("the cluster map could not be kept", reason=error.strerror)
+
+
+class _Waiter:
+    """Waits for a batch in the place of a peer."""
+
+    def __init__(self, done: asyncio.Future[None]) -> None:
+        self.done = done
+
+    def reply(self, request_id: int, kind: int, body: bytes) -> None:
+        if not self.done.done():
+            self.done.set_result(None)

@@ -1,0 +1,314 @@
+"""One replica: decides what a message does to the table, and when its answer may leave.
+
+The node's hot path. A write is decided and applied the moment it arrives, so that two messages of
+one batch see each other, and its answer waits until the batch is durable. A read of a key that
+is changed by a batch under way waits for that batch: nobody is shown what a power cut could take
+back. `python -m bench node` measures it.
+
+What it is not: it knows no plans, no clients and no quorums, and opens no sockets. Table, log and
+clock are passed in, and answers leave by `Peer.reply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from services.core.errors import PeerError
+from services.core.hlc import HighWater, Version, check_version, version_bytes
+from services.core.key import check_storage_key
+from services.core.messages import (
+    AHEAD,
+    BELOW_FLOOR,
+    MALFORMED,
+    NEWER,
+    STORAGE_FULL,
+    WRONG_EPOCH,
+    Reader,
+    Status,
+    check_namespace_prefix,
+    decode_get_many,
+    decode_write_many,
+    encode_records,
+    encode_statuses,
+    u16,
+    u64,
+    write_head_bytes,
+)
+from services.core.record import check, is_tombstone
+from services.core.ring import slot_count, slot_of
+from services.core.wire import OK, OVERLOADED
+from services.dhtnode import frame
+from services.dhtnode.log import Batch, Log
+from services.dhtnode.table import Table
+from services.runtime.clock import Clock
+from services.runtime.connection import Peer
+
+applied: Final[Status] = (OK, b"")
+_key_head_bytes = u16.size
+# A slot of a large store becomes several chunks, each made in well under a millisecond.
+chunk_bytes: Final = 64 << 10
+# A reason that travels in an answer's detail, whose length in a batch's answer is one byte.
+detail_bytes_max: Final = 255
+
+
+@dataclass(slots=True)
+class ReplicaCounters:
+    """What this replica did since its start; plain integers that `/metrics` reads."""
+
+    reads: int = 0
+    reads_that_waited: int = 0
+    writes: int = 0
+    newer: int = 0
+    below_floor: int = 0
+    ahead: int = 0
+    full: int = 0
+    wrong_epoch: int = 0
+    overloaded: int = 0
+    malformed: int = 0
+
+
+class Replica:
+    """The rules of one replica. Filled by `replay`, it serves once `serve` has given it a log."""
+
+    log: Log
+
+    def __init__(self, table: Table, clock: Clock) -> None:
+        self.table = table
+        self.counters = ReplicaCounters()
+        self.floors: dict[int, Version] = {}
+        # By the prefix of a namespace that is a cache, how many keys it may have here.
+        self.caches: dict[bytes, int] = {}
+        self.epoch = 0
+        # Why puts are refused just now, for people; None while they are welcome.
+        self.full: str | None = None
+        self._clock = clock
+        self._high_water = HighWater()
+        self._epoch_bytes = u64.pack(0)
+        # The latest batch with a change of a key, until that batch is durable.
+        self._changing: dict[bytes, Batch] = {}
+
+    def serve(self, log: Log) -> None:
+        """Changes go to this log from now on. Its owner passes every durable batch to `durable`."""
+        self.log = log
+
+    def durable(self, batch: Batch) -> None:
+        """Send what waited for this batch."""
+        changing = self._changing
+        for key in batch.keys:
+            if changing[key] is batch:
+                del changing[key]
+        for peer, request_id, kind, body in batch.replies:
+            peer.reply(request_id, kind, body)
+
+    # -- what recovery brings back
+
+    def replay(self, kind: int, body: bytes) -> None:
+        """Take a frame of a snapshot or of the log. PeerError for one that no replica wrote."""
+        if kind == frame.RECORD:
+            key, record = _split_record(body)
+            slot = slot_of(key)
+            old = self.table.peek(slot, key)
+            if old is None or old < record:
+                self.table.put(slot, key, record)
+            self._high_water.take(record[:version_bytes])
+        elif kind == frame.FLOOR:
+            reader = Reader(body)
+            slot, floor = reader.slot(), check_version(reader.rest())
+            self.floors[slot] = max(floor, self.floors.get(slot, floor))
+            self._high_water.take(floor)
+        elif kind == frame.EPOCH:
+            if len(body) != u64.size:
+                raise PeerError(f"an epoch has {u64.size} bytes, not {len(body)}")
+            self._know_epoch(max(self.epoch, u64.unpack(body)[0]))
+        elif kind == frame.SLOT:
+            self.table.import_chunk(body, leaves_follow=True)
+        elif kind == frame.LEAVES:
+            reader = Reader(body)
+            self.table.load_leaves(reader.slot(), reader.rest())
+        elif kind == frame.CACHE:
+            reader = Reader(body)
+            self._declare(reader.u64(), check_namespace_prefix(reader.rest()))
+        elif kind == frame.CLOCK:
+            self._high_water.take(check_version(body))
+        else:
+            raise PeerError(f"a change of the unknown kind {kind}; was it written by a newer ydht?")
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """Everything of this replica as frames for a snapshot, each quick to make. Changes may
+        come in between: what is replayed over them makes the state exact."""
+        yield frame.EPOCH, self._epoch_bytes
+        yield frame.CLOCK, self._high_water.latest
+        # Before the records, so that those of caches never enter the digests.
+        for prefix, items_max in list(self.caches.items()):
+            yield frame.CACHE, u64.pack(items_max) + prefix
+        for slot, floor in list(self.floors.items()):
+            yield frame.FLOOR, u16.pack(slot) + floor
+        for slot in range(slot_count):
+            # Both of one turn of the loop, so that the leaves are those of these records.
+            chunks, leaves = self.table.export_slot(slot, chunk_bytes), self.table.leaves(slot)
+            for chunk in chunks:
+                yield frame.SLOT, chunk
+            yield frame.LEAVES, u16.pack(slot) + leaves
+
+    def after_changes(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
+        """Answer with what was read of many keys, once all that was read is durable."""
+        batch = self.log.newest
+        if batch is None:
+            peer.reply(request_id, kind, body)
+        else:
+            batch.replies.append((peer, request_id, kind, body))
+
+    # -- reading
+
+    def get(self, peer: Peer, request_id: int, key: bytes) -> None:
+        self.counters.reads += 1
+        record = self.table.get(slot_of(key), key) or b""
+        batch = self._changing.get(key)
+        if batch is None:
+            peer.reply(request_id, OK, record)
+        else:
+            self.counters.reads_that_waited += 1
+            batch.replies.append((peer, request_id, OK, record))
+
+    def get_many(self, peer: Peer, request_id: int, body: bytes) -> None:
+        keys = decode_get_many(body)
+        self.counters.reads += len(keys)
+        get = self.table.get
+        records = encode_records([get(slot_of(key), key) or b"" for key in keys])
+        changing = self._changing
+        batches = [changing[key] for key in keys if key in changing]
+        if not batches:
+            peer.reply(request_id, OK, records)
+        else:
+            # Batches become durable in order, so the last one will do.
+            self.counters.reads_that_waited += 1
+            last = max(batches, key=lambda batch: batch.first)
+            last.replies.append((peer, request_id, OK, records))
+
+    # -- writing
+
+    def write(self, peer: Peer, request_id: int, body: bytes) -> None:
+        if body[:8] != self._epoch_bytes and not self._meets_epoch(peer, request_id, body):
+            return
+        end = write_head_bytes + int.from_bytes(body[8:write_head_bytes], "big")
+        key = body[write_head_bytes:end]
+        outcome = self._store(key, body[end:], body[8:])
+        if isinstance(outcome, Batch):
+            outcome.replies.append((peer, request_id, OK, b""))
+        else:
+            peer.reply(request_id, *outcome)
+
+    def write_many(self, peer: Peer, request_id: int, body: bytes) -> None:
+        _, items = decode_write_many(body)
+        if body[:8] != self._epoch_bytes and not self._meets_epoch(peer, request_id, body):
+            return
+        statuses: list[Status] = []
+        last: Batch | None = None
+        for key, record in items:
+            outcome = self._store(key, record, u16.pack(len(key)) + key + record)
+            if isinstance(outcome, Batch):
+                last = outcome
+                statuses.append(applied)
+            else:
+                statuses.append(outcome)
+        answer = (peer, request_id, OK, encode_statuses(statuses))
+        if last is None:
+            peer.reply(request_id, OK, answer[3])
+        else:
+            last.replies.append(answer)
+
+    def _store(self, key: bytes, record: bytes, change: bytes) -> Batch | Status:
+        """Store the record if the rules allow it: the batch that makes it durable, or why not.
+
+        `change` is the body of its frame in the log.
+        """
+        counters = self.counters
+        counters.writes += 1
+        try:
+            check_storage_key(key)
+            check(record)
+        except PeerError as error:
+            counters.malformed += 1
+            return MALFORMED, str(error).encode()[:detail_bytes_max]
+        slot = slot_of(key)
+        version = record[:version_bytes]
+        if self.floors and version <= self.floors.get(slot, b""):
+            counters.below_floor += 1
+            return BELOW_FLOOR, self.floors[slot]
+        old = self.table.peek(slot, key)
+        if old is not None and old >= record:
+            if old[:version_bytes] == version:
+                # The same write once more, from a retry or a repair.
+                return self._changing.get(key) or applied
+            counters.newer += 1
+            return NEWER, old[:version_bytes]
+        log = self.log
+        if log.overloaded:
+            counters.overloaded += 1
+            return OVERLOADED, b""
+        high_water = self._high_water
+        now_ms = self._clock.wall_ms()
+        if high_water.too_far_ahead(version, now_ms):
+            counters.ahead += 1
+            return AHEAD, u64.pack(now_ms)
+        if self.full is not None and not is_tombstone(record):
+            counters.full += 1
+            return STORAGE_FULL, self.full.encode()[:detail_bytes_max]
+        high_water.take(version)
+        self.table.put(slot, key, record)
+        batch = log.append(frame.RECORD, change)
+        batch.keys.add(key)
+        self._changing[key] = batch
+        return batch
+
+    # -- caches
+
+    def declare_caches(self, caches: dict[bytes, int]) -> None:
+        """Have exactly these namespaces be caches, and log what changes."""
+        gone = dict.fromkeys(self.caches.keys() - caches.keys(), 0)
+        for prefix, items_max in sorted({**caches, **gone}.items()):
+            if self.caches.get(prefix, 0) != items_max:
+                self._declare(items_max, prefix)
+                self.log.append(frame.CACHE, u64.pack(items_max) + prefix)
+
+    def _declare(self, items_max: int, prefix: bytes) -> None:
+        if items_max:
+            self.caches[prefix] = items_max
+            self.table.declare_cache(prefix, items_max)
+        else:
+            self.caches.pop(prefix, None)
+            self.table.forget_cache(prefix)
+
+    # -- epochs
+
+    def _meets_epoch(self, peer: Peer, request_id: int, body: bytes) -> bool:
+        """Whether the message is of our epoch or a later one, which then becomes ours, durably."""
+        if len(body) < write_head_bytes:
+            raise PeerError(f"a write of {len(body)} bytes is cut short")
+        epoch = u64.unpack_from(body)[0]
+        if epoch < self.epoch:
+            self.counters.wrong_epoch += 1
+            peer.reply(request_id, WRONG_EPOCH, self._epoch_bytes)
+            return False
+        self.adopt_epoch(epoch)
+        return True
+
+    def adopt_epoch(self, epoch: int) -> Batch | None:
+        """Make a later epoch ours; the batch that makes it durable, None if it is not later."""
+        if epoch <= self.epoch:
+            return None
+        self._know_epoch(epoch)
+        return self.log.append(frame.EPOCH, self._epoch_bytes)
+
+    def _know_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._epoch_bytes = u64.pack(epoch)
+
+
+def _split_record(body: bytes) -> tuple[bytes, bytes]:
+    """Key and record of a change in the log, both checked."""
+    end = _key_head_bytes + int.from_bytes(body[:_key_head_bytes], "big")
+    key = check_storage_key(body[_key_head_bytes:end])
+    return key, check(body[end:])

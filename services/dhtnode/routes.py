@@ -1,0 +1,122 @@
+"""What a node shows of its own copy over HTTP, to whoever holds the cluster's secret.
+
+It is for looking at replication at work: this replica alone, whatever the others say. The tenant
+comes in the header `X-Ydht-Tenant`, the namespace in `X-Namespace`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.core.errors import FixRequest, RetryLater
+from services.core.hlc import etag
+from services.core.key import check_key, check_namespace, namespace_prefix, tenant_max
+from services.core.record import Record, visible
+from services.core.ring import slot_of
+from services.dhtnode.handlers import index_budget
+from services.dhtnode.listing import Query
+from services.dhtnode.node import Node
+from services.runtime.signing import RequireSignature, Verifier
+
+limit_default: Final = 100
+limit_max: Final = 1_000
+key_path: Final = b"/store/"
+tenant_header: Final = "X-Ydht-Tenant"
+
+
+def routes(node: Node, verifier: Verifier) -> list[BaseRoute]:
+    store = Store(node)
+    signed = [Middleware(RequireSignature, verifier=verifier)]
+    return [
+        Route("/store", store.list, middleware=signed),
+        Route("/store/{key:path}", store.get, middleware=signed),
+        Route("/snapshot", store.snapshot, methods=["POST"], middleware=signed),
+    ]
+
+
+class Store:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def get(self, request: Request) -> Response:
+        """This replica's value of a key; 404 if a client would see none here."""
+        node_id = self._node.settings.node_id
+        raw: bytes = request.scope["raw_path"]
+        key = self._namespace(request) + check_key(unquote_to_bytes(raw[len(key_path) :]))
+        found = self._node.table.peek(slot_of(key), key)
+        await self._node.until_durable()
+        if found is None or not visible(found, self._node.service.clock.wall_ms()):
+            raise FixRequest("key_not_found", f"{node_id} has no value for this key")
+        record = Record.decode(found)
+        headers = {
+            "ETag": f'"{etag(record.version)}"',
+            "X-Node-ID": node_id,
+            "X-Content-Type-Options": "nosniff",
+        }
+        return Response(record.value, media_type="application/octet-stream", headers=headers)
+
+    async def list(self, request: Request) -> Response:
+        """The keys that this replica has in a namespace, by pages."""
+        prefix = self._namespace(request)
+        query = Query(
+            prefix=request.query_params.get("prefix", "").encode(),
+            start=_cursor(request),
+            limit=_limit(request),
+        )
+        table = self._node.table
+        mark = table.index_mark(prefix)
+        while not table.index_slice(prefix, mark, index_budget):  # noqa: ASYNC110  Works in slices.
+            await asyncio.sleep(0)
+        page = table.page(prefix, query, self._node.service.clock.wall_ms())
+        await self._node.until_durable()
+        keys = [
+            {
+                "key": entry.key.decode(),
+                "size": entry.value_bytes,
+                "etag": etag(entry.version),
+            }
+            for entry in page.entries
+        ]
+        cursor = None if page.next is None else page.next.hex()
+        return JSONResponse({"keys": keys, "count": len(keys), "cursor": cursor})
+
+    async def snapshot(self, _: Request) -> Response:
+        """Have a snapshot written soon, so that the next start has little log to replay."""
+        self._serving()
+        if self._node.upkeep is not None:
+            self._node.upkeep.want_snapshot()
+        return JSONResponse({"status": "a snapshot will be written"}, status_code=202)
+
+    def _namespace(self, request: Request) -> bytes:
+        self._serving()
+        tenant = request.headers.get(tenant_header, "")
+        if not (tenant.isascii() and tenant.isdigit()) or int(tenant[:20]) > tenant_max:
+            raise FixRequest("invalid_header", f"{tenant_header} names the tenant by its number")
+        name = request.headers.get("X-Namespace", "default").encode("latin-1")
+        return namespace_prefix(int(tenant), check_namespace(name))
+
+    def _serving(self) -> None:
+        if not self._node.serving:
+            raise RetryLater("overloaded", f"{self._node.settings.node_id} is still recovering")
+
+
+def _cursor(request: Request) -> bytes:
+    cursor = request.query_params.get("cursor", "")
+    try:
+        return bytes.fromhex(cursor)
+    except ValueError:
+        raise FixRequest("invalid_cursor", "cursor is not one that this route gave") from None
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", str(limit_default))
+    if not (text.isascii() and text.isdigit() and len(text) < 6) or not 1 <= int(text) <= limit_max:
+        raise FixRequest("invalid_body", f"limit is a number from 1 to {limit_max}")
+    return int(text)

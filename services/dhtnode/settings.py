@@ -1,0 +1,35 @@
+"""What a node can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from services.dhtnode.log import segment_bytes_default
+from services.runtime import setting_values as values
+from services.runtime.settings import ServiceSettings, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings(ServiceSettings):
+    service: ClassVar[str] = "dhtnode"
+
+    port: int = setting("DHTNODE_PORT", values.port, default="8082", help="HTTP port of a node")
+    node_id: str = setting(
+        "NODE_ID", values.identifier, default="node-1", help="Name of the node in the cluster"
+    )
+    zone: str = setting(
+        "ZONE", values.text(64), default="", help="Where it stands; replicas go to distinct zones"
+    )
+    replicator_urls: tuple[str, ...] = setting(
+        "REPLICATOR_URLS",
+        values.url_list,
+        default="http://127.0.0.1:8085",
+        help="Replicators, by the URLs of their HTTP ports",
+    )
+    segment_bytes: int = setting(
+        "LOG_SEGMENT",
+        values.size_bytes(minimum=16 << 20, maximum=1 << 30),
+        default=f"{segment_bytes_default >> 20}MiB",
+        help="Size of a segment of a node's log",
+    )

@@ -1,0 +1,159 @@
+"""What a node does besides answering: snapshots, freeing what has expired, watching its limits.
+
+Everything is done in slices of a millisecond or two, so that requests hardly notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from services.core.errors import FatalError
+from services.core.ring import slot_count
+from services.dhtnode.directory import NodeDirectory
+from services.dhtnode.log import Log
+from services.dhtnode.replica import Replica
+from services.dhtnode.snapshot import SnapshotWriter
+from services.runtime import telemetry
+from services.runtime.clock import Clock
+
+# A pass over all records: an expired value holds its memory at most about this long.
+trim_pass_s: Final = 300
+turn_s: Final = 0.1
+# About a millisecond of bringing caches and indexes in order.
+tend_budget: Final = 2_000
+watch_s: Final = 1.0
+# Replay takes some three seconds per million changes. The log behind the newest snapshot is kept
+# below this, or below half of the snapshot, so that writing snapshots stays the smaller work.
+log_bytes_min: Final = 128 << 20
+# After a disk was too full for a snapshot.
+snapshot_retry_s: Final = 30.0
+# Puts are welcome again when so much of a limit is free, not at the first byte.
+relief: Final = 0.98
+
+
+class Upkeep:
+    def __init__(
+        self,
+        replica: Replica,
+        log: Log,
+        directory: NodeDirectory,
+        clock: Clock,
+        *,
+        memory_max_bytes: int | None,
+        disk_reserve_bytes: int,
+    ) -> None:
+        self.snapshots = 0
+        self.snapshot_failures = 0
+        self.snapshot_bytes = 0
+        self.longest_turn_s = 0.0
+        self._replica = replica
+        self._log = log
+        self._directory = directory
+        self._clock = clock
+        self._memory_max_bytes = memory_max_bytes
+        self._disk_reserve_bytes = disk_reserve_bytes
+        self._said = telemetry.logger("services.dhtnode")
+        self._covered_bytes = 0
+        self._wanted = asyncio.Event()
+        self._writer: SnapshotWriter | None = None
+
+    # -- snapshots
+
+    def want_snapshot(self) -> None:
+        """Have one written soon, however small the log is."""
+        self._wanted.set()
+
+    async def keep_log_short(self) -> None:
+        """Write a snapshot whenever the log behind the last one has grown long."""
+        while True:
+            try:
+                async with asyncio.timeout(watch_s):
+                    await self._wanted.wait()
+            except TimeoutError:
+                if self._log_bytes() < max(log_bytes_min, self.snapshot_bytes // 2):
+                    continue
+            self._wanted.clear()
+            if not await self._snapshot():
+                await asyncio.sleep(snapshot_retry_s)
+
+    async def _snapshot(self) -> bool:
+        """Write one; whether there was room for it."""
+        ended: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+
+        def finished(_: SnapshotWriter, error: OSError | None) -> None:
+            if not ended.done():
+                ended.set_result(error)
+
+        covered = self._log.counters.bytes
+        began_s = self._clock.monotonic_s()
+        writer = SnapshotWriter(
+            self._directory, self._log, self._clock, self._replica.frames(), finished
+        )
+        writer.start()
+        try:
+            error = await ended
+        except asyncio.CancelledError:
+            writer.cancel()
+            raise
+        if error is not None:
+            self.snapshot_failures += 1
+            self._said.warning("no room for a snapshot", file=error.filename, reason=error.strerror)
+            return False
+        self.snapshots += 1
+        self.snapshot_bytes = writer.bytes
+        self._covered_bytes = covered
+        self._said.info(
+            "snapshot written",
+            records=writer.records,
+            bytes=writer.bytes,
+            seconds=round(self._clock.monotonic_s() - began_s, 3),
+        )
+        return True
+
+    def _log_bytes(self) -> int:
+        return self._log.counters.bytes - self._covered_bytes
+
+    # -- memory
+
+    async def free_expired(self) -> None:
+        """Go round all slots, dropping values that have expired, and tidy what lags behind."""
+        table = self._replica.table
+        while True:
+            records = table.total.keys + table.total.tombstones
+            budget = max(1, int((slot_count + records) * turn_s / trim_pass_s))
+            table.trim_slice(self._clock.wall_ms(), budget)
+            table.tend_slice(tend_budget)
+            await asyncio.sleep(turn_s)
+
+    # -- limits
+
+    async def watch_limits(self) -> None:
+        """Refuse puts while memory or disk run short, and welcome them again afterwards."""
+        while True:
+            full = self._shortage()
+            if full != self._replica.full:
+                if full is None:
+                    self._said.info("puts are welcome again")
+                elif self._replica.full is None:
+                    self._said.warning("puts are refused", reason=full)
+                self._replica.full = full
+            await asyncio.sleep(watch_s)
+
+    def _shortage(self) -> str | None:
+        pressing = self._replica.full is not None
+        memory_max = self._memory_max_bytes
+        if memory_max is not None:
+            used = self._replica.table.memory_bytes
+            if used > (memory_max * relief if pressing else memory_max):
+                return f"memory: {used >> 20} MiB in use, MEMORY_MAX is {memory_max >> 20} MiB"
+        if (shortage := self._log.shortage) is not None:
+            return f"disk: the next segment of the log has no room ({shortage.strerror})"
+        try:
+            free = self._directory.disk.space(self._directory.path).free_bytes
+        except OSError as error:
+            raise FatalError(f"{error.filename}: {error.strerror}") from error
+        reserve = self._disk_reserve_bytes
+        if free < (reserve / relief if pressing else reserve):
+            return f"disk: {free >> 20} MiB free, DISK_RESERVE is {reserve >> 20} MiB"
+        return None
