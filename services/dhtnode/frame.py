@@ -16,7 +16,7 @@ frames of the file from 1, and `batch` is the log sequence that it starts at.
     start:     format u8  ·  store id 16  ·  first log sequence to replay u64
     end:       frames u64  ·  records u64  ·  last log sequence it may contain u64
 
-The hot path of writing is `Log.append`, that of reading is `FrameReader.take`: 0.6 us a frame
+The hot path of writing is `Log.append`, that of reading is `FrameReader.take`: 0.55 us a frame
 of 150 bytes besides what the visitor does with it.
 """
 
@@ -268,6 +268,7 @@ def find_later_batch(tail: bytes, seed: int, sequence: int) -> int | None:
 
     Any such frame proves that what stood before it was durable once: batches are committed one
     after another. The bad frame's length cannot be trusted, so every byte may begin a frame.
+    Takes 1 to 4 s for a whole segment of 64 MiB, and no time for what a crash really leaves.
     """
     # Frames behind have sequences and batches of little more than this one: their upper five
     # bytes can have two values at most, and a regular expression finds these fast.

@@ -6,8 +6,8 @@ its way to the disk, so a crash can tear the last batch and none before it; reco
 that.
 
 `append` is the hot path, a callback's worth of work for every write of the platform: no task, no
-future, and the body is copied once, when the batch is joined. It takes 0.75 us for a body of
-150 bytes, 0.2 us of which are the two checksums.
+future, and the body is copied once, when the batch is joined. It takes 0.55 us for a body of
+150 bytes, checksums included.
 """
 
 from __future__ import annotations
