@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from services.cli.ports import PortPlan, nodes_max
-from services.cli.rows import Row, Stage, accepts_connections
+from services.cli.ports import PortPlan, node_name, nodes_max
+from services.cli.rows import Row, Stage, accepts_connections, http_ready, ready_s_default
 from services.runtime import setting_values as values
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.embedded import embedded_address
@@ -15,6 +16,8 @@ from services.runtime.settings import DatabaseSettings, setting
 
 # A first start makes the database; a start after kill -9 replays its log.
 database_ready_s_max = 300.0
+# Recovery of a node reads its snapshot and log, at about a million records in two seconds.
+node_ready_s_max = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ def service_command(*words: str) -> tuple[str, ...]:
 
 def service_table(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
     """Every row, for these settings. Each finds its secrets in the environment or in DATA_DIR."""
-    return (*_database(settings), _migration())
+    return (*_database(settings), _migration(), *_nodes(settings, ports))
 
 
 def _database(settings: UpSettings) -> tuple[Row, ...]:
@@ -62,6 +65,56 @@ def _database(settings: UpSettings) -> tuple[Row, ...]:
             ready_s_max=database_ready_s_max,
         ),
     )
+
+
+def _nodes(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
+    replicators = ",".join(_url(settings, port) for port in ports.replicators)
+    return tuple(
+        _service(
+            settings,
+            Stage.NODES,
+            node_name(number),
+            "services.dhtnode",
+            port,
+            {
+                "NODE_ID": node_name(number),
+                "DHTNODE_PORT": str(port),
+                "CLUSTER_SIZE": str(len(ports.nodes)),
+                "REPLICATOR_URLS": replicators,
+            },
+            node_ready_s_max,
+        )
+        for number, port in enumerate(ports.nodes, start=1)
+    )
+
+
+def _service(
+    settings: UpSettings,
+    stage: Stage,
+    name: str,
+    module: str,
+    port: int,
+    environment: Mapping[str, str],
+    ready_s_max: float = ready_s_default,
+) -> Row:
+    """The row of one of our services: ready when its /ready says so."""
+    url = _url(settings, port)
+    return Row(
+        name=name,
+        stage=stage,
+        command=service_command(module),
+        environment=environment,
+        http_port=port,
+        url=url,
+        probe=http_ready(f"{url}/ready"),
+        ready_s_max=ready_s_max,
+    )
+
+
+def _url(settings: UpSettings, port: int) -> str:
+    """Where a service of this machine is reached, also if it listens on all addresses."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.bind_host, settings.bind_host)  # noqa: S104 - compared
+    return f"http://{host}:{port}"
 
 
 def _migration() -> Row:

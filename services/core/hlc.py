@@ -41,7 +41,9 @@ lead_ms_max = 500
 ceiling_ahead_ms = 2_000
 ceiling_reserve_ms = 1_000
 
-_etag = re.compile(r'(?:"([0-9a-f]{24})"|([0-9a-f]{24}))')
+_etag = re.compile(r'"?([0-9a-f]{24})"?')
+# What RFC 9110 allows between the quotes of an entity tag.
+_foreign_etag = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 _epoch = datetime(1970, 1, 1, tzinfo=UTC)
 # RFC 3339 ends with the year 9999; a time beyond it is only ever shown in a complaint about it.
 _rfc3339_ms_max = 253_402_300_799_999
@@ -81,16 +83,23 @@ def etag(version: Version) -> str:
     return version.hex()
 
 
-def parse_etag(text: str) -> Version:
-    """The version behind one strong entity tag, quoted or bare; else `FixRequest`."""
-    match = _etag.fullmatch(text)
-    if match is None:
+def parse_etag(text: str, *, weakly: bool = False) -> Version | None:
+    """The version behind one entity tag of ours, quoted or, as JSON has it, bare.
+
+    None for a tag that is well-formed but matches no version: another server's, or one that a
+    proxy has made weak (`W/"…"`), unless the comparison is to be a weak one, as that of
+    If-None-Match is. `FixRequest` for what is no entity tag.
+    """
+    strong = text.removeprefix("W/")
+    ours = _etag.fullmatch(strong)
+    if ours is not None and strong.startswith('"') == strong.endswith('"'):
+        return bytes.fromhex(ours[1]) if weakly or strong is text else None
+    if _foreign_etag.fullmatch(strong) is None:
         raise FixRequest(
             "invalid_header",
-            f"{text[:40]!r} is not an etag of ours: 24 hexadecimal digits in double quotes, "
-            "as the ETag header or the etag member gave them",
+            f"{text[:40]!r} is no entity tag: give it in double quotes, as the ETag header did",
         )
-    return bytes.fromhex(match[1] or match[2])
+    return None
 
 
 def rfc3339(time_ms: int) -> str:

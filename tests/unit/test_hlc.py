@@ -86,13 +86,13 @@ def test_an_etag_leads_back_to_its_version_quoted_or_bare(hlc: int, stamper: int
     "text",
     [
         "",
-        '""',
         "*",
         "0" * 23,
         "0" * 25,
         '"' + "0" * 24,
         "0" * 24 + '"',
-        'W/"' + "0" * 24 + '"',
+        "W/",
+        '"a"b"',
         "A" * 24,
         "00 " * 8,
         " " + "0" * 24,
@@ -102,7 +102,7 @@ def test_an_etag_leads_back_to_its_version_quoted_or_bare(hlc: int, stamper: int
         "0" * 10_000,
     ],
 )
-def test_what_is_not_an_etag_of_ours_is_the_clients_fault(text: str) -> None:
+def test_what_is_no_entity_tag_is_the_clients_fault(text: str) -> None:
     with pytest.raises(FixRequest) as caught:
         parse_etag(text)
     assert caught.value.code == "invalid_header"
@@ -115,7 +115,22 @@ def test_any_text_as_an_etag_is_a_version_or_a_clean_refusal(text: str) -> None:
         version = parse_etag(text)
     except FixRequest:
         return
-    assert etag(version) == text.strip('"')
+    assert version is None or etag(version) == text.strip('"')
+
+
+@pytest.mark.parametrize(
+    "text", ['""', '"an-etag-of-another-server"', 'W/"x"', '"' + "A" * 24 + '"']
+)
+def test_an_entity_tag_of_another_server_matches_no_version(text: str) -> None:
+    assert parse_etag(text) is None
+    assert parse_etag(text, weakly=True) is None
+
+
+def test_a_tag_that_a_proxy_has_made_weak_matches_in_weak_comparisons_alone() -> None:
+    version = pack_version(7, 1)
+    weak = f'W/"{etag(version)}"'
+    assert parse_etag(weak) is None
+    assert parse_etag(weak, weakly=True) == version
 
 
 def test_times_are_written_as_rfc_3339_even_beyond_its_range() -> None:
