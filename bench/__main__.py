@@ -7,10 +7,14 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import link, table
+from bench import link, node, table
 from bench.report import Row, quiet, show
 
-suites: dict[str, Callable[[], list[Row]]] = {"link": link.rows, "table": table.rows}
+suites: dict[str, Callable[[], list[Row]]] = {
+    "link": link.rows,
+    "table": table.rows,
+    "node": node.rows,
+}
 
 
 def main() -> None:
