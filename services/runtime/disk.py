@@ -36,7 +36,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,8 +131,8 @@ class File(Protocol):
         """As `write_at` then `sync`, both in the disk's commit thread.
 
         Commits and syncs of one disk run, and report, in the order they were asked for. Until
-        `done`, a read may or may not see the data. A failed commit fails those behind it, so
-        that no later batch becomes durable behind a hole.
+        `done`, a read may or may not see the data. A failed commit fails those behind it of the
+        same file, so that no later batch becomes durable behind a hole; other files go on.
         """
         ...
 
@@ -197,7 +197,9 @@ class Disk(Protocol):
         """Run blocking disk work (a `replace`, the sync of a snapshot) off the loop.
 
         Errands run in order in a thread of their own, so that no commit waits behind a slow
-        one. An errand touches the disk and nothing else, and may raise nothing but OSError.
+        one. An errand touches the disk and nothing else, and may raise nothing but OSError:
+        anything else is a bug, after which its thread does no more work. Its report and all
+        later ones are EIO, and the bug itself is raised on the loop.
         A file it uses stays open until it has reported.
         """
         ...
@@ -234,20 +236,22 @@ class Disk(Protocol):
     def make_directory(self, path: Path) -> None:
         """Durably make a directory and those above it that are missing; one may be there.
 
-        The parent of one that is there is synced too: whoever made it may have been killed
-        before doing so.
+        The name of the lowest one that is there is made durable too: whoever made it may have
+        been killed before doing so.
         """
         missing = []
         ancestor = path
         while not self.exists(ancestor):
             missing.append(ancestor)
             ancestor = ancestor.parent
+        if not missing:
+            self.names(path)  # Refuses a file that has the name.
+        # What we may not read is not ours, and so is no place where we made a directory.
+        with suppress(PermissionError):
+            self.sync_directory(ancestor.parent)
         for directory in reversed(missing):
             self.create_directory(directory)
             self.sync_directory(directory.parent)
-        if not missing:
-            self.names(path)  # Refuses a file that has the name.
-            self.sync_directory(path.parent)
 
 
 @contextmanager
@@ -264,6 +268,13 @@ def failure(code: int, path: Path) -> OSError:
     return OSError(code, os.strerror(code), str(path))
 
 
+def disabled(bug: Exception) -> OSError:
+    """What a worker reports of the work in which a bug showed, and of all that comes after it."""
+    error = OSError(errno.EIO, f"Disabled by a bug in background work: {bug!r}")
+    error.__cause__ = bug
+    return error
+
+
 class _Worker:
     """A thread that runs blocking work in order and reports each result to the loop that asked.
 
@@ -278,6 +289,7 @@ class _Worker:
         self._thread: threading.Thread | None = None
         self._pending = 0
         self._closed = False
+        self._disabled: OSError | None = None
 
     def submit(self, work: Callable[[], None], done: Done) -> None:
         if self._closed:
@@ -302,21 +314,34 @@ class _Worker:
     def _run(self) -> None:
         while (entry := self._work.get()) is not None:
             work, done, loop = entry
-            error: OSError | None = None
+            error, bug = self._disabled, None
+            if error is None:
+                error, bug = self._outcome(work)
             try:
-                work()
-            except OSError as caught:
-                error = caught
-            try:
-                loop.call_soon_threadsafe(self._report, done, error)
+                loop.call_soon_threadsafe(self._report, done, error, bug)
             except RuntimeError:
                 # With its loop closed, nobody is left who could hear the report.
                 if not loop.is_closed():
                     raise
 
-    def _report(self, done: Done, error: OSError | None) -> None:
+    def _outcome(self, work: Callable[[], None]) -> tuple[OSError | None, Exception | None]:
+        """Do it. After a bug nothing more: what is on the disk may not be what its owner thinks."""
+        try:
+            work()
+        except OSError as error:
+            return error, None
+        except Exception as bug:
+            self._disabled = disabled(bug)
+            return self._disabled, bug
+        return None, None
+
+    def _report(self, done: Done, error: OSError | None, bug: Exception | None) -> None:
         self._pending -= 1
-        done(error)
+        try:
+            done(error)
+        finally:
+            if bug is not None:
+                raise bug
 
 
 class SystemFile:

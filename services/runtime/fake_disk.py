@@ -25,6 +25,7 @@ from services.runtime.disk import (
     Mode,
     Space,
     background_pending_max,
+    disabled,
     failure,
     lock_name,
 )
@@ -75,6 +76,14 @@ class _Job:
     end: Callable[[], None]
     done: Done
     error: OSError | None = None
+    bug: Exception | None = None
+
+    def report(self) -> None:
+        try:
+            self.done(self.error)
+        finally:
+            if self.bug is not None:
+                raise self.bug
 
 
 @dataclass(slots=True)
@@ -83,6 +92,7 @@ class _Lane:
 
     jobs: deque[_Job] = field(default_factory=deque)
     held: bool = False
+    disabled: OSError | None = None
 
 
 class _CutShort(OSError):
@@ -164,6 +174,7 @@ class FakeDisk(Disk):
                 self._steps_left = None
             lane.jobs.clear()
             lane.held = False
+            lane.disabled = None
         self._boot += 1
         self._locks.clear()
         self._closed = False
@@ -270,7 +281,8 @@ class FakeDisk(Disk):
         directory.sync()
 
     def space(self, path: Path) -> Space:
-        self._node(path)
+        if self._node(path) is None:
+            raise failure(errno.ENOENT, path)
         return Space(self.capacity_bytes, max(0, self.capacity_bytes - self._used_bytes))
 
     def lock(self, directory: Path) -> FakeLock:
@@ -361,11 +373,7 @@ class FakeDisk(Disk):
 
     def _begin(self, lane: _Lane) -> None:
         job = lane.jobs[0]
-        try:
-            job.begin()
-        except OSError as error:
-            job.error = error
-            job.end = _nothing
+        self._do(lane, job, job.begin)
         latency_s = self._rng.uniform(*self.latency_s)
         self._clock.call_later(latency_s, partial(self._end, lane, job))
 
@@ -376,21 +384,33 @@ class FakeDisk(Disk):
             lane.held = True
             return
         self._finish(lane)
-        job.done(job.error)
+        job.report()
 
     def _finish(self, lane: _Lane) -> _Job:
         job = lane.jobs.popleft()
-        try:
-            job.end()
-        except OSError as error:
-            job.error = error
+        self._do(lane, job, job.end)
         if lane.jobs:
             self._begin(lane)
         return job
 
+    def _do(self, lane: _Lane, job: _Job, half: Callable[[], None]) -> None:
+        """One half of a job. A half that fails ends it, and a bug ends the work of its lane."""
+        if job.error is not None:
+            return
+        if lane.disabled is not None:
+            job.error = lane.disabled
+            return
+        try:
+            half()
+        except OSError as error:
+            job.error = error
+        except Exception as bug:
+            job.error, job.bug = disabled(bug), bug
+            lane.disabled = job.error
+
     def _report(self, job: _Job, boot: int) -> None:
         if self.booted(boot):
-            job.done(job.error)
+            job.report()
 
     def _directory(self, path: Path) -> Directory:
         node = self._node(path)

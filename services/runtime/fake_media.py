@@ -227,6 +227,8 @@ class Directory:
         self.sync()
         self.entries = dict(self._durable)
         for node in self.entries.values():
+            if isinstance(node, Inode):
+                node.linked = True  # A removal that did not survive is undone.
             node.crash(rng)
 
     @staticmethod

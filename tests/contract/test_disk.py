@@ -336,6 +336,8 @@ def test_space_is_told_and_missing_paths_are_not(bench: Bench) -> None:
     assert 0 < space.free_bytes <= space.total_bytes
     with pytest.raises(FileNotFoundError):
         bench.disk.space(bench.root / "missing" / "deeper")
+    with pytest.raises(FileNotFoundError):
+        bench.disk.space(bench.root / "missing")
 
 
 def test_a_directory_is_locked_once_and_the_holder_is_named(bench: Bench) -> None:
@@ -465,6 +467,51 @@ async def test_errands_run_in_order_and_deliver_their_errors(bench: Bench) -> No
     assert (reports[0], reports[2]) == (None, None)
     assert_names(reports[1], errno.ENOENT, bench.root / "missing")
     assert bench.read("ceiling") == b"2"
+
+
+@pytest.mark.parametrize("lane", ["commits", "errands"])
+async def test_after_a_bug_in_background_work_nothing_more_is_done_and_everybody_is_told(
+    bench: Bench, lane: str
+) -> None:
+    raised: list[BaseException | None] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: raised.append(context.get("exception")))
+    bench.file(content=b"kept").close()
+    file = bench.disk.open(bench.root / "file", "write")
+
+    def bug() -> None:
+        raise ValueError("a bug")
+
+    def ask(done: Done) -> None:
+        if lane == "errands":
+            bench.disk.run_soon(bug, done)
+        else:
+            file.commit_soon("no offset", b"x", done)  # type: ignore[arg-type]
+
+    def ask_again(done: Done) -> None:
+        if lane == "errands":
+            bench.disk.run_soon(partial(bench.disk.remove, bench.root / "file"), done)
+        else:
+            file.commit_soon(0, b"lost", done)
+
+    reports: list[OSError | None] = []
+    ask(reports.append)
+    ask_again(reports.append)
+    while len(reports) < 2:
+        try:
+            await bench.until(lambda: len(reports) == 2)
+        except (ValueError, TypeError) as bug_of_the_fake:
+            raised.append(bug_of_the_fake)  # Its loop is our own call.
+    ask_again(reports.append)
+    await bench.until(lambda: len(reports) == 3)
+    for error in reports:
+        assert error is not None
+        assert error.errno == errno.EIO
+        assert "a bug in background work" in str(error)
+    assert len(raised) == 1
+    assert isinstance(raised[0], ValueError | TypeError)
+    assert bench.read("file") == b"kept"
+    file.close()
 
 
 async def test_an_owner_that_never_waits_is_stopped(bench: Bench) -> None:

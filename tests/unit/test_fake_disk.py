@@ -214,6 +214,15 @@ def test_making_a_directory_that_a_killed_process_left_makes_it_durable() -> Non
         assert machine.disk.exists(root / "node")
 
 
+def test_making_a_directory_makes_those_above_it_durable_that_a_killed_process_left() -> None:
+    for machine in machines(50):
+        machine.disk.create_directory(root / "nodes")
+        machine.disk.kill()
+        machine.disk.make_directory(root / "nodes" / "node-1")
+        machine.disk.crash()
+        assert machine.disk.exists(root / "nodes" / "node-1")
+
+
 def test_a_synced_directory_keeps_its_names_and_its_removals() -> None:
     for machine in machines(100):
         machine.file(b"1", "kept")
@@ -419,6 +428,23 @@ def test_a_full_disk_takes_what_fits_and_lets_go_on_removal() -> None:
     assert disk.space(root).free_bytes == 10_000
 
 
+def test_a_file_whose_removal_a_crash_undid_takes_space_as_before() -> None:
+    undone = 0
+    for machine in machines(20, capacity_bytes=10_000):
+        machine.file(b"x" * 1_000)
+        machine.disk.remove(root / "file")
+        machine.disk.crash()
+        if machine.disk.exists(root / "file"):
+            undone += 1
+            with (
+                machine.disk.open(root / "file", "write") as file,
+                pytest.raises(OSError, match="No space"),
+            ):
+                file.write_at(0, b"y" * 10_001)
+            assert machine.disk.space(root).free_bytes == 0
+    assert undone
+
+
 def test_space_is_right_after_every_crash() -> None:
     for machine in machines(50, capacity_bytes=1 << 20):
         file = machine.file(b"x" * 1000)
@@ -500,14 +526,14 @@ def test_background_work_takes_the_time_it_was_given() -> None:
 def test_counters_tell_what_was_asked() -> None:
     machine = Machine(1)
     before = machine.disk.counters
-    assert (before.writes, before.syncs, before.directory_syncs) == (0, 0, 1)
+    assert (before.writes, before.syncs, before.directory_syncs) == (0, 0, 2)
     file = machine.file(b"12345")
     file.commit_soon(5, b"678", lambda _error: None)
     machine.timeline.advance(1)
     file.read_at(0, 1)
     counters = machine.disk.counters
     assert (counters.writes, counters.bytes_written) == (2, 8)
-    assert (counters.syncs, counters.directory_syncs, counters.reads) == (2, 2, 1)
+    assert (counters.syncs, counters.directory_syncs, counters.reads) == (2, 3, 1)
 
 
 def test_an_allocated_segment_takes_no_memory_and_a_small_write_costs_a_page() -> None:
