@@ -24,9 +24,9 @@ import uvloop
 
 from bench.report import Row, quiet, show
 from services.core.wire import OK, Role, first_request_kind
-from services.runtime.connection import Peer
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.opening import Identity
+from services.runtime.peer import Peer
 
 in_flight = 64
 body = bytes(100)

@@ -19,8 +19,8 @@ import uvloop
 from bench.link import ECHO, identity, link_server, serve
 from bench.report import Row, quiet, show
 from services.core.wire import FAILED, LOST, OK, OVERLOADED, TIMEOUT
-from services.runtime.connection import LinkLimits
 from services.runtime.link import Link, Station
+from services.runtime.link_limits import LinkLimits
 
 names = {LOST: "lost", TIMEOUT: "timed out", OVERLOADED: "overloaded", FAILED: "failed"}
 # Every so manieth request is timed: enough for percentiles, too few to slow the rest.

@@ -48,7 +48,7 @@ from services.dhtnode.listing import Query
 from services.dhtnode.membership import Membership
 from services.dhtnode.replica import Replica
 from services.runtime.clock import Clock
-from services.runtime.connection import Handler, Handlers, Peer
+from services.runtime.peer import Handler, Handlers, Peer
 
 # About 2 ms of merging new keys into the order of a namespace; then others have their turn.
 index_budget: Final = 8192

@@ -9,7 +9,7 @@ from services.core.cluster import ClusterMap
 from services.core.errors import PeerError
 from services.core.wire import Role
 from services.dhtnode.replica import Replica
-from services.runtime.connection import Peer
+from services.runtime.peer import Peer
 
 map_name: Final = "map"
 

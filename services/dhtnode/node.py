@@ -29,13 +29,14 @@ from services.dhtnode.settings import NodeSettings
 from services.dhtnode.table import Table
 from services.dhtnode.upkeep import Upkeep
 from services.runtime import telemetry
-from services.runtime.connection import LinkCounters, Peer
 from services.runtime.disk import Disk
 from services.runtime.link import Link, LinkServer, Station
+from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
 from services.runtime.loops import Loops
 from services.runtime.metrics import Histogram
 from services.runtime.opening import Identity
+from services.runtime.peer import Peer
 from services.runtime.service import Service
 from services.runtime.settings import link_port_offset
 

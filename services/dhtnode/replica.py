@@ -43,7 +43,7 @@ from services.dhtnode import frame
 from services.dhtnode.log import Batch, Log
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
-from services.runtime.connection import Peer
+from services.runtime.peer import Peer
 
 applied: Final[Status] = (OK, b"")
 _key_head_bytes = u16.size

@@ -6,23 +6,15 @@ everything one read brings is handled before the answers leave, again in one wri
 plain connections that echo one message each (`make bench`), this coalescing is worth more than
 the parsing costs; the README has the figures.
 
-Rules that callers rely on:
-
-- `request` either returns 0 and calls `on_answer` exactly once, later; or returns DOWN or
-  OVERLOADED, has sent nothing, and calls nothing.
-- A handler answers every request exactly once, then or later, with `reply`. It does not block.
-- An answer of LOST, TIMEOUT or FAILED means unknown: the request may or may not have been done.
+What callers may rely on stands in peer.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
-
-import structlog
+from collections.abc import Callable
+from typing import Final
 
 from services.core.errors import PeerError
 from services.core.wire import (
@@ -41,112 +33,19 @@ from services.core.wire import (
     first_local_kind,
     first_request_kind,
     frame_bytes_max,
-    header_bytes,
     pack_header,
 )
+from services.runtime import telemetry
+from services.runtime.link_limits import LinkCounters, LinkLimits
+from services.runtime.peer import SENT, Handlers, OnAnswer, body_bytes_max, no_answer
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
-OnAnswer = Callable[[int, bytes], None]
-"""Called once with the kind and the body of the answer."""
-
-body_bytes_max: Final = frame_bytes_max - header_bytes
 request_id_max: Final = 0xFFFF_FFFF
-SENT: Final = 0
-# Request id 0 asks for no answer.
-no_answer: Final = 0
 # Answers to one read leave together; past this much, those there are leave first. One read may
 # bring thousands of requests for large values: what is unsent must be seen before it is too much.
 gathered_bytes_max: Final = 1024 * 1024
 parted: Final = "parted"
-
-
-class Caller(Protocol):
-    """Whoever can be asked over a link."""
-
-    @property
-    def connected(self) -> bool:
-        """Whether a request sent now would leave at once."""
-        ...
-
-    def silent_s(self) -> float:
-        """Seconds since anything was heard from the other end."""
-        ...
-
-    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
-        """Ask. 0 when sent, else DOWN or OVERLOADED and nothing was sent."""
-        ...
-
-    def notify(self, kind: int, body: bytes) -> bool:
-        """Send a message that gets no answer. False when nothing was sent: down, or overloaded."""
-        ...
-
-
-class Peer(Caller, Protocol):
-    """The other end of a connection, as a handler of its requests sees it."""
-
-    @property
-    def hello(self) -> Hello:
-        """How it introduced itself, proved with the cluster's secret."""
-        ...
-
-    def reply(self, request_id: int, kind: int, body: bytes) -> None:
-        """Answer one of its requests. Without effect when it has gone meanwhile."""
-        ...
-
-
-Handler = Callable[[Peer, int, bytes], None]
-"""Called with the peer, the request id to answer (0: none is wanted) and the body."""
-
-Handlers = Mapping[int, Handler]
-
-
-@dataclass(slots=True, frozen=True)
-class LinkLimits:
-    """The bounds of one link. Every one is there so that a slow or hostile peer costs little."""
-
-    # A coordinator serves some thousands of clients at a time and sends one frame per replica.
-    pending_max: int = 16_384
-    # Two of the largest frames; past it the peer is too slow for what is asked of it.
-    pending_bytes_max: int = 2 * frame_bytes_max
-    # A peer of ours keeps to pending_max; one that asks more than this is answered OVERLOADED.
-    unanswered_max: int = 20_000
-    # Past this much unsent the peer is answered OVERLOADED. It is still read from: two ends that
-    # each stop reading until the other reads would wait for each other for good.
-    unsent_bytes_high: int = frame_bytes_max
-    # Answers to what was already accepted may still pile up to here; then the link is cut.
-    unsent_bytes_max: int = 3 * frame_bytes_max
-    # A peer that sends nothing, or takes nothing, for silence_s is lost. Pings keep an idle link
-    # from being silent; they also set how often this is looked at.
-    ping_s: float = 0.5
-    silence_s: float = 2.0
-    # One sweep finds all requests that are over their time, so times are met to within this.
-    sweep_s: float = 0.05
-    # Two round trips and two HMACs: a peer that needs longer is not one of ours.
-    opening_s: float = 5.0
-    # Peers that have not yet proved who they are, each holding a kilobyte at most.
-    openings_max: int = 256
-    connections_max: int = 4_096
-
-
-@dataclass(slots=True)
-class LinkCounters:
-    """What the links of a process did so far; plain integers that `/metrics` reads."""
-
-    bytes_received: int = 0
-    bytes_sent: int = 0
-    frames_received: int = 0
-    frames_sent: int = 0
-    writes: int = 0
-    requests: int = 0
-    timeouts: int = 0
-    lost: int = 0
-    overloaded: int = 0
-    late_answers: int = 0
-    bugs: int = 0
-    connections_opened: int = 0
-    connections_refused: int = 0
-    connections_lost: int = 0
 
 
 class State(enum.Enum):
@@ -157,7 +56,7 @@ class State(enum.Enum):
 
 
 class Connection(asyncio.Protocol):
-    """Either end of one connection whose opening is done. See the module for its contract."""
+    """Either end of one connection whose opening is done. See peer.py for the contract."""
 
     def __init__(
         self,

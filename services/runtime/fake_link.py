@@ -1,4 +1,4 @@
-"""Links in memory, for simulations: the seam of connection.py over seeded bad weather.
+"""Links in memory, for simulations: the seam of peer.py over seeded bad weather.
 
 Processes of one simulation share a `FakeNetwork`. Messages are lost, doubled, delayed and
 overtaken as `Weather` says, drawn from one seeded generator, and one-way blocks make partitions.
@@ -19,15 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
-
 from services.core.wire import DOWN, FAILED, LOST, OVERLOADED, TIMEOUT, UNKNOWN_KIND, Hello
+from services.runtime import telemetry
 from services.runtime.clock import Clock, Timer
-from services.runtime.connection import SENT, OnAnswer, no_answer
 from services.runtime.link import Station, reconnect_s_max, reconnect_s_min
 from services.runtime.opening import Admit, anyone
+from services.runtime.peer import SENT, OnAnswer, no_answer
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 # Messages in order arrive at least this far apart: more than the rounding of a sum of times, by
 # which one that was sent later would now and then arrive earlier.

@@ -2,7 +2,7 @@
 
 `Link` connects, opens and reconnects by itself; meanwhile `request` answers DOWN, and nothing is
 queued: whoever asks decides what to do instead. `LinkServer` listens and hands each open
-connection to its handlers. What one open connection promises stands in connection.py.
+connection to its handlers. What one open connection promises stands in peer.py.
 
 Without TLS (link_tls.py) a link is authenticated when it opens and not encrypted: for one machine
 or a private network.
@@ -17,18 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-import structlog
-
 from services.core.errors import FatalError
 from services.core.wire import DOWN, Frame, FrameDecoder, Hello
-from services.runtime.connection import (
-    Connection,
-    Handlers,
-    LinkCounters,
-    LinkLimits,
-    OnAnswer,
-    Peer,
-)
+from services.runtime import telemetry
+from services.runtime.connection import Connection
+from services.runtime.link_limits import LinkCounters, LinkLimits
 from services.runtime.link_tls import SecuredStrangers, TlsFiles, tls_context, why_not
 from services.runtime.opening import (
     Admit,
@@ -38,8 +31,9 @@ from services.runtime.opening import (
     anyone,
     shutting_down,
 )
+from services.runtime.peer import Handlers, OnAnswer, Peer
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 # The first retry is nearly at once, for a peer that restarts; a peer that stays away is asked
 # every few seconds, at random, so that a hundred clients don't return in one instant.

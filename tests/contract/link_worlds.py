@@ -9,10 +9,10 @@ from typing import Protocol
 
 from services.core.wire import Role
 from services.runtime.clock import FakeClock, Timeline
-from services.runtime.connection import Caller
 from services.runtime.fake_link import FakeLink, FakeNetwork
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.opening import Admit, Identity, anyone
+from services.runtime.peer import Caller
 from tests.waiting import wait_until
 
 # Longer than any wait a contract names; a condition that is not met by then never will be.

@@ -20,8 +20,9 @@ from services.core.wire import (
     Role,
     first_request_kind,
 )
-from services.runtime.connection import Handlers, LinkLimits, Peer
 from services.runtime.link import Station
+from services.runtime.link_limits import LinkLimits
+from services.runtime.peer import Handlers, Peer
 from tests.contract.link_worlds import FakeWorld, RealWorld, World, identity
 
 ECHO = first_request_kind

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from services.core.wire import OK, Role, first_request_kind
-from services.runtime.connection import Handlers, LinkLimits, Peer
 from services.runtime.link import Link, LinkServer, Station
+from services.runtime.link_limits import LinkLimits
 from services.runtime.link_tls import TlsFiles
 from services.runtime.opening import Admit, anyone
+from services.runtime.peer import Handlers, Peer
 from tests.integration.raw_peer import identity, secret
 from tests.waiting import wait_until
 

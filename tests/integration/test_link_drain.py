@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from services.core.wire import CHALLENGE, DOWN, HELLO, LOST, OK, REFUSAL
-from services.runtime.connection import Caller
 from services.runtime.link import Link, LinkServer
+from services.runtime.peer import Caller
 from tests.integration.link_ends import (
     ECHO,
     HOLD,

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from services.core.wire import LOST, OK, OVERLOADED, PING
-from services.runtime.connection import OnAnswer
 from services.runtime.link import Link, reconnect_s_min
+from services.runtime.peer import OnAnswer
 from tests.integration.link_ends import (
     ECHO,
     HOLD,

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from services.core.wire import LOST, OK, TIMEOUT, Role, first_request_kind
 from services.runtime.clock import FakeClock, Timeline
-from services.runtime.connection import SENT, Peer
 from services.runtime.fake_link import FakeLink, FakeNetwork, Weather
 from services.runtime.link import Station
 from services.runtime.opening import Identity
+from services.runtime.peer import SENT, Peer
 from tests.simulation.scenario import Outcome
 
 ASK = first_request_kind

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from services.core.wire import DOWN, LOST, OK, TIMEOUT, Hello, Role, first_request_kind
 from services.runtime.clock import FakeClock, Timeline
-from services.runtime.connection import LinkLimits, Peer
 from services.runtime.fake_link import FakeLink, FakeNetwork, Weather
 from services.runtime.link import Station
+from services.runtime.link_limits import LinkLimits
 from services.runtime.opening import Admit, Identity, anyone
+from services.runtime.peer import Peer
 
 ECHO = first_request_kind
 NOTE = first_request_kind + 1
