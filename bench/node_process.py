@@ -116,7 +116,7 @@ class NodeProcess:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", method=method, headers=dict(headers)
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  It says http.
             content: bytes = answer.read()
         return content
 
