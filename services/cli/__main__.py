@@ -28,6 +28,7 @@ commands = {
     "migrate": LazyCommand(
         "services.cli.db", "migrate_command", "Bring the database schema up to date."
     ),
+    "node": LazyCommand("services.cli.node", "node", "Look into the directory of a node."),
 }
 
 

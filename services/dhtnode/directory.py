@@ -84,11 +84,11 @@ class NodeDirectory:
 
     def segments(self) -> list[tuple[int, Path]]:
         """Number and path of every segment, used or not, in order."""
-        return sorted(self._numbered(_segment_name))
+        return segments_in(self.disk, self.path)
 
     def snapshots(self) -> list[tuple[int, Path]]:
         """First sequence to replay and path of every snapshot, newest first."""
-        return sorted(self._numbered(_snapshot_name), reverse=True)
+        return snapshots_in(self.disk, self.path)
 
     def damaged(self) -> list[Path]:
         """The snapshots that were put aside."""
@@ -99,9 +99,18 @@ class NodeDirectory:
         """Take a damaged snapshot out of the list. The name is durable after a directory sync."""
         self.disk.rename(snapshot, snapshot.with_name(snapshot.name + damaged_suffix))
 
-    def _numbered(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
-        matches = [(pattern.fullmatch(name), name) for name in self.disk.names(self.path)]
-        return [(int(match[1]), self.path / name) for match, name in matches if match]
+
+def segments_in(disk: Disk, directory: Path) -> list[tuple[int, Path]]:
+    return sorted(_numbered(disk, directory, _segment_name))
+
+
+def snapshots_in(disk: Disk, directory: Path) -> list[tuple[int, Path]]:
+    return sorted(_numbered(disk, directory, _snapshot_name), reverse=True)
+
+
+def _numbered(disk: Disk, directory: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+    matches = [(pattern.fullmatch(name), name) for name in disk.names(directory)]
+    return [(int(match[1]), directory / name) for match, name in matches if match]
 
 
 def _claim(disk: Disk, path: Path, node_id: str, new_store_id: bytes) -> bytes:
@@ -111,7 +120,12 @@ def _claim(disk: Disk, path: Path, node_id: str, new_store_id: bytes) -> bytes:
             disk.remove(path / name)
             names.discard(name)
     if store_name in names:
-        store_id = _read_store(disk, path / store_name, node_id)
+        owner, store_id = read_store(disk, path)
+        if owner != node_id:
+            raise FatalError(
+                f"{path} belongs to node {owner!r}, and this is {node_id!r}: set NODE_ID to "
+                f"{owner!r}, or give this node a directory of its own"
+            )
         # Whoever named what is here may have been killed before the names were durable.
         disk.sync_directory(path)
         return store_id
@@ -125,18 +139,15 @@ def _claim(disk: Disk, path: Path, node_id: str, new_store_id: bytes) -> bytes:
     return new_store_id
 
 
-def _read_store(disk: Disk, path: Path, node_id: str) -> bytes:
+def read_store(disk: Disk, directory: Path) -> tuple[str, bytes]:
+    """The node id and the store id of a directory."""
+    path = directory / store_name
     try:
         store = json.loads(disk.read(path, _store_file_bytes_max))
-        known, owner = store["format"] == _store_format, store["node_id"]
+        known, owner = store["format"] == _store_format, str(store["node_id"])
         store_id = bytes.fromhex(store["store_id"])
     except (ValueError, KeyError, TypeError) as error:
         raise FatalError(f"{path} does not say whose data this is: {error!r}") from error
     if not known or len(store_id) != store_id_bytes:
         raise FatalError(f"{path} has a format that this version does not know")
-    if owner != node_id:
-        raise FatalError(
-            f"{path.parent} belongs to node {owner!r}, and this is {node_id!r}: set NODE_ID to "
-            f"{owner!r}, or give this node a directory of its own"
-        )
-    return store_id
+    return owner, store_id

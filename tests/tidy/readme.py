@@ -8,15 +8,19 @@ from __future__ import annotations
 import re
 
 from services.cli.table import UpSettings
-from services.runtime.settings import describe
+from services.dhtnode.settings import NodeSettings
+from services.runtime.settings import ServiceSettings, describe
 from tests.tidy.tree import root
 
 readme = root / "README.md"
+# Each service adds its own.
+every_settings: tuple[type[ServiceSettings], ...] = (UpSettings, NodeSettings)
 
 
 def settings_table() -> str:
     lines = ["| variable | default | what it is |", "| --- | --- | --- |"]
-    for row in describe(UpSettings):
+    rows = {row.name: row for of in every_settings for row in describe(of)}
+    for row in rows.values():
         default = f"`{row.default}`" if row.default not in ("", "required") else row.default
         lines.append(f"| `{row.name}` | {default} | {row.help} |".replace("|  |", "| |"))
     return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""`ydht node inspect` and `ydht node verify`: what lies in a node's directory, and is it sound."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from services.core.errors import FatalError
+from services.dhtnode.inspection import Inspection, Survey, inspect
+from services.runtime.disk import SystemDisk
+
+_directory = click.argument(
+    "directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path)
+)
+
+
+@click.group()
+def node() -> None:
+    """Look into the directory of a node, such as ./data/nodes/node-1. Changes nothing."""
+
+
+@node.command(name="inspect")
+@_directory
+def inspect_command(directory: Path) -> None:
+    """Show the files of a node: sequences, records, live and dead bytes."""
+    found = _inspected(directory)
+    table = Table(box=None, pad_edge=False)
+    for title in ("file", "kind", "sequences", "frames", "records", "used", "live", "dead"):
+        table.add_column(title, justify="left" if title in ("file", "kind") else "right")
+    for survey in found.files:
+        table.add_row(*_cells(survey))
+    click.echo(f"{found.node_id}, store {found.store_id.hex()}, {found.keys:,} keys")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    _report(found)
+
+
+@node.command()
+@_directory
+def verify(directory: Path) -> None:
+    """Check every checksum of a node's files. Exit code 1 if something is damaged."""
+    found = _inspected(directory)
+    frames = sum(survey.frames for survey in found.files)
+    click.echo(f"{found.node_id}: {len(found.files)} files, {frames:,} frames checked")
+    _report(found)
+    if not found.damage:
+        click.echo("Everything is sound.")
+
+
+def _inspected(directory: Path) -> Inspection:
+    inspector = inspect(SystemDisk(), directory)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Reading", total=1.0)
+        try:
+            for share in inspector.steps():
+                progress.update(task, completed=share)
+        except OSError as error:
+            raise FatalError(f"{error.filename}: {error.strerror}") from error
+    return inspector.found
+
+
+def _cells(survey: Survey) -> tuple[str, ...]:
+    if survey.kind == "spare segment":
+        return survey.path.name, survey.kind, "", "", "", "", "", ""
+    return (
+        survey.path.name,
+        survey.kind,
+        f"{survey.first:,} to {survey.last:,}" if survey.kind == "segment" else f"{survey.first:,}",
+        f"{survey.frames:,}",
+        f"{survey.records:,}",
+        _size(survey.used_bytes),
+        _size(survey.live_bytes),
+        _size(survey.dead_bytes),
+    )
+
+
+def _report(found: Inspection) -> None:
+    for survey in found.files:
+        if survey.torn_bytes:
+            click.echo(
+                f"{survey.path.name} ends in {survey.torn_bytes:,} bytes of a write that was "
+                "never acknowledged; the next start cuts them"
+            )
+    for damage in found.damage:
+        click.echo(damage, err=True)
+    if found.damage:
+        sys.exit(1)
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
