@@ -6,7 +6,9 @@ uvicorn gives the protocol; binding, draining and the bounds on connections are 
   When none is idle the new one is answered 503 and closed.
 - A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive, and
   a client may leave its answer unread for as long.
-- A request head has at most `head_bytes_max` bytes.
+- A request head has at most `head_bytes_max` bytes, and so has what stands around a chunked body:
+  trailers, which are dropped, and chunk extensions.
+- A request of HTTP/1.1 names its host, once.
 
 uvicorn is pinned exactly, because this reaches into its protocol and server state.
 """
@@ -17,7 +19,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any
+from typing import Any, NoReturn
 
 import httptools
 import msgspec
@@ -34,13 +36,15 @@ from services.runtime.problem import problem_type
 
 # What a browser's cookies and a long URL need; the contract names this figure to clients.
 head_bytes_max = 16 * 1024
+# What a chunk costs its sender at least, however long: 16 hex digits and two line ends.
+chunk_bytes_max = 20
 # Longer than the minute that client pools keep a connection, so that they are first to let go.
 idle_s_max = 75.0
 # A burst of clients waits in the kernel instead of being refused.
 backlog = 1024
 # How often connections are looked at and the Date header changes.
 tick_s = 1.0
-# How long a client that was refused in the middle of its body may take to see the answer.
+# How long a client that was refused while it was sending may take to see the answer.
 linger_s_max = 2.0
 # A handler that ignores its cancellation this long is left behind.
 abandon_s_max = 1.0
@@ -156,7 +160,8 @@ class ServiceProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._head_bytes = 0
+        # Bytes of the head, or of what stands around the body, that have arrived.
+        self._framing_bytes = 0
         self._in_head = True
         # From here on, what the client sends is dropped.
         self._refused = False
@@ -164,12 +169,11 @@ class ServiceProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if not self.server_state.add(self):
-            self._refuse(
-                RetryLater(
-                    "overloaded",
-                    f"All {self.server_state.connections_max} connections are busy",
-                )
-            )
+            self._refused = True
+            busy = f"All {self.server_state.connections_max} connections are busy"
+            transport.write(raw_answer(RetryLater("overloaded", busy)))
+            # Not lingering: there is no room for it.
+            transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.busy(self)
@@ -180,27 +184,52 @@ class ServiceProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._framing_bytes += len(data)
         super().data_received(data)
-        # Looked at after parsing: what arrived may have ended the head and begun a body.
-        if self._in_head and self._head_bytes > head_bytes_max and not self._refused:
-            self._refuse(_head_too_large())
+        # Looked at after parsing: the callbacks have taken off what was no framing. They cannot
+        # tell where in `data` a message ended, so what is behind that goes uncounted, once.
+        if self._framing_bytes > head_bytes_max and not self._refused:
+            self._refuse(_head_too_large() if self._in_head else _framing_too_large())
+        self._framing_bytes = max(self._framing_bytes, 0)
 
     def on_message_begin(self) -> None:
         self._in_head = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Behind the head this is a trailer. Taken for a header it would have passed every check
+        # of headers by, and nothing would bound how many there are.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._head_bytes = 0
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size, hosts = len(self.url), 0
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            hosts += name == b"host"
+        self._framing_bytes -= size
         if size > head_bytes_max:
-            self._refuse(_head_too_large())
-            raise httptools.HttpParserError
+            self._refuse_head(_head_too_large())
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self.server_state.malformed += 1
+            self._refuse_head(
+                FixRequest("invalid_header", f"There are {hosts} Host headers; send exactly one")
+            )
         self.server_state.busy(self)
         super().on_headers_complete()
         self.cycle.transport = LingeringTransport(self)  # type: ignore[assignment]
+
+    def on_chunk_header(self) -> None:
+        self._framing_bytes -= chunk_bytes_max
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._framing_bytes = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -208,17 +237,22 @@ class ServiceProtocol(HttpToolsProtocol):
             self.server_state.idle(self)
 
     def close_after_answer(self) -> None:
-        """Close, so that the client gets the answer even if it is still sending.
+        """Close, so that the client gets the answer even if it is still sending."""
+        if self._refused or not self.cycle.more_body or self.transport.is_closing():
+            self.transport.close()
+        else:
+            self._refused = True
+            self._linger()
+
+    def _linger(self) -> None:
+        """End our side, and the connection a little later.
 
         Closing with unread input makes the kernel reset the connection, and a reset overtakes
         the answer. So the rest is read and dropped for a while.
         """
-        if self._refused or not self.cycle.more_body or self.transport.is_closing():
-            self.transport.close()
-            return
-        self._refused = True
         self.flow.resume_reading()
         self.transport.write_eof()
+        self.server_state.idle(self)
         # Closing again what is lost or shed by then does nothing.
         self.loop.call_later(linger_s_max, self.transport.close)
 
@@ -241,14 +275,43 @@ class ServiceProtocol(HttpToolsProtocol):
             self.server_state.malformed += 1
             self._refuse(FixRequest("invalid_header", "This is not an HTTP/1.1 request"))
 
+    def _refuse_head(self, error: ClientError) -> NoReturn:
+        self._refuse(error)
+        raise httptools.HttpParserError
+
     def _refuse(self, error: ClientError) -> None:
-        """Answer and close, unless an earlier request still waits for its own answer first."""
+        """Answer and close; requests that have arrived whole get their own answers first."""
         self._refused = True
+        cycle = self.cycle
         if self._answered:
-            self.transport.write(raw_answer(error))
-            self.transport.close()
+            self._answer_and_end(error)
+        elif not cycle.more_body:
+            cycle.keep_alive = False
+        elif self.pipeline and self.pipeline[0][0] is cycle:
+            self._refuse_in_turn(error)
         else:
-            self.cycle.keep_alive = False
+            # Its body will never be whole; the handler sees a client that has left.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+            else:
+                self._answer_and_end(error)
+
+    def _refuse_in_turn(self, error: ClientError) -> None:
+        """Refuse the newest request when those before it on the connection are answered."""
+        cycle = self.cycle
+        cycle.disconnected = True
+
+        async def refuse(*_: object) -> None:
+            self._answer_and_end(error)
+
+        self.pipeline[0] = (cycle, refuse)
+
+    def _answer_and_end(self, error: ClientError) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(raw_answer(error))
+            self._linger()
 
 
 class LingeringTransport:
@@ -268,6 +331,13 @@ class LingeringTransport:
 def _head_too_large() -> FixRequest:
     return FixRequest(
         "headers_too_large", f"The request line and headers take more than {head_bytes_max} bytes"
+    )
+
+
+def _framing_too_large() -> FixRequest:
+    return FixRequest(
+        "headers_too_large",
+        f"The trailers and chunk extensions take more than {head_bytes_max} bytes",
     )
 
 

@@ -392,6 +392,9 @@ async def test_with_every_connection_busy_a_new_one_is_told_so(tmp_path: Path) -
         ),
         (b"POST /echo HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400, "invalid_header"),
         (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "invalid_header"),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400, "invalid_header"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, "invalid_header"),
+        (b"GET /health HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n", 400, "invalid_header"),
     ],
 )
 async def test_what_is_not_http_is_answered_with_a_problem_and_closed(
@@ -467,6 +470,66 @@ async def test_a_chunked_body_is_cut_off_at_the_limit(example: Process) -> None:
         await go_on_sending()
 
 
+chunked = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"1\r\na\r\n0\r\n", b"X-Trailer: y\r\n" * 500),
+        (b"1\r\na\r\n0\r\nX-Trailer: ", b"y" * 5000),
+        (b"1;ext=", b"y" * 5000),
+        (b"", b"1;extension-that-is-longer-than-its-chunk\r\na\r\n" * 100),
+    ],
+    ids=["trailers", "one trailer", "one chunk extension", "chunk extensions"],
+)
+async def test_what_stands_around_a_body_is_bounded(
+    example: Process, begin: bytes, more: bytes
+) -> None:
+    client = await example.connect()
+    client.send(chunked + begin)
+    for _ in range(1 + head_bytes_max // 2000):
+        client.send(more)
+        await client.writer.drain()
+    status, body = await client.answer()
+    assert (status, json.loads(body)["code"]) == (431, "headers_too_large")
+    assert "trailers and chunk extensions" in json.loads(body)["detail"]
+    assert await client.closed()
+
+
+async def test_a_body_in_the_smallest_chunks_is_taken(example: Process) -> None:
+    client = await example.connect()
+    client.send(chunked + b"1\r\na\r\n" * 2 * head_bytes_max + b"0\r\nX-Trailer: y\r\n\r\n")
+    assert await client.answer() == (200, b"a" * 2 * head_bytes_max)
+    assert (await client.get("/health"))[0] == 200
+
+
+async def test_a_body_that_turns_malformed_is_refused_at_once(example: Process) -> None:
+    client = await example.connect()
+    client.send(chunked + b"1\r\na\r\n")
+    client.send(b"no size\r\n")
+    status, body = await client.answer()
+    assert (status, json.loads(body)["code"]) == (400, "invalid_header")
+    assert await client.closed()
+
+
+async def test_a_malformed_body_is_refused_behind_the_answers_before_it(example: Process) -> None:
+    client = await example.connect()
+    client.send(request("/slow?s=0.2") + request("/health") + chunked + b"no size\r\n")
+    assert await client.answer() == (200, b"slow but sure")
+    assert (await client.answer())[0] == 200
+    status, body = await client.answer()
+    assert (status, json.loads(body)["code"]) == (400, "invalid_header")
+    assert await client.closed()
+
+
+async def test_an_old_client_needs_to_name_no_host(example: Process) -> None:
+    client = await example.connect()
+    client.send(b"GET /health HTTP/1.0\r\n\r\n")
+    assert (await client.answer())[0] == 200
+    assert await client.closed()
+
+
 async def test_after_kill_9_its_port_can_be_used_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path) as killed:
         client = await killed.connect()
@@ -483,13 +546,24 @@ class Attended:
 
     def __init__(self) -> None:
         self.timeline = Timeline()
-        app = Starlette(routes=[Route("/health", self.health), Route("/flood", self.flood)])
+        app = Starlette(
+            routes=[
+                Route("/health", self.health),
+                Route("/flood", self.flood),
+                Route("/headers", self.headers, methods=["POST"]),
+            ]
+        )
         self.listener = Listener(app, "127.0.0.1", 0, FakeClock(self.timeline))
         self.listener.connections.connections_max = 100
         self.flooding = asyncio.Event()
 
     async def health(self, _: Request) -> Response:
         return PlainTextResponse("fine")
+
+    async def headers(self, request: Request) -> Response:
+        """Whatever stands in the scope once the body has been read."""
+        await request.body()
+        return PlainTextResponse(repr(request.scope["headers"]))
 
     async def flood(self, _: Request) -> Response:
         async def endless() -> AsyncIterator[bytes]:
@@ -563,6 +637,21 @@ async def test_a_client_that_does_not_read_its_answer_is_dropped(attended: Atten
     assert not connections.connections
     assert not connections.stalled_count
     assert connections.expired == 1
+
+
+async def test_a_trailer_is_never_taken_for_a_header(attended: Attending) -> None:
+    _, connect = attended
+    client = await connect()
+    client.send(
+        b"POST /headers HTTP/1.1\r\nHost: x\r\nX-API-Key: mine\r\n"
+        b"Transfer-Encoding: chunked\r\nTrailer: X-API-Key\r\n\r\n"
+    )
+    client.send(b"1\r\na\r\n0\r\nX-API-Key: from a trailer\r\nX-Ydht-Tenant: 7\r\n\r\n")
+    status, body = await client.answer()
+    assert status == 200
+    assert b"mine" in body
+    assert b"from a trailer" not in body
+    assert b"x-ydht-tenant" not in body
 
 
 class Supervision:
