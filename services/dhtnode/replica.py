@@ -49,6 +49,8 @@ applied: Final[Status] = (OK, b"")
 _key_head_bytes = u16.size
 # A slot of a large store becomes several chunks, each made in well under a millisecond.
 chunk_bytes: Final = 64 << 10
+# So many slots are passed over in half a millisecond.
+empty_slots_max: Final = 512
 # A reason that travels in an answer's detail, whose length in a batch's answer is one byte.
 detail_bytes_max: Final = 255
 
@@ -83,9 +85,12 @@ class Replica:
         self.epoch = 0
         # Why puts are refused just now, for people; None while they are welcome.
         self.full: str | None = None
+        self._cache_changes = 0
         self._clock = clock
         self._high_water = HighWater()
         self._epoch_bytes = u64.pack(0)
+        # The batch with the latest change of the epoch, until that batch is durable.
+        self._adopting: Batch | None = None
         # The latest batch with a change of a key, until that batch is durable.
         self._changing: dict[bytes, Batch] = {}
 
@@ -99,6 +104,8 @@ class Replica:
         for key in batch.keys:
             if changing[key] is batch:
                 del changing[key]
+        if batch is self._adopting:
+            self._adopting = None
         for peer, request_id, kind, body in batch.replies:
             peer.reply(request_id, kind, body)
 
@@ -140,14 +147,30 @@ class Replica:
         come in between: what is replayed over them makes the state exact."""
         yield frame.EPOCH, self._epoch_bytes
         yield frame.CLOCK, self._high_water.latest
-        # Before the records, so that those of caches never enter the digests.
-        for prefix, items_max in list(self.caches.items()):
-            yield frame.CACHE, u64.pack(items_max) + prefix
         for slot, floor in list(self.floors.items()):
             yield frame.FLOOR, u16.pack(slot) + floor
+        # Before the records, so that those of caches never enter the digests.
+        told, changes = dict(self.caches), self._cache_changes
+        for prefix, items_max in told.items():
+            yield frame.CACHE, u64.pack(items_max) + prefix
+        empty = 0
         for slot in range(slot_count):
-            # Both of one turn of the loop, so that the leaves are those of these records.
-            chunks, leaves = self.table.export_slot(slot, chunk_bytes), self.table.leaves(slot)
+            chunks = self.table.export_slot(slot, chunk_bytes)
+            if (chunk := next(chunks, None)) is None:
+                empty += 1
+                if not empty % empty_slots_max:
+                    # Nothing new; it lets the reader of these frames have a pause.
+                    yield frame.EPOCH, self._epoch_bytes
+                continue
+            # Of the same turn of the loop as the chunks, so that the leaves are those of these
+            # records, without the keys of what is a cache by now: that has to be told first.
+            leaves = self.table.leaves(slot)
+            if changes != self._cache_changes:
+                caches, changes = dict(self.caches), self._cache_changes
+                for prefix, items_max in changed_caches(told, caches):
+                    yield frame.CACHE, u64.pack(items_max) + prefix
+                told = caches
+            yield frame.SLOT, chunk
             for chunk in chunks:
                 yield frame.SLOT, chunk
             yield frame.LEAVES, u16.pack(slot) + leaves
@@ -198,7 +221,7 @@ class Replica:
         if isinstance(outcome, Batch):
             outcome.replies.append((peer, request_id, OK, b""))
         else:
-            peer.reply(request_id, *outcome)
+            self._reply_in_epoch(peer, request_id, *outcome)
 
     def write_many(self, peer: Peer, request_id: int, body: bytes) -> None:
         _, items = decode_write_many(body)
@@ -215,7 +238,7 @@ class Replica:
                 statuses.append(outcome)
         answer = (peer, request_id, OK, encode_statuses(statuses))
         if last is None:
-            peer.reply(request_id, OK, answer[3])
+            self._reply_in_epoch(*answer)
         else:
             last.replies.append(answer)
 
@@ -267,13 +290,12 @@ class Replica:
 
     def declare_caches(self, caches: dict[bytes, int]) -> None:
         """Have exactly these namespaces be caches, and log what changes."""
-        gone = dict.fromkeys(self.caches.keys() - caches.keys(), 0)
-        for prefix, items_max in sorted({**caches, **gone}.items()):
-            if self.caches.get(prefix, 0) != items_max:
-                self._declare(items_max, prefix)
-                self.log.append(frame.CACHE, u64.pack(items_max) + prefix)
+        for prefix, items_max in changed_caches(self.caches, caches):
+            self._declare(items_max, prefix)
+            self.log.append(frame.CACHE, u64.pack(items_max) + prefix)
 
     def _declare(self, items_max: int, prefix: bytes) -> None:
+        self._cache_changes += 1
         if items_max:
             self.caches[prefix] = items_max
             self.table.declare_cache(prefix, items_max)
@@ -290,7 +312,7 @@ class Replica:
         epoch = u64.unpack_from(body)[0]
         if epoch < self.epoch:
             self.counters.wrong_epoch += 1
-            peer.reply(request_id, WRONG_EPOCH, self._epoch_bytes)
+            self._reply_in_epoch(peer, request_id, WRONG_EPOCH, self._epoch_bytes)
             return False
         self.adopt_epoch(epoch)
         return True
@@ -300,11 +322,31 @@ class Replica:
         if epoch <= self.epoch:
             return None
         self._know_epoch(epoch)
-        return self.log.append(frame.EPOCH, self._epoch_bytes)
+        self._adopting = self.log.append(frame.EPOCH, self._epoch_bytes)
+        return self._adopting
+
+    def _reply_in_epoch(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
+        """Answer what changed nothing, once our epoch is durable: an answer given in an epoch says
+        that this replica has left the ones before for good."""
+        if self._adopting is None:
+            peer.reply(request_id, kind, body)
+        else:
+            self._adopting.replies.append((peer, request_id, kind, body))
 
     def _know_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         self._epoch_bytes = u64.pack(epoch)
+
+
+def changed_caches(old: dict[bytes, int], new: dict[bytes, int]) -> list[tuple[bytes, int]]:
+    """What leads from these caches to those: namespaces with their limits, 0 for one that is a
+    store again."""
+    gone = dict.fromkeys(old.keys() - new.keys(), 0)
+    return [
+        (prefix, items_max)
+        for prefix, items_max in sorted({**new, **gone}.items())
+        if old.get(prefix, 0) != items_max
+    ]
 
 
 def _split_record(body: bytes) -> tuple[bytes, bytes]:

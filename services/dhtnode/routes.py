@@ -7,6 +7,8 @@ comes in the header `X-Ydht-Tenant`, the namespace in `X-Namespace`.
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -18,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from services.core.errors import FixRequest, RetryLater
 from services.core.hlc import etag
 from services.core.key import check_key, check_namespace, namespace_prefix, tenant_max
-from services.core.record import Record, visible
+from services.core.record import value, version, visible
 from services.core.ring import slot_of
 from services.dhtnode.handlers import index_budget
 from services.dhtnode.listing import Query
@@ -28,7 +30,9 @@ from services.runtime.signing import RequireSignature, Verifier
 limit_default: Final = 100
 limit_max: Final = 1_000
 key_path: Final = b"/store/"
+Endpoint = Callable[[Request], Awaitable[Response]]
 tenant_header: Final = "X-Ydht-Tenant"
+_tenant: Final = re.compile(r"[0-9]{1,20}")
 
 
 def routes(node: Node, verifier: Verifier) -> list[BaseRoute]:
@@ -36,9 +40,17 @@ def routes(node: Node, verifier: Verifier) -> list[BaseRoute]:
     signed = [Middleware(RequireSignature, verifier=verifier)]
     return [
         Route("/store", store.list, middleware=signed),
-        Route("/store/{key:path}", store.get, middleware=signed),
+        KeyRoute("/store/{key:path}", store.get, middleware=signed),
         Route("/snapshot", store.snapshot, methods=["POST"], middleware=signed),
     ]
+
+
+class KeyRoute(Route):
+    """Takes every path below /store/: a key may have line breaks, at which {key:path} ends."""
+
+    def __init__(self, path: str, endpoint: Endpoint, middleware: list[Middleware]) -> None:
+        super().__init__(path, endpoint, middleware=middleware)
+        self.path_regex = re.compile(r"/store/(?P<key>(?s:.*))\Z")
 
 
 class Store:
@@ -54,13 +66,12 @@ class Store:
         await self._node.until_durable()
         if found is None or not visible(found, self._node.service.clock.wall_ms()):
             raise FixRequest("key_not_found", f"{node_id} has no value for this key")
-        record = Record.decode(found)
         headers = {
-            "ETag": f'"{etag(record.version)}"',
+            "ETag": f'"{etag(version(found))}"',
             "X-Node-ID": node_id,
             "X-Content-Type-Options": "nosniff",
         }
-        return Response(record.value, media_type="application/octet-stream", headers=headers)
+        return Response(value(found), media_type="application/octet-stream", headers=headers)
 
     async def list(self, request: Request) -> Response:
         """The keys that this replica has in a namespace, by pages."""
@@ -78,7 +89,8 @@ class Store:
         await self._node.until_durable()
         keys = [
             {
-                "key": entry.key.decode(),
+                # What came over a link need not be text; here it is shown whatever it is.
+                "key": entry.key.decode(errors="backslashreplace"),
                 "size": entry.value_bytes,
                 "etag": etag(entry.version),
             }
@@ -97,7 +109,7 @@ class Store:
     def _namespace(self, request: Request) -> bytes:
         self._serving()
         tenant = request.headers.get(tenant_header, "")
-        if not (tenant.isascii() and tenant.isdigit()) or int(tenant[:20]) > tenant_max:
+        if not _tenant.fullmatch(tenant) or int(tenant) > tenant_max:
             raise FixRequest("invalid_header", f"{tenant_header} names the tenant by its number")
         name = request.headers.get("X-Namespace", "default").encode("latin-1")
         return namespace_prefix(int(tenant), check_namespace(name))

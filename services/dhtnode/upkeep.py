@@ -46,7 +46,8 @@ class Upkeep:
         self.snapshots = 0
         self.snapshot_failures = 0
         self.snapshot_bytes = 0
-        self.longest_turn_s = 0.0
+        # What earlier runs have logged since their last snapshot.
+        self.log_bytes_before = 0
         self._replica = replica
         self._log = log
         self._directory = directory
@@ -102,7 +103,7 @@ class Upkeep:
             return False
         self.snapshots += 1
         self.snapshot_bytes = writer.bytes
-        self._covered_bytes = covered
+        self._covered_bytes, self.log_bytes_before = covered, 0
         self._said.info(
             "snapshot written",
             records=writer.records,
@@ -112,7 +113,7 @@ class Upkeep:
         return True
 
     def _log_bytes(self) -> int:
-        return self._log.counters.bytes - self._covered_bytes
+        return self.log_bytes_before + self._log.counters.bytes - self._covered_bytes
 
     # -- memory
 
@@ -131,14 +132,28 @@ class Upkeep:
     async def watch_limits(self) -> None:
         """Refuse puts while memory or disk run short, and welcome them again afterwards."""
         while True:
-            full = self._shortage()
-            if full != self._replica.full:
-                if full is None:
-                    self._said.info("puts are welcome again")
-                elif self._replica.full is None:
-                    self._said.warning("puts are refused", reason=full)
-                self._replica.full = full
+            self._look()
             await asyncio.sleep(watch_s)
+
+    def notice(self) -> None:
+        """Look at what a second of writes can use up, after each batch: what is left of the log
+        belongs to deletes as soon as there is no next segment."""
+        if self._replica.full is not None:
+            return
+        memory_max = self._memory_max_bytes
+        if self._log.shortage is not None or (
+            memory_max is not None and self._replica.table.memory_bytes > memory_max
+        ):
+            self._look()
+
+    def _look(self) -> None:
+        full = self._shortage()
+        if full != self._replica.full:
+            if full is None:
+                self._said.info("puts are welcome again")
+            elif self._replica.full is None:
+                self._said.warning("puts are refused", reason=full)
+            self._replica.full = full
 
     def _shortage(self) -> str | None:
         pressing = self._replica.full is not None
