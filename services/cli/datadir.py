@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from services.core.errors import FatalError
+from services.runtime.file_lock import FileLock
 
 # Processes whose supervisor was killed end like on SIGTERM, which may take them 10 s.
 leftovers_s_max = 15.0
@@ -33,37 +33,30 @@ leftovers_poll_s = 0.05
 class DataDirectory:
     """A data directory that this process owns, from `open` until `close` (or its end)."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
         self.logs = path / "logs"
         self._lock = lock
-        self._children_lock: int | None = None
+        self._children_lock = FileLock(path / "children.lock")
 
     @classmethod
     def open(cls, path: Path) -> DataDirectory:
         """Create it if need be and take it, or FatalError: unusable, or in use by whom."""
         path = path.absolute()
+        lock = FileLock(path / "up.lock")
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            taken = lock.take()
         except OSError as error:
             raise unusable(path, error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(lock)
+        if not taken:
             raise FatalError(
-                f"{path} is in use by another `ydht up` (pid {holder}): "
+                f"{path} is in use by another `ydht up` (pid {lock.holder() or 'unknown'}): "
                 "stop that one, or give this one its own --data-dir"
-            ) from None
-        except OSError as error:
-            os.close(lock)
-            raise unusable(path, error) from error
+            )
         directory = cls(path, lock)
         try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            lock.sign()
             directory.forget()
             directory.logs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -76,19 +69,18 @@ class DataDirectory:
 
         Every child must inherit this descriptor: the kernel then knows when the last is gone.
         """
+        lock = self._children_lock
         try:
-            descriptor = os.open(self.path / "children.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            if lock.take():
+                return lock.descriptor
+            say("waiting for the processes of an earlier run to end")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(leftovers_s_max):
+                    while not lock.take():  # noqa: ASYNC110  Nobody tells when a lock is free.
+                        await asyncio.sleep(leftovers_poll_s)
+                    return lock.descriptor
         except OSError as error:
             raise unusable(self.path, error) from error
-        self._children_lock = descriptor
-        if _locked(descriptor):
-            return descriptor
-        say("waiting for the processes of an earlier run to end")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(leftovers_s_max):
-                while not _locked(descriptor):  # noqa: ASYNC110  Nobody tells when a lock is free.
-                    await asyncio.sleep(leftovers_poll_s)
-                return descriptor
         raise FatalError(
             f"{self._leftovers()} of an earlier `ydht up` in {self.path} "
             "did not end by itself: end it, then try again"
@@ -117,10 +109,10 @@ class DataDirectory:
         """Let go of the directory. The lock files stay: removing one would let two hold it."""
         with contextlib.suppress(OSError):
             self.forget()
-        if self._children_lock is not None:
-            os.close(self._children_lock)
-            self._children_lock = None
-        os.close(self._lock)
+        self._children_lock.release()
+        # What is on the disk does not matter to the lock itself.
+        with contextlib.suppress(OSError):
+            self._lock.release()
 
     def _leftovers(self) -> str:
         """The processes that still hold the children's lock, as far as this user can see them."""
@@ -140,11 +132,3 @@ def unusable(path: Path, error: OSError) -> FatalError:
         return FatalError(f"data directory {path} is not a directory: choose another --data-dir")
     where = f" ({error.filename})" if error.filename else ""
     return FatalError(f"data directory {path} can't be used: {error.strerror}{where}")
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

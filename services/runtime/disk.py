@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import queue
 import threading
@@ -44,6 +43,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from services.core.errors import FatalError
+from services.runtime.file_lock import FileLock
 
 Done = Callable[[OSError | None], None]
 Mode = Literal["read", "write", "create"]
@@ -480,22 +480,6 @@ class SystemFile:
         self.close()
 
 
-class SystemLock:
-    """An flock on the directory's lock file, which holds the pid for whoever comes second."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            with naming(self._path):
-                # Emptied, so that a pid is never read that stopped holding it.
-                os.ftruncate(descriptor, 0)
-                os.close(descriptor)
-
-
 class SystemDisk(Disk):
     """The machine's file systems, through Linux system calls."""
 
@@ -552,22 +536,16 @@ class SystemDisk(Disk):
             free_bytes=figures.f_bavail * figures.f_frsize,
         )
 
-    def lock(self, directory: Path) -> SystemLock:
-        path = directory / lock_name
-        descriptor = os.open(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, file_mode)
+    def lock(self, directory: Path) -> FileLock:
+        lock = FileLock(directory / lock_name)
+        if not lock.take():
+            raise DirectoryInUse(directory, lock.holder())
         try:
-            with naming(path):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).strip()
-            os.close(descriptor)
-            raise DirectoryInUse(directory, int(holder) if holder.isdigit() else None) from None
+            lock.sign()
         except OSError:
-            os.close(descriptor)
+            lock.release()
             raise
-        return SystemLock(path, descriptor)
+        return lock
 
     def run_soon(self, errand: Callable[[], None], done: Done) -> None:
         self._errands.submit(errand, done)

@@ -28,6 +28,8 @@ import asyncpg
 from services.core.errors import FatalError
 from services.runtime import embedded_home as home
 from services.runtime.database_url import DatabaseAddress
+from services.runtime.disk import SystemDisk
+from services.runtime.file_lock import FileLock
 
 user_name = "ydht"
 database_name = "ydht"
@@ -44,6 +46,9 @@ poll_s = 0.05
 # Enough of the server's last words to explain why it did not start.
 log_lines_kept = 40
 log_read_bytes = 64 * 1024
+
+# What an attempt to connect ends in when nobody listens, or stops listening meanwhile.
+_NOT_YET = (OSError, TimeoutError, asyncpg.InterfaceError)
 
 # Written into postgresql.conf once, by initdb, and then the operator's to change.
 _DEFAULTS = {
@@ -87,8 +92,8 @@ class EmbeddedPostgres:
         self._user = home.server_user()
         self._directory = home.server_directory(data_dir)
         self._runtime = home.runtime_directory(data_dir)
-        self._owner_lock = home.Lock(self._directory / "lock")
-        self._server_lock = home.Lock(self._directory / "server.lock")
+        self._owner_lock = FileLock(self._directory / "lock")
+        self._server_lock = FileLock(self._directory / "server.lock")
         self._binaries = Path()
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -142,21 +147,23 @@ class EmbeddedPostgres:
             self._reader.cancel()
             await asyncio.wait([self._reader])
             self._reader = None
-        if self._owner_lock.descriptor < 0:
+        if not self._owner_lock.held:
             return  # We never owned the directory; what is in it is another's.
-        self._server_lock.close()
+        self._server_lock.release()
         if await self._previous_gone(immediate_shutdown_s):
             home.remove_runtime_directory(self._runtime, self._user)
-        self._server_lock.close()
-        self._owner_lock.close()
+        self._server_lock.release()
+        self._owner_lock.release()
 
     async def _prepare(self) -> None:
         """Take the locks, the runtime directory and the binaries; make the data if need be."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._owner_lock.take():
+            pid = self._owner_lock.holder()
+            holder = "another process" if pid is None else f"process {pid}"
             raise FatalError(
-                f"the embedded PostgreSQL of {self.data_dir} is already run by"
-                f" {self._owner_lock.holder()}: stop that one, or choose another --data-dir"
+                f"the embedded PostgreSQL of {self.data_dir} is already run by {holder}:"
+                " stop that one, or choose another --data-dir"
             )
         self._owner_lock.sign()
         if not await self._previous_gone(previous_s_max):
@@ -164,7 +171,6 @@ class EmbeddedPostgres:
                 f"processes of an earlier PostgreSQL still hold {self._server_lock.path} after"
                 f" {previous_s_max:.0f} s: see `fuser {self._server_lock.path}` and end them"
             )
-        await asyncio.to_thread(home.make_runtime_directory, self._runtime, self._user)
         await self._find_binaries()
         data = self._directory / "data"
         if not data.exists():
@@ -182,15 +188,19 @@ class EmbeddedPostgres:
         return True
 
     async def _find_binaries(self) -> None:
-        """Run the wheel's binaries in place if the server's user can, else copies of them."""
+        """Run the wheel's binaries in place if the server's user can, else copies of them.
+
+        The copies lie in the runtime directory, which is made here and then handed over.
+        """
         wheels = home.wheel_directory()
         self._binaries = home.binaries(wheels)
-        if await self._runnable() is None:
-            return
-        if self._user.switch:
+        problem = await self._runnable()
+        await asyncio.to_thread(home.make_runtime_directory, self._runtime, self._user)
+        if problem is not None and self._user.switch:
             copy = self._runtime / "programs"
             self._binaries = await asyncio.to_thread(home.copy_binaries, wheels, copy)
-        if (problem := await self._runnable()) is not None:
+        home.hand_over(self._runtime, self._user)
+        if problem is not None and (problem := await self._runnable()) is not None:
             raise FatalError(
                 f"PostgreSQL's programs in {self._binaries} do not run as {self._user.name}:"
                 f" {problem}; set DATABASE_URL if they cannot on this machine"
@@ -207,18 +217,18 @@ class EmbeddedPostgres:
     async def _initialise(self, data: Path) -> None:
         """Make the data directory under another name, so that a kill leaves none half made."""
         draft = data.with_name("data.new")
-        password_file = self._runtime / "password"
         await asyncio.to_thread(_remove_tree, draft)
         draft.mkdir(mode=0o700)
-        descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        if self._user.switch:
+            os.chown(draft, self._user.uid, self._user.gid)
+        # In memory: a file would outlive a kill, or lie where the server's user can swap it.
+        secret = os.memfd_create("password")
         try:
-            os.write(descriptor, self._password.encode() + b"\n")
-            if self._user.switch:
-                os.fchown(descriptor, self._user.uid, self._user.gid)
-                os.chown(draft, self._user.uid, self._user.gid)
-            with self._reachable(draft) as (place, passed):
+            os.write(secret, self._password.encode() + b"\n")
+            with self._reachable(draft) as (place, directories):
+                passed = (secret, *directories)
                 command = [str(self._binaries / "initdb"), "-D", place, "-U", user_name]
-                command += ["--pwfile", str(password_file), "--auth=scram-sha-256"]
+                command += ["--pwfile", f"/proc/self/fd/{secret}", "--auth=scram-sha-256"]
                 # Independent of what the machine's C library makes of locales, and of upgrades
                 # of it, which silently break indexes on text.
                 command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin"]
@@ -232,16 +242,15 @@ class EmbeddedPostgres:
                     # server without our database, and its log an error on every first start.
                     code, said = await self._run(
                         [str(self._binaries / "postgres"), "--single", "-D", place, "postgres"],
-                        passed,
+                        directories,
                         f'CREATE DATABASE "{database_name}"\n'.encode(),
                     )
         finally:
-            os.close(descriptor)
-            password_file.unlink(missing_ok=True)
+            os.close(secret)
         if code != 0:
             raise FatalError(f"a new database could not be made in {data}: {_reason(said)}")
         draft.rename(data)
-        _sync_directory(data.parent)
+        await asyncio.to_thread(SystemDisk().sync_directory, data.parent)
 
     async def _launch(self) -> None:
         with self._reachable(self._directory / "data") as (place, passed):
@@ -258,7 +267,7 @@ class EmbeddedPostgres:
                 command += ["-c", f"{name}={value}"]
             self._process = await self._spawn(command, passed, asyncio.subprocess.DEVNULL)
         # From here on the server alone holds this lock: it is free when the last process ends.
-        self._server_lock.close()
+        self._server_lock.release()
         if self._process.stdout is not None:
             self._reader = asyncio.create_task(self._read_log(self._process.stdout))
 
@@ -272,20 +281,24 @@ class EmbeddedPostgres:
             try:
                 connection = await asyncpg.connect(**self.address.asyncpg())
                 await connection.close()
-            except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
-                if asyncio.get_running_loop().time() > deadline_s:
-                    raise FatalError(
-                        f"PostgreSQL did not answer within {start_s_max:.0f} s:"
-                        f" {self._last_words()}"
-                    ) from error
-                await asyncio.sleep(poll_s)
             except asyncpg.InvalidPasswordError as error:
                 raise FatalError(
                     f"the database in {self._directory} was made with another"
                     " EMBEDDED_DB_PASSWORD: restore the ydht.env it was made with"
                 ) from error
-            except asyncpg.PostgresConnectionError:
-                await asyncio.sleep(poll_s)  # It is ending; the next turn finds out why.
+            except asyncpg.InvalidCatalogNameError as error:
+                raise FatalError(
+                    f"PostgreSQL in {self._directory} has no database {database_name!r} any more:"
+                    f" restore a backup of {self._directory}, or move it away to begin anew"
+                ) from error
+            except (*_NOT_YET, asyncpg.PostgresError) as error:
+                # Starting, ending (the next turn finds out why), or busy with somebody else.
+                if asyncio.get_running_loop().time() > deadline_s:
+                    raise FatalError(
+                        f"PostgreSQL let nobody in for {start_s_max:.0f} s"
+                        f" ({str(error) or type(error).__name__}): {self._last_words()}"
+                    ) from error
+                await asyncio.sleep(poll_s)
             else:
                 return
 
@@ -397,11 +410,3 @@ def _disk_errors(directory: Path) -> Iterator[None]:
 def _remove_tree(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,11 +12,11 @@ that tells, and /tmp rather than TMPDIR holds it because terminals differ in the
 Started by root, the server runs as another user, who may not even be able to reach the data
 directory or the binaries. Permissions of directories that are not ours stay as they are:
 the data directory is handed over as a descriptor, the binaries are copied where they can be run.
+Root writes by name only where nobody else can: in directories not yet given away.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -98,14 +98,17 @@ def check_runtime_directory(path: Path, user: ServerUser) -> bool:
 
 
 def make_runtime_directory(path: Path, user: ServerUser) -> None:
-    """Make it, or take over and empty what a killed server left; the caller holds the locks."""
-    if not check_runtime_directory(path, user):
-        path.mkdir(mode=0o700)
-    for left in path.iterdir():
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+    """Make it anew, for now our own; the caller holds the locks.
+
+    What a killed server left goes as a whole: the server's user can swap anything under a path
+    that is theirs, even the directory itself, and rmtree alone does not follow such a swap.
+    """
+    remove_runtime_directory(path, user)
+    path.mkdir(mode=0o700)
+
+
+def hand_over(path: Path, user: ServerUser) -> None:
+    """Give the runtime directory to the server's user. From here on nobody else writes in it."""
     if user.switch:
         os.chown(path, user.uid, user.gid, follow_symlinks=False)
 
@@ -113,46 +116,6 @@ def make_runtime_directory(path: Path, user: ServerUser) -> None:
 def remove_runtime_directory(path: Path, user: ServerUser) -> None:
     if check_runtime_directory(path, user):
         shutil.rmtree(path)
-
-
-class Lock:
-    """A flock on a file, held until `close` or the death of everybody who inherited it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.descriptor = -1
-
-    def take(self) -> bool:
-        """Whether it is ours now. Never waits."""
-        descriptor = os.open(
-            self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self.descriptor = descriptor
-        return True
-
-    def sign(self) -> None:
-        """Leave our process id in the file, for those who find it locked."""
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
-
-    def holder(self) -> str:
-        try:
-            return f"process {int(self.path.read_bytes()[:16])}"
-        except (OSError, ValueError):
-            return "another process"
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
 
 
 def wheel_directory() -> Path:
@@ -186,6 +149,7 @@ def copy_binaries(wheels: Path, to: Path) -> Path:
     """Copy what the server needs to run, some 25 MB, for a user who cannot reach the wheel.
 
     The layout stays: programs find their libraries and shared files relative to themselves.
+    `to` is made in a directory of our own: modes are set by name, and a name can be swapped.
     """
     source, target = wheels / _WHEEL / _INSTALLATION, to / _WHEEL / _INSTALLATION
     to.mkdir(mode=0o755)
