@@ -5,7 +5,8 @@
 
 A loop that raises is logged, counted, and started again after a pause that doubles up to a limit.
 A loop that raises FatalError ends the process by way of `fail`. One that returns is finished.
-Leaving the block cancels all and waits for each.
+Leaving the block cancels all and waits for each. A CancelledError that is not this is raised by
+what a loop has awaited, when somebody else cancelled that: a failure like any other.
 """
 
 from __future__ import annotations
@@ -88,7 +89,12 @@ class Loops:
             except FatalError as error:
                 self._fail(error)
                 return
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if _is_being_cancelled():
+                    if isinstance(error, asyncio.CancelledError):
+                        raise
+                    self._log.exception("loop failed while it was ended", loop=name)
+                    return
                 # One part's bug must not take down the others; it is logged, counted and paced.
                 if self._clock.monotonic_s() - began_s >= well_after_s:
                     pause_s = pause_s_min
@@ -112,3 +118,8 @@ class Loops:
             await over
         finally:
             timer.cancel()
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

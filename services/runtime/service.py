@@ -69,7 +69,8 @@ class Service:
         if self.stopping is None:
             self.stopping = reason
         self._stopped.set()
-        if self._patience is not None:
+        # One that has run out already is on its way: what it ended may take a while to unwind.
+        if self._patience is not None and not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time())
 
     def fail(self, error: FatalError) -> None:

@@ -29,7 +29,9 @@ class ExampleSettings(ServiceSettings):
     port: int = setting("EXAMPLE_PORT", values.integer(0, 65535), default="0", help="HTTP port")
     misfortune: str = setting(
         "EXAMPLE_MISFORTUNE",
-        values.one_of("none", "slow-start", "fatal-start", "group-start", "stuck-close"),
+        values.one_of(
+            "none", "slow-start", "slow-unwind", "fatal-start", "group-start", "stuck-close"
+        ),
         default="none",
         help="What goes wrong",
     )
@@ -83,6 +85,12 @@ class Example:
         match self.settings.misfortune:
             case "slow-start":
                 await asyncio.Event().wait()
+            case "slow-unwind":
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self.log.info("unwinding")
+                    await asyncio.sleep(0.5)
             case "fatal-start":
                 raise FatalError("the disk is made of cheese:\nreplace it")
             case "group-start":

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import resource
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,9 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from services.core.errors import FatalError
-from services.runtime.clock import FakeClock, Timeline
+from services.runtime.clock import FakeClock, SystemClock, Timeline
 from services.runtime.listener import Listener, head_bytes_max, idle_s_max
-from services.runtime.loops import Loops, pause_s_max, well_after_s
+from services.runtime.service import Service
 from services.runtime.supervised import descriptor_variable
 
 repository = Path(__file__).parents[2]
@@ -234,6 +232,43 @@ async def test_a_signal_while_starting_closes_what_was_opened(tmp_path: Path) ->
     assert (code, errors) == (0, "")
     assert [event for event in events if event in opened_and_closed] == opened_and_closed
     assert events[-1] == "stopped while starting"
+
+
+async def test_asking_again_while_a_start_unwinds_is_no_error(tmp_path: Path) -> None:
+    async with launched(tmp_path, EXAMPLE_MISFORTUNE="slow-unwind") as process:
+        await process.until("opened")
+        process.child.terminate()
+        await process.until("unwinding")
+        process.child.terminate()
+        process.child.terminate()
+        code, events, errors = await process.end()
+    assert (code, errors) == (0, "")
+    assert all(event["level"] == "info" for event in process.events)
+    assert events[-1] == "stopped while starting"
+
+
+async def test_the_first_of_two_fatal_errors_in_a_drain_is_the_one_that_counts() -> None:
+    service = Service("shop", SystemClock())
+    unwinding = asyncio.Event()
+    first, second = FatalError("no disk"), FatalError("no network either")
+
+    async def drain() -> None:
+        async with service.patience(3600):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                unwinding.set()
+                await asyncio.sleep(0.01)
+
+    draining = asyncio.create_task(drain())
+    await asyncio.sleep(0)
+    service.stop("SIGTERM")
+    service.fail(first)
+    await unwinding.wait()
+    service.fail(second)
+    await draining
+    assert service.failure is first
+    assert service.stopping == "SIGTERM"
 
 
 @pytest.mark.parametrize(
@@ -652,96 +687,3 @@ async def test_a_trailer_is_never_taken_for_a_header(attended: Attending) -> Non
     assert b"mine" in body
     assert b"from a trailer" not in body
     assert b"x-ydht-tenant" not in body
-
-
-class Supervision:
-    """Loops on a clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.timeline = Timeline()
-        self.fatal: list[FatalError] = []
-        self.loops = Loops(self.fatal.append, FakeClock(self.timeline), random.Random(7))
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        for _ in range(1000):
-            if holds():
-                return
-            self.timeline.step()
-            await asyncio.sleep(0)
-        raise AssertionError("it never held")
-
-
-async def test_a_failing_loop_is_restarted_ever_more_slowly() -> None:
-    supervision = Supervision()
-    began_s: list[float] = []
-
-    async def fail() -> None:
-        began_s.append(supervision.timeline.now_s)
-        raise ValueError("again")
-
-    async with supervision.loops as loops:
-        loops.start("failing", fail)
-        await supervision.until(lambda: len(began_s) == 20)
-        assert loops.running == 1
-    pauses_s = [later - earlier for earlier, later in pairwise(began_s)]
-    assert pauses_s[0] <= 0.1
-    assert all(0.05 <= pause <= pause_s_max for pause in pauses_s)
-    assert all(pause >= pause_s_max / 2 for pause in pauses_s[10:])
-    assert loops.restarts["failing"] == 20
-    assert (loops.running, supervision.fatal) == (0, [])
-
-
-async def test_a_loop_that_was_well_for_long_begins_with_a_short_pause_again() -> None:
-    supervision = Supervision()
-    began_s: list[float] = []
-    lasting_s = 0.0
-
-    async def fail() -> None:
-        began_s.append(supervision.timeline.now_s)
-        supervision.timeline.now_s += lasting_s
-        raise ValueError("again")
-
-    async with supervision.loops as loops:
-        loops.start("failing", fail)
-        await supervision.until(lambda: len(began_s) == 12)
-        lasting_s = well_after_s
-        await supervision.until(lambda: len(began_s) == 14)
-    assert began_s[13] - began_s[12] - lasting_s <= 0.1
-
-
-async def test_a_fatal_error_of_a_loop_is_handed_on_and_the_others_go_on() -> None:
-    supervision = Supervision()
-    error = FatalError("no disk")
-
-    async def end() -> None:
-        raise error
-
-    async def go_on() -> None:
-        await asyncio.Event().wait()
-
-    async with supervision.loops as loops:
-        loops.start("ending", end)
-        loops.start("going on", go_on)
-        await supervision.until(lambda: bool(supervision.fatal))
-        assert loops.running == 1
-        with pytest.raises(ValueError, match="there already"):
-            loops.start("ending", end)
-    assert supervision.fatal == [error]
-    assert loops.restarts.total() == 0
-
-
-async def test_leaving_waits_for_what_loops_do_when_cancelled() -> None:
-    supervision = Supervision()
-    tidied: list[str] = []
-
-    async def tidy() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(0.01)
-            tidied.append("up")
-
-    async with supervision.loops as loops:
-        loops.start("tidy", tidy)
-        await asyncio.sleep(0)
-    assert tidied == ["up"]
