@@ -90,12 +90,12 @@ class Load:
 
     def __init__(self, link: Link, kind: int, bodies: Bodies, answer_bytes: int) -> None:
         self.answers = 0
+        self.ended = asyncio.Event()
         self._link = link
         self._kind = kind
         self._bodies = bodies
         self._answer_bytes = answer_bytes
         self._under_way = 0
-        self._ended = asyncio.Event()
 
     def start(self, in_flight: int) -> None:
         for _ in range(in_flight):
@@ -104,7 +104,7 @@ class Load:
 
     async def stop(self) -> None:
         self._bodies = iter(())
-        await self._ended.wait()
+        await self.ended.wait()
 
     def _ask(self) -> None:
         for body in self._bodies:
@@ -113,7 +113,7 @@ class Load:
             return
         self._under_way -= 1
         if not self._under_way:
-            self._ended.set()
+            self.ended.set()
 
     def _answered(self, kind: int, answer: bytes) -> None:
         if kind != OK or len(answer) != self._answer_bytes:

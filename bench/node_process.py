@@ -62,6 +62,12 @@ class NodeProcess:
         return self.port + link_port_offset
 
     @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("start the node first")
+        return self._process.pid
+
+    @property
     def directory(self) -> Path:
         """Where the node keeps its files."""
         return self._data_dir / "nodes" / "node-1"
