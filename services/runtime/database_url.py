@@ -13,11 +13,11 @@ password was not percent-encoded, any other part may be a piece of that password
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -280,7 +280,10 @@ def _tls(options: Mapping[str, str]) -> dict[str, Any]:
     files = {name: options[name] for name in ("sslrootcert", "sslcert", "sslkey")
              if name in options}  # fmt: skip
     for name, path in files.items():
-        if not (name == "sslrootcert" and path == "system") and not Path(path).is_file():
+        if name == "sslrootcert" and path == "system":
+            continue
+        # Path.is_file() would raise what it does not expect, such as a name that is too long.
+        if not os.path.isfile(path):  # noqa: PTH113
             raise _wrong(f"names a file in {name} that is not there")
     return {"sslmode": mode, **files}
 

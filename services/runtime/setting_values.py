@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from services.core.cluster import node_id_chars_max, node_id_pattern, port_max
 from services.core.duration import format_duration, parse_duration
+from services.core.errors import FatalError
+from services.runtime.database_url import parse_database_url
 
 T = TypeVar("T")
 Parser = Callable[[str], T]
@@ -31,11 +34,10 @@ _weak_words = re.compile(
     re.IGNORECASE,
 )
 
-# Names of nodes, replicators and zones become directory names and metric labels.
-identifier_chars_max = 63
-_identifier = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _host_label = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 host_chars_max = 253  # The longest name that DNS can carry.
+# Links listen this far above HTTP, everywhere.
+link_port_offset = 1000
 
 _booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _size = re.compile(r"(\d{1,18})\s*([A-Za-z]*)", re.ASCII)
@@ -66,8 +68,8 @@ def integer(minimum: int, maximum: int) -> Parser[int]:
 
 
 def port(text: str) -> int:
-    """A TCP port. Links listen 1000 above the HTTP port, so the last 1000 are not taken here."""
-    return integer(1, 64535)(text)
+    """The HTTP port of a service; the port of its links, above it, must be one too."""
+    return integer(1, port_max - link_port_offset)(text)
 
 
 def boolean(text: str) -> bool:
@@ -142,6 +144,11 @@ def host(text: str) -> str:
     return text
 
 
+def is_any_address(text: str) -> bool:
+    """Whether it is a way to say "every address here", which can be listened on, not reached."""
+    return _is_address(text) and ipaddress.ip_address(text).is_unspecified
+
+
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
@@ -181,22 +188,28 @@ def url_list(text: str) -> tuple[str, ...]:
 
 
 def database_url(text: str) -> str:
-    """A PostgreSQL URL. Its parts are read by the one function that drivers get theirs from."""
-    if not re.match(r"postgres(ql)?://", text) or re.search(r"\s", text):
-        raise ValueError("use postgres://user:password@host:port/database")
+    """A PostgreSQL URL that the one function that drivers get their parts from can read."""
+    try:
+        parse_database_url(text)
+    except FatalError as error:
+        raise ValueError(f"it {str(error).removeprefix('DATABASE_URL ')}") from None
     return text
 
 
 def path(text: str) -> Path:
     if "\0" in text:
         raise ValueError("use a path without zero bytes")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("its ~ names no user with a home directory; use a full path") from None
 
 
 def identifier(text: str) -> str:
-    if len(text) > identifier_chars_max or not _identifier.fullmatch(text):
+    """A name of a node, replicator or the like: fit for a directory and for a metric's label."""
+    if not node_id_pattern.fullmatch(text):
         raise ValueError(
-            f"use 1 to {identifier_chars_max} letters, digits, '.', '_' or '-', "
+            f"use 1 to {node_id_chars_max} letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit"
         )
     return text

@@ -21,6 +21,7 @@ An empty value counts as unset.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,8 +34,7 @@ from services.runtime.env_file import env_file_name, read_env, read_secret_file
 
 S = TypeVar("S")
 
-# Links listen this far above HTTP, everywhere.
-link_port_offset = 1000
+link_port_offset = values.link_port_offset
 # Long enough to recognise a value in an error line, short enough for the line to stay one.
 shown_chars_max = 80
 
@@ -164,6 +164,12 @@ class ServiceSettings:
 
     @property
     def advertised_host(self) -> str:
+        """What a service tells others to reach it at; FatalError when nobody could."""
+        if self.advertise_host is None and values.is_any_address(self.bind_host):
+            raise FatalError(
+                f"BIND_HOST is {self.bind_host}, every address of this machine, and "
+                "ADVERTISE_HOST is not set: set it to the one that other services reach it by"
+            )
         return self.advertise_host or self.bind_host
 
     def check(self) -> None:
@@ -171,7 +177,7 @@ class ServiceSettings:
 
         `load` runs the check of every class in the inheritance, so none calls another's.
         """
-        if self.advertise_host in ("0.0.0.0", "::"):  # noqa: S104  Compared, not listened on.
+        if self.advertise_host is not None and values.is_any_address(self.advertise_host):
             raise FatalError(
                 f"ADVERTISE_HOST is {self.advertise_host}, which nobody can connect to: "
                 "use an address or name that other machines reach this one by"
@@ -188,7 +194,8 @@ class ServiceSettings:
                 f"{given[0]} is set without {missing[0]}: TLS on links needs {', '.join(tls)}"
             )
         for name, value in tls.items():
-            if value is not None and not value.is_file():
+            # Path.is_file() would raise what it does not expect, such as a name that is too long.
+            if value is not None and not os.path.isfile(value):  # noqa: PTH113
                 raise FatalError(f"{name} is {str(value)!r}, which is not a readable file")
 
 

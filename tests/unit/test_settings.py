@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.core.cluster import Member, node_id_chars_max, port_max
 from services.core.errors import FatalError
 from services.runtime import setting_values as values
 from services.runtime.env_file import file_bytes_max, generate_env, read_env, write_env
@@ -113,7 +114,9 @@ def test_settings_are_frozen_and_show_no_secret(environ: dict[str, str]) -> None
         ("BIND_HOST", "host:80", "without scheme"),
         ("BIND_HOST", "10.0.0.256", "without scheme"),
         ("ZONE", "../up", "letters, digits"),
-        ("ZONE", "a" * 64, "1 to 63"),
+        ("ZONE", "a" * 65, "1 to 64"),
+        ("SHOP_PORT", "64536", "from 1 to 64535"),
+        ("DATA_DIR", "~nosuchuser/x", "no user with a home directory"),
         ("TRUSTED_PROXIES", "10.0.0.1/8", "no bits after the prefix"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,", "separated by commas"),
     ],
@@ -269,6 +272,7 @@ def test_tls_settings_come_all_together_and_must_exist(
     assert "LINK_TLS_CERT is set without LINK_TLS_KEY" in refusal(environ)
     environ["LINK_TLS_KEY"] = environ["LINK_TLS_CA"] = environ["LINK_TLS_CERT"]
     assert "not a readable file" in refusal(environ)
+    assert "not a readable file" in refusal({**environ, "LINK_TLS_CERT": "c" * 5000})
     (tmp_path / "cert.pem").touch()
     assert load(ShopSettings, environ).link_tls_ca == tmp_path / "cert.pem"
 
@@ -282,8 +286,64 @@ def test_the_checks_of_every_class_run(environ: dict[str, str]) -> None:
 
 def test_a_database_url_is_never_shown(environ: dict[str, str]) -> None:
     line = refusal({**environ, "DATABASE_URL": "mysql://root:hunter2@db/shop"})
-    assert line.startswith("DATABASE_URL is not acceptable: use postgres://")
+    assert line.startswith("DATABASE_URL is not acceptable: it must start with postgresql://")
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgres://db/shop", "names no user"),
+        ("postgres://joe:hunter2@/shop", "names no host"),
+        ("postgres://joe:hunter2@db:port/shop", "a port that is not a number"),
+        ("postgres://joe:hunter2#@db/shop", "holds a '#'"),
+        ("postgres://joe:hunter2@db/shop?sslmode=nope", "an sslmode other than"),
+        ("postgres://joe:hunter2@db/shop?sslrootcert=" + "c" * 5000, "that is not there"),
+        ("postgres://joe:hunter2\n@db/shop", "a line break"),
+    ],
+)
+def test_a_database_url_that_no_driver_could_use_stops_the_start(
+    environ: dict[str, str], url: str, expected: str
+) -> None:
+    line = refusal({**environ, "DATABASE_URL": url})
+    assert line.startswith("DATABASE_URL is not acceptable: it ")
+    assert expected in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
+def test_every_scheme_that_is_read_is_accepted(environ: dict[str, str], scheme: str) -> None:
+    url = f"{scheme}://joe:hunter2@db/shop"
+    assert load(ShopSettings, {**environ, "DATABASE_URL": url}).database_url == url
+
+
+# What lint takes for something to listen on is refused here.
+@pytest.mark.parametrize("everywhere", ["0.0.0.0", "::", "0:0:0:0:0:0:0:0"])  # noqa: S104
+def test_an_address_to_listen_on_is_not_advertised_when_nobody_can_connect_to_it(
+    environ: dict[str, str], everywhere: str
+) -> None:
+    loaded = load(ShopSettings, {**environ, "BIND_HOST": everywhere})
+    with pytest.raises(FatalError, match="ADVERTISE_HOST is not set") as caught:
+        _ = loaded.advertised_host
+    assert everywhere in str(caught.value)
+    given_too = {**environ, "BIND_HOST": everywhere, "ADVERTISE_HOST": "node-1.internal"}
+    assert load(ShopSettings, given_too).advertised_host == "node-1.internal"
+    assert "nobody can connect" in refusal({**environ, "ADVERTISE_HOST": everywhere})
+
+
+def test_a_name_that_settings_take_is_one_that_the_cluster_map_takes() -> None:
+    longest = "n" * node_id_chars_max
+    assert values.identifier(longest) == longest
+    assert Member(longest, "0" * 32, "host", 8082, 9082).node_id == longest
+    for name in (longest + "n", "", ".hidden", "-n", "a/b", "n\n"):
+        assert refused(values.identifier, name) is not None
+        with pytest.raises(ValueError, match="node id"):
+            Member(name, "0" * 32, "host", 8082, 9082)
+
+
+def test_the_last_http_port_leaves_room_for_its_links(environ: dict[str, str]) -> None:
+    last = load(ShopSettings, {**environ, "SHOP_PORT": "64535"})
+    assert last.link_port == port_max
 
 
 @pytest.mark.parametrize(
