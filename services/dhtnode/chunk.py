@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 
 from services.core.errors import PeerError
-from services.core.key import key_bytes_max, split_storage_key
+from services.core.key import check_storage_key, key_bytes_max
 from services.core.record import check, head_bytes, value_bytes_max
 from services.core.ring import slot_count, slot_of
 
@@ -77,7 +77,7 @@ def decode_chunk(body: bytes) -> tuple[int, list[bytes], list[bytes]]:
             or not key.startswith(checked)
             or not 0 < key_len - len(checked) <= key_bytes_max
         ):
-            checked = key[: key_len - len(split_storage_key(key).key)]
+            checked = check_storage_key(key)[: 9 + key[8]]
         if record[12:head_bytes] != _plain or record_len > _plain_bytes_max:
             check(record)
         if slot_of(key) != slot:

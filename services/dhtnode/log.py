@@ -104,6 +104,8 @@ class Log:
         self.next_sequence = next_sequence
         self.durable_sequence = next_sequence - 1
         self.segments = segments
+        # Of everything that was appended and is not durable yet.
+        self.undurable_bytes = 0
         self.counters = Counters()
         self.failure: OSError | None = None
         self.on_durable = on_durable
@@ -115,7 +117,6 @@ class Log:
         self._commit_bytes_max = commit_bytes_max
         self._sync = sync
         self._waiting: deque[Batch] = deque()
-        self._waiting_bytes = 0
         # True from asking for a commit until there is nothing to commit.
         self._busy = False
         self._starved = False
@@ -148,6 +149,7 @@ class Log:
         parts.append(extend(extend(self._seed, rest), body).to_bytes(4, "big") + rest)
         parts.append(body)
         batch.bytes += size
+        self.undurable_bytes += size
         if not self._busy:
             self._busy = True
             self._soon(self._commit)
@@ -216,13 +218,8 @@ class Log:
         return self._preparation.shortage
 
     @property
-    def undurable_bytes(self) -> int:
-        flying = 0 if self.flying is None else self.flying.bytes
-        return flying + self._waiting_bytes + self.open.bytes
-
-    @property
     def overloaded(self) -> bool:
-        return self.failure is not None or self.undurable_bytes > undurable_bytes_max
+        return self.undurable_bytes > undurable_bytes_max or self.failure is not None
 
     @property
     def used_bytes(self) -> int:
@@ -240,7 +237,6 @@ class Log:
         batch = self.open
         batch.last = self.next_sequence - 1
         self._waiting.append(batch)
-        self._waiting_bytes += batch.bytes
         self.open = Batch(self.next_sequence)
 
     def _feed(self) -> None:
@@ -263,7 +259,6 @@ class Log:
             self._starved = True
             return
         self._waiting.popleft()
-        self._waiting_bytes -= batch.bytes
         self.flying = batch
         data = b"".join(batch.parts)
         if not self._offset:
@@ -288,6 +283,7 @@ class Log:
         counters.batches += 1
         counters.frames += batch.last - batch.first + 1
         counters.bytes += batch.bytes
+        self.undurable_bytes -= batch.bytes
         self.durable_sequence = batch.last
         self.flying = None
         # The disk works on the next batch while this one's waiters are told.

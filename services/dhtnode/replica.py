@@ -37,7 +37,7 @@ from services.core.messages import (
     write_head_bytes,
 )
 from services.core.record import check, is_tombstone
-from services.core.ring import slot_count, slot_of
+from services.core.ring import leaf_bits, place_of, slot_count, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
 from services.dhtnode.log import Batch, Log
@@ -115,10 +115,10 @@ class Replica:
         """Take a frame of a snapshot or of the log. PeerError for one that no replica wrote."""
         if kind == frame.RECORD:
             key, record = _split_record(body)
-            slot = slot_of(key)
-            old = self.table.peek(slot, key)
+            place = place_of(key)
+            old = self.table.peek(place >> leaf_bits, key)
             if old is None or old < record:
-                self.table.put(slot, key, record)
+                self.table.replace(place, key, old, record)
             self._high_water.take(record[:version_bytes])
         elif kind == frame.FLOOR:
             reader = Reader(body)
@@ -255,7 +255,8 @@ class Replica:
         except PeerError as error:
             counters.malformed += 1
             return MALFORMED, str(error).encode()[:detail_bytes_max]
-        slot = slot_of(key)
+        place = place_of(key)
+        slot = place >> leaf_bits
         version = record[:version_bytes]
         if self.floors and version <= self.floors.get(slot, b""):
             counters.below_floor += 1
@@ -280,7 +281,7 @@ class Replica:
             counters.full += 1
             return STORAGE_FULL, self.full.encode()[:detail_bytes_max]
         high_water.take(version)
-        self.table.put(slot, key, record)
+        self.table.replace(place, key, old, record)
         batch = log.append(frame.RECORD, change)
         batch.keys.add(key)
         self._changing[key] = batch

@@ -36,7 +36,7 @@ from services.core import record as records
 from services.core.digest import Digests, differing, encode_leaves
 from services.core.hlc import Version
 from services.core.record import head_bytes
-from services.core.ring import leaf_count, place_of, slot_count, slot_of
+from services.core.ring import leaf_bits, leaf_count, place_of, slot_count, slot_of
 from services.dhtnode.cache import Caches
 from services.dhtnode.chunk import count_of, decode_chunk, encode_chunks
 from services.dhtnode.listing import Page, Query, Scan, list_page, scan_page
@@ -90,13 +90,17 @@ class Table:
 
     def put(self, slot: int, key: bytes, record: bytes) -> None:
         """Have this record, whatever there was. In a full cache the least recently used go."""
-        old = self._slots[slot].get(key)
-        namespace = self._store(slot, key, old, record)
+        self.replace(place_of(key), key, self._slots[slot].get(key), record)
+
+    def replace(self, place: int, key: bytes, old: bytes | None, record: bytes) -> None:
+        """As `put`, for a caller that knows the place of the key (`ring.place_of`) and what there
+        is just now: neither is worked out a second time."""
+        namespace = self._store(place >> leaf_bits, key, old, record)
         if namespace.recency is None or not self._caches.put(namespace, key, old):
             if old is None:
-                self._digests.toggle(place_of(key), key, record[:12])
+                self._digests.toggle(place, key, record[:12])
             elif old[:12] != record[:12]:
-                self._digests.replace(place_of(key), key, old[:12], record[:12])
+                self._digests.replace(place, key, old[:12], record[:12])
 
     def remove(self, slot: int, key: bytes) -> None:
         """Forget the key altogether. It may be unknown."""
