@@ -11,9 +11,10 @@ import time
 
 from tests.simulation.links import links
 from tests.simulation.lying_disk import lying_disk
+from tests.simulation.node import node
 from tests.simulation.scenario import Scenario, SeedFailedError, run_seeds
 
-scenarios: dict[str, Scenario] = {"links": links, "lying_disk": lying_disk}
+scenarios: dict[str, Scenario] = {"links": links, "lying_disk": lying_disk, "node": node}
 
 
 def main() -> int:
