@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import sys
 from dataclasses import dataclass
 
 import click
@@ -50,6 +52,11 @@ class CommandLine(click.Group):
             formatter.write_dl([(name, lazy.help) for name, lazy in commands.items()])
 
     def invoke(self, ctx: click.Context) -> object:
+        # Not for --help and --version, which should not wait for it.
+        from services.runtime import telemetry
+
+        # Commands speak for themselves; logs are for what goes wrong in the parts they use.
+        telemetry.configure("ydht", "console", sys.stderr, level=logging.WARNING)
         try:
             return super().invoke(ctx)
         except FatalError as error:

@@ -3,9 +3,13 @@
 `configure` is called once, by the process that owns stdout. A line carries the service and,
 while a request is being answered, its id. Nothing on a hot path logs; counters do that work.
 
-Not in any line: values of members whose names speak of secrets, and anything shaped like one of
-our API keys or the password of a URL, wherever it stands. Lines are bounded, because parts of
-them come from clients.
+Not in any line: values of members whose names speak of secrets, local variables of a traceback,
+and anything shaped like one of our API keys, a JWT, the credential of an Authorization header, or
+the user and password of a URL, wherever it stands. When in doubt a piece too much is redacted.
+Lines are bounded, because parts of them come from clients.
+
+All of this is done by a logger itself, whether or not `configure` has been called: without it
+warnings go to stderr in a plainer form, and nothing else does.
 """
 
 from __future__ import annotations
@@ -37,45 +41,37 @@ _secret_name = re.compile(
     r"passw|secret|api[-_]?key|authorization|cookie|pepper|signature|token|credential",
     re.IGNORECASE,
 )
-_secret_text = re.compile(r"ydht_[0-9A-Za-z]{43,}|(?<=://)[^\s/@]*:[^\s/@]*(?=@)")
+# None of these can be made to look at the same text again and again: clients choose it.
+_key_or_jwt = re.compile(r"ydht_[0-9A-Za-z]{43,}|(?<![\w-])eyJ[\w-]+\.[\w-]+(?:\.[\w-]+)?")
+# A word of lower-case letters alone is prose: "basic authentication".
+_credential = re.compile(r"(?i:\b(bearer|basic))\s+(?=[a-z]*[^a-z\s])[^\s\"',;]+")
+_after_scheme = re.compile(r"(?<=://)\S+")
 _control = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Of a traceback the newlines are part of the form.
 _control_but_newline = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def configure(service: str, log_format: str, stream: TextIO | None = None) -> None:
+def configure(
+    service: str, log_format: str, stream: TextIO | None = None, *, level: int = logging.INFO
+) -> None:
     """Send every log of this process to the stream (stdout by default), as console text or JSON."""
     stream = stream or sys.stdout
-    stamp: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        _add_origin(service),
-    ]
     finish: list[Processor] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        structlog.processors.format_exc_info,
-        tidy,
+        _drop_meta,
+        _add_service(service),
         structlog.processors.JSONRenderer()
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time"),
     ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *stamp,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
     handler = _LineHandler(stream)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=stamp, processors=finish)
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[_drop_meta, *_make_ready()], processors=finish
+        )
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     logging.captureWarnings(capture=True)
     # These libraries narrate; what a client sends wrong is counted, not logged.
     for name in ("uvicorn", "uvicorn.error"):
@@ -86,8 +82,30 @@ def configure(service: str, log_format: str, stream: TextIO | None = None) -> No
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger whose calls are an event and members: log.info("listening", port=8080)."""
-    bound: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    bound: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        # Its own, not those of structlog's configuration: by default that prints tracebacks
+        # with every local variable in them.
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *_make_ready(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+    )
     return bound
+
+
+def _make_ready() -> list[Processor]:
+    """What is done to every event, of our code and of libraries, before it becomes a line."""
+    return [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _add_request_id,
+        structlog.processors.format_exc_info,
+        tidy,
+    ]
 
 
 class _LineHandler(logging.StreamHandler[TextIO]):
@@ -108,15 +126,26 @@ class _LineHandler(logging.StreamHandler[TextIO]):
             os.close(nowhere)
 
 
-def _add_origin(service: str) -> Processor:
+def _drop_meta(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Take out what structlog's formatter hands from one of its steps to the next."""
+    event.pop("_record", None)
+    event.pop("_from_structlog", None)
+    return event
+
+
+def _add_service(service: str) -> Processor:
     def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["service"] = service
-        current = request_id.get()
-        if current != no_request_id:
-            event["request_id"] = current
         return event
 
     return add
+
+
+def _add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    current = request_id.get()
+    if current != no_request_id:
+        event["request_id"] = current
+    return event
 
 
 def tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -160,9 +189,28 @@ def _tidy_value(
 
 def _tidy_text(text: str, control: re.Pattern[str], chars_max: int) -> str:
     # Redacting first: a cut must not split a key into two harmless-looking halves.
-    text = _secret_text.sub(redacted, text)
+    text = redact(text)
     text = control.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
     if len(text) > chars_max:
         half = max(chars_max // 2 - 8, 1)
         text = f"{text[:half]} [...] {text[-half:]}"
     return text
+
+
+def redact(text: str) -> str:
+    """The text without what is shaped like a secret."""
+    text = _key_or_jwt.sub(redacted, text)
+    text = _credential.sub(rf"\1 {redacted}", text)
+    return _after_scheme.sub(_redact_login, text)
+
+
+def _redact_login(match: re.Match[str]) -> str:
+    """`user:password@host/...` without the login. Where that ends is anybody's guess.
+
+    Passwords that nobody has percent-encoded hold any of `@`, `/` and `:`. So it is all that
+    stands before the last `@`, unless that is a plain path.
+    """
+    login, at, rest = match[0].rpartition("@")
+    if not at or ("/" in login and ":" not in login):
+        return match[0]
+    return f"{redacted}@{rest}"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,6 +14,16 @@ from click.testing import CliRunner
 from services.cli import __main__ as cli
 from services.core.errors import FatalError
 from services.runtime.env_file import read_env
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -60,6 +72,34 @@ def test_a_fatal_error_is_one_line_and_exit_code_one(monkeypatch: pytest.MonkeyP
     lazy = cli.LazyCommand(__name__, "fail", "Fails.")
     monkeypatch.setitem(cli.commands, "fail", lazy)
     assert run("fail") == (1, "", "ydht: the disk is full\n")
+
+
+def test_what_goes_wrong_inside_a_command_shows_no_local_variables() -> None:
+    script = (
+        "import sys, click\n"
+        "from services.cli import __main__ as cli\n"
+        "from services.runtime import telemetry\n"
+        "@click.command()\n"
+        "def fail():\n"
+        "    drawer = 'hunter' + '2'\n"
+        "    try:\n"
+        "        raise ValueError('no change')\n"
+        "    except ValueError:\n"
+        "        telemetry.logger('shop').exception('jammed')\n"
+        "    raise RuntimeError('on strike')\n"
+        "cli.commands['fail'] = cli.LazyCommand('__main__', 'fail', 'Fails.')\n"
+        "cli.main(['fail'])\n"
+    )
+    result = subprocess.run(  # noqa: S603  The script above.
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "ydht" in result.stderr.splitlines()[0]
+    assert "jammed" in result.stderr.splitlines()[0]
+    for reason in ("ValueError: no change", "RuntimeError: on strike"):
+        assert reason in result.stderr
+    assert "hunter2" not in result.stderr
 
 
 def test_init_makes_secrets_once_readable_by_their_owner_only(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import json
 import logging
 import secrets
 import string
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +101,87 @@ def test_secrets_do_not_reach_a_line() -> None:
     assert "hunter2" not in stream.getvalue()
     assert "ValueError" in stream.getvalue()
     assert "[redacted]" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgres://joe:hunter2@db/shop",
+        "postgres://joe:hun@hunter2@db/shop",
+        "postgres://joe:hunter2/x@db/shop",
+        "postgres://joe:1/hunter2@db/shop",
+        "postgres://joe:?#hunter2@db/shop",
+        "https://hunter2@db/repository",
+        "cannot reach (postgres://joe:hunter2@db/shop) or http://ok/",
+        "Authorization: Bearer hunter2.x",
+        "authorization: BEARER  hunter2",
+        "headers={'authorization': 'Basic am9lOmh1bnRlcjI='}",
+        "sent eyJhbGciOiJIUzI1NiJ9.eyJodW50ZXIyIjoxfQ.c2lnbmF0dXJl",
+        "token=eyJhbGciOiJIUzI1NiJ9.eyJodW50ZXIyIjoxfQ",
+    ],
+)
+def test_what_is_shaped_like_a_secret_is_redacted_wherever_it_stands(text: str) -> None:
+    redacted = telemetry.redact(text)
+    assert telemetry.redacted in redacted
+    for secret in ("hunter2", "am9lO", "eyJ", "hun@"):
+        assert secret not in redacted
+    assert redacted.endswith(text[-5:]) or "@" not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://node-1:8082/v1/kv/a",
+        "http://node-1/people/joe@example.com",
+        "mail joe@example.com",
+        "12:30 @noon",
+        "basic authentication is bearer of bad news",
+        "ydht_short",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert telemetry.redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "piece", ["://", "://a:b@", "eyJ-", "eyJ.", "bearer ", "bearer a", "ydht_"]
+)
+def test_redacting_a_hostile_text_takes_no_longer_than_reading_it(piece: str) -> None:
+    # Looking at each piece again for every other would take hours.
+    assert telemetry.redact(piece * 200_000)
+
+
+def test_a_logger_that_nobody_configured_shows_no_secrets_and_no_local_variables() -> None:
+    script = (
+        "from services.runtime import telemetry\n"
+        "log = telemetry.logger('shop.till')\n"
+        "def fail():\n"
+        "    drawer = 'hunter' + '2'\n"
+        "    raise ValueError(f'no change')\n"
+        "try:\n"
+        "    fail()\n"
+        "except ValueError:\n"
+        "    log.exception('jammed', url='postgres://joe:hunter2@db/x', password='hunter2')\n"
+    )
+    result = subprocess.run(  # noqa: S603  The script above.
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == ""
+    assert "jammed" in result.stderr
+    assert "ValueError: no change" in result.stderr
+    assert "hunter2" not in result.stderr
+
+
+def test_a_librarys_traceback_is_tidied_like_ours() -> None:
+    stream, _ = json_lines()
+    try:
+        int("postgres://joe:hunter2@db/x")
+    except ValueError:
+        logging.getLogger("asyncpg").exception("lost")
+    line = only_line(stream)
+    assert line.keys() == {"event", "level", "time", "service", "exception"}
+    assert "Traceback" in line["exception"]
+    assert "hunter2" not in line["exception"]
 
 
 def test_a_key_at_the_cut_is_not_left_in_part() -> None:
