@@ -118,6 +118,14 @@ class Verifier:
         )
         metrics.add("nonces", "gauge", "Signatures remembered", lambda: self.remembered)
 
+    def look(self, headers: Headers) -> None:
+        """Refuse what no body could make right: a signature that is not there or not one."""
+        try:
+            _signature_in(headers)
+        except FixRequest:
+            self.refused += 1
+            raise
+
     def verify(self, method: str, target: str, headers: Headers, body: bytes) -> None:
         """Return if the request is signed, recent and new; else raise what to answer."""
         try:
@@ -130,17 +138,7 @@ class Verifier:
     def _verify(
         self, method: str, target: str, headers: list[tuple[str, str]], body: bytes
     ) -> None:
-        signatures = [value for name, value in headers if name.lower() == signature_header.lower()]
-        if not signatures:
-            raise FixRequest(
-                "unauthorized", f"This path is internal: the {signature_header} header is missing"
-            )
-        match = _form.fullmatch(signatures[0])
-        if len(signatures) > 1 or match is None:
-            raise FixRequest(
-                "unauthorized", f"{signature_header} is not v1;time_ms;nonce;hex, once"
-            )
-        time_ms, nonce, claimed = match.groups()
+        time_ms, nonce, claimed = _signature_in(headers)
         # The signature comes first: until it holds, nothing else in the request is worth an answer.
         digest = _digest(self._key, method, target, headers, body, time_ms, nonce)
         if not hmac.compare_digest(digest, claimed):
@@ -185,7 +183,8 @@ class Verifier:
 class RequireSignature:
     """Middleware of a route or router: only signed requests get through.
 
-    Reads the whole body, so it belongs inside the limit on bodies.
+    Reads the whole body of a request that has a signature at all, so it belongs inside the
+    limit on bodies.
     """
 
     def __init__(self, app: ASGIApp, verifier: Verifier) -> None:
@@ -196,18 +195,31 @@ class RequireSignature:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        ]
+        self._verifier.look(headers)
         body = await _read_body(receive)
         if body is None:
             return
         query = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
-        self._verifier.verify(
-            scope["method"],
-            target.decode("latin-1"),
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
-            body,
-        )
+        self._verifier.verify(scope["method"], target.decode("latin-1"), headers, body)
         await self._app(scope, _replay(body, receive), send)
+
+
+def _signature_in(headers: Headers) -> tuple[str, str, str]:
+    """Time, nonce and digest as they are claimed; FixRequest if there is no one such claim."""
+    signatures = [value for name, value in headers if name.lower() == signature_header.lower()]
+    if not signatures:
+        raise FixRequest(
+            "unauthorized", f"This path is internal: the {signature_header} header is missing"
+        )
+    match = _form.fullmatch(signatures[0])
+    if len(signatures) > 1 or match is None:
+        raise FixRequest("unauthorized", f"{signature_header} is not v1;time_ms;nonce;hex, once")
+    time_ms, nonce, digest = match.groups()
+    return time_ms, nonce, digest
 
 
 async def _read_body(receive: Receive) -> bytes | None:

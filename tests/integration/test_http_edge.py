@@ -29,7 +29,13 @@ from services.runtime.http import application
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
 from services.runtime.request_body import BodyLimit, decode_json, read_json
-from services.runtime.signing import RequireSignature, SignedAuth, Signer, Verifier
+from services.runtime.signing import (
+    RequireSignature,
+    SignedAuth,
+    Signer,
+    Verifier,
+    signature_header,
+)
 
 secret = "Vb8rJ2mQx0LkTz5WnYc7PdSg1HfUe4Ao"
 body_bytes_max = 4096
@@ -454,5 +460,7 @@ async def test_an_internal_route_takes_signed_requests_only(
 async def test_an_internal_route_does_not_hold_more_than_its_limit(
     client: httpx.AsyncClient,
 ) -> None:
-    response = await client.post("/internal", content=chunks(body_bytes_max + 1))
+    headers = {signature_header: f"v1;1;{'n' * 22};{'0' * 64}"}
+    content = chunks(body_bytes_max + 1)
+    response = await client.post("/internal", content=content, headers=headers)
     problem(response, 413, "body_too_large")

@@ -6,12 +6,14 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from services.core.errors import ClientError, FixRequest, RetryLater
 from services.core.subkey import subkey
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.metrics import Metrics
 from services.runtime.signing import (
+    RequireSignature,
     SignedAuth,
     Signer,
     Verifier,
@@ -186,6 +188,37 @@ def test_unsigned_requests_take_no_room() -> None:
     for _ in range(100):
         two.refusal(forged)
     assert two.verifier.remembered == 0
+
+
+@pytest.mark.parametrize("signature", [None, b"v1;1;2;3"])
+async def test_the_body_of_a_request_without_a_signature_is_not_read(
+    signature: bytes | None,
+) -> None:
+    two = Two()
+    reads = 0
+
+    async def receive() -> Message:
+        nonlocal reads
+        reads += 1
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def app(*_: object) -> None:
+        raise AssertionError("it got through")
+
+    async def send(_: Message) -> None:
+        raise AssertionError("the refusal is raised, not sent")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "raw_path": b"/validate-key",
+        "query_string": b"",
+        "headers": [] if signature is None else [(b"x-ydht-signature", signature)],
+    }
+    with pytest.raises(FixRequest, match=signature_header):
+        await RequireSignature(app, two.verifier)(scope, receive, send)
+    assert reads == 0
+    assert (two.verifier.accepted, two.verifier.refused) == (0, 1)
 
 
 @settings(max_examples=300)
