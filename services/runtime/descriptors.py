@@ -10,6 +10,9 @@ from services.runtime.metrics import open_descriptors
 # descriptors before we get to close any: an eighth of all, within these bounds.
 reserve_min = 16
 reserve_max = 1024
+# Where descriptors are without limit, memory is not: with its parser and buffers an idle
+# connection takes some 11 KB, so this many are about 700 MB.
+connections_most = 65_536
 
 
 def raise_descriptor_limit() -> int:
@@ -26,5 +29,7 @@ def raise_descriptor_limit() -> int:
 
 def connections_within(limit: int) -> int:
     """How many client connections fit into the limit beside what is open and the reserve."""
+    if limit == resource.RLIM_INFINITY:  # A negative number.
+        return connections_most
     reserve = min(max(limit // 8, reserve_min), reserve_max)
-    return max(1, limit - open_descriptors() - reserve)
+    return min(max(1, limit - open_descriptors() - reserve), connections_most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from services.runtime.accept import choose
+from services.runtime.descriptors import connections_most, connections_within, reserve_max
 from services.runtime.metrics import Histogram, Metrics, add_process_metrics, series_max
 from services.runtime.probes import metrics_offers
 
@@ -180,3 +182,11 @@ def test_the_form_is_the_one_the_client_likes_best(accept: str, expected: str) -
 def test_no_accept_header_is_an_error(accept: str) -> None:
     assert choose(accept, metrics_offers) in metrics_offers
     assert choose(f"text/plain;version={accept}", metrics_offers) in metrics_offers
+
+
+def test_connections_fit_between_what_is_open_and_what_memory_bears() -> None:
+    assert connections_within(1) == 1
+    assert 1 < connections_within(256) < 256
+    assert connections_within(20_000) < 20_000 - reserve_max
+    for without_end in (1_073_741_816, resource.RLIM_INFINITY, 1 << 63):
+        assert connections_within(without_end) == connections_most
