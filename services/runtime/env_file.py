@@ -7,12 +7,15 @@ refused instead of guessed at.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from services.core.errors import FatalError
 
@@ -33,35 +36,53 @@ def generate_env() -> dict[str, str]:
 def write_env(path: Path, variables: Mapping[str, str]) -> bool:
     """Write the file, mode 0600, durably. False if there is one already, which stays untouched.
 
-    The file appears whole or not at all, whoever else writes it at the same moment: it is made
-    under another name and then linked, which fails where a rename would replace.
+    The file appears whole or not at all, whoever else writes it at the same moment: writers take
+    turns at a draft, which becomes the file by a rename. Who is killed leaves it to the next.
     """
     lines = [
         "# Secrets of this installation, made by `ydht init`. Keep them; keep them to yourself.",
         *(f"{name}={value}" for name, value in variables.items()),
     ]
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    draft = path.with_name(f".{path.name}.draft")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            _write_durably(draft, "\n".join(lines) + "\n")
-            os.link(draft, path)
-        except FileExistsError:
+        if os.path.lexists(path) and not os.path.lexists(draft):
             return False
-        finally:
-            draft.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _turn_at(draft) as file:
+            if os.path.lexists(path):
+                return False
+            file.truncate(0)
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            draft.rename(path)
+            _sync_directory(path.parent)
     except OSError as error:
         raise FatalError(f"cannot write {path}: {error.strerror}") from error
     return True
 
 
-def _write_durably(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
+@contextmanager
+def _turn_at(draft: Path) -> Iterator[TextIO]:
+    """The draft, locked; nothing is left under its name afterwards."""
+    while True:
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # While we waited, the writer before us has renamed or removed what we had opened.
+            if _is_named(draft, descriptor):
+                try:
+                    yield file
+                finally:
+                    draft.unlink(missing_ok=True)
+                return
+
+
+def _is_named(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_directory(path: Path) -> None:
