@@ -74,12 +74,15 @@ class Node:
     def open(self) -> None:
         """Take the directory. FatalError if it is in use, or another node's."""
         settings = self.settings
-        self._directory = NodeDirectory.open(
-            self._disk,
-            settings.data_dir / "nodes" / settings.node_id,
-            settings.node_id,
-            secrets.token_bytes(store_id_bytes),
-        )
+        try:
+            self._directory = NodeDirectory.open(
+                self._disk,
+                settings.data_dir / "nodes" / settings.node_id,
+                settings.node_id,
+                secrets.token_bytes(store_id_bytes),
+            )
+        except OSError as error:
+            raise _disk_failure(error) from error
 
     @property
     def directory(self) -> NodeDirectory:
@@ -95,8 +98,11 @@ class Node:
                 "has the traceback"
             )
         self.recovery = Recovery(self.directory, self.replica.replay)
-        found = await self._recover(self.recovery)
-        await self._serve(found, loops)
+        try:
+            found = await self._recover(self.recovery)
+            await self._serve(found, loops)
+        except OSError as error:
+            raise _disk_failure(error) from error
 
     async def _recover(self, recovery: Recovery) -> Recovered:
         began_s = self.service.clock.monotonic_s()
@@ -235,12 +241,7 @@ class Node:
             self.upkeep.notice()
 
     def _disk_failed(self, error: OSError) -> None:
-        self.service.fail(
-            FatalError(
-                f"the disk failed at {error.filename}: {error.strerror}; nothing that was "
-                "acknowledged is lost, mend the disk and start again"
-            )
-        )
+        self.service.fail(_disk_failure(error))
 
     # -- the map, kept for a start without replicators
 
@@ -264,6 +265,13 @@ class Node:
             self._said.warning("the cluster map could not be kept", reason=error.strerror)
         else:
             self.log.fail(error)
+
+
+def _disk_failure(error: OSError) -> FatalError:
+    return FatalError(
+        f"the disk failed at {error.filename}: {error.strerror}; nothing that was acknowledged is "
+        "lost, mend the disk and start again"
+    )
 
 
 class _Waiter:

@@ -232,7 +232,9 @@ class Replica:
         for key, record in items:
             outcome = self._store(key, record, u16.pack(len(key)) + key + record)
             if isinstance(outcome, Batch):
-                last = outcome
+                # A duplicate may wait for an earlier batch than what stands before it.
+                if last is None or outcome.first > last.first:
+                    last = outcome
                 statuses.append(applied)
             else:
                 statuses.append(outcome)

@@ -290,6 +290,21 @@ def test_many_writes_that_change_nothing_are_answered_at_once(world: World) -> N
     assert world.at_once("write_many", m.encode_write_many(0, [])) == (OK, b"\0\0")
 
 
+def test_many_writes_wait_for_their_last_batch_also_behind_a_duplicate_in_an_earlier_one(
+    world: World,
+) -> None:
+    world.ask("write", m.encode_write(0, key_of(1), value(1)))
+    world.timeline.advance(0.0)
+    assert world.log.flying is not None
+    items = [(key_of(2), value(2)), (key_of(1), value(1))]
+    request_id = world.ask("write_many", m.encode_write_many(0, items))
+    while world.log.durable_sequence < 1:
+        assert world.timeline.step()
+    assert world.answer(request_id) is None
+    world.settle()
+    assert world.asker.durable_at[request_id] == 2
+
+
 # What is refused.
 
 
