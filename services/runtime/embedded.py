@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import asyncpg
 
@@ -30,6 +30,8 @@ from services.runtime import embedded_home as home
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.disk import SystemDisk
 from services.runtime.file_lock import FileLock
+
+T = TypeVar("T")
 
 user_name = "ydht"
 database_name = "ydht"
@@ -195,10 +197,10 @@ class EmbeddedPostgres:
         wheels = home.wheel_directory()
         self._binaries = home.binaries(wheels)
         problem = await self._runnable()
-        await asyncio.to_thread(home.make_runtime_directory, self._runtime, self._user)
+        await _to_its_end(home.make_runtime_directory, self._runtime, self._user)
         if problem is not None and self._user.switch:
             copy = self._runtime / "programs"
-            self._binaries = await asyncio.to_thread(home.copy_binaries, wheels, copy)
+            self._binaries = await _to_its_end(home.copy_binaries, wheels, copy)
         home.hand_over(self._runtime, self._user)
         if problem is not None and (problem := await self._runnable()) is not None:
             raise FatalError(
@@ -208,6 +210,8 @@ class EmbeddedPostgres:
 
     async def _runnable(self) -> str | None:
         """What is in the way of running them, found by trying; None is nothing."""
+        if not self._user.switch and (closed := home.closed_directory(self._binaries)) is not None:
+            return f"{closed} is closed to this user"
         for name in ("postgres", "initdb"):
             code, said = await self._run([str(self._binaries / name), "--version"])
             if code != 0:
@@ -217,7 +221,7 @@ class EmbeddedPostgres:
     async def _initialise(self, data: Path) -> None:
         """Make the data directory under another name, so that a kill leaves none half made."""
         draft = data.with_name("data.new")
-        await asyncio.to_thread(_remove_tree, draft)
+        await _to_its_end(_remove_tree, draft)
         draft.mkdir(mode=0o700)
         if self._user.switch:
             os.chown(draft, self._user.uid, self._user.gid)
@@ -250,7 +254,7 @@ class EmbeddedPostgres:
         if code != 0:
             raise FatalError(f"a new database could not be made in {data}: {_reason(said)}")
         draft.rename(data)
-        await asyncio.to_thread(SystemDisk().sync_directory, data.parent)
+        await _to_its_end(SystemDisk().sync_directory, data.parent)
 
     async def _launch(self) -> None:
         with self._reachable(self._directory / "data") as (place, passed):
@@ -405,6 +409,19 @@ def _disk_errors(directory: Path) -> Iterator[None]:
             errno.EACCES: "permission denied: start as the user who owns it",
         }.get(error.errno or 0, error.strerror or str(error))
         raise FatalError(f"{error.filename or directory}: {advice}") from error
+
+
+async def _to_its_end(work: Callable[..., T], *arguments: object) -> T:
+    """Do it in a thread and wait until it is done, also when cancelled.
+
+    A thread cannot be cancelled, and one that goes on would make anew what `stop` removes.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 def _remove_tree(path: Path) -> None:

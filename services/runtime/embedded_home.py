@@ -145,6 +145,16 @@ def binaries(wheels: Path) -> Path:
     return folder
 
 
+def closed_directory(path: Path) -> Path | None:
+    """The outermost directory on the way to the path that this user cannot enter as itself.
+
+    PostgreSQL's programs look for one another with access(2), for which capabilities that were
+    lent to the user do not count: a program may run from where it will not find the next.
+    """
+    way = (*reversed(path.parents), path)
+    return next((place for place in way if not os.access(place, os.X_OK)), None)
+
+
 def copy_binaries(wheels: Path, to: Path) -> Path:
     """Copy what the server needs to run, some 25 MB, for a user who cannot reach the wheel.
 
