@@ -91,10 +91,18 @@ def logger(name: str) -> structlog.stdlib.BoundLogger:
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
             *_make_ready(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+            _hand_over,
         ],
     )
     return bound
+
+
+def _hand_over(
+    to: WrappedLogger, method: str, event: EventDict
+) -> tuple[tuple[EventDict], dict[str, Any]]:
+    """To the standard library, which is not to add a traceback of its own: ours is redacted."""
+    args, kwargs = structlog.stdlib.ProcessorFormatter.wrap_for_formatter(to, method, event)
+    return args, {**kwargs, "exc_info": None}
 
 
 def _make_ready() -> list[Processor]:

@@ -53,7 +53,7 @@ def test_what_a_killed_writer_leaves_is_cleared_by_the_next(tmp_path: Path) -> N
         "write_env(Path(sys.argv[1]), {'A': 'cut short, and longer than what comes next'})\n"
     )
     for _ in range(2):
-        command = [sys.executable, "-c", script, path]
+        command = [sys.executable, "-c", script, str(path)]
         killed = subprocess.run(command, check=False)  # noqa: S603  The script above.
         assert killed.returncode == -signal.SIGKILL
         (left,) = tmp_path.iterdir()

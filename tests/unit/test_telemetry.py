@@ -157,7 +157,7 @@ def test_a_logger_that_nobody_configured_shows_no_secrets_and_no_local_variables
         "log = telemetry.logger('shop.till')\n"
         "def fail():\n"
         "    drawer = 'hunter' + '2'\n"
-        "    raise ValueError(f'no change')\n"
+        "    raise ValueError(f'no change at postgres://joe:{drawer}@db/x')\n"
         "try:\n"
         "    fail()\n"
         "except ValueError:\n"
