@@ -79,22 +79,24 @@ class Connection(asyncio.Protocol):
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
-        self._answer_bytes = 0
+        # The bodies in `_out`. They are bounded by what is asked; answers leave in between.
+        self._queued_bytes = 0
         self._corked = False
         self._last_id = 0
         self._pending: dict[int, tuple[OnAnswer, float, int]] = {}
         self._pending_bytes = 0
-        self._unanswered = 0
+        # The peer's requests that a handler still has, by id, with the bytes of each.
+        self._unanswered: dict[int, int] = {}
+        self._unanswered_bytes = 0
         self._sweeping: asyncio.TimerHandle | None = None
+        self._sweep_due_s = 0.0
         self._reason = ""
         self._peer_said_goodbye = False
         self._closed = asyncio.Event()
-        # Time as of the last read or sweep: asking the loop once per request would cost as much
-        # as the rest of the bookkeeping.
-        self._now = self._heard_s = self._ticked_s = self._loop.time()
+        self._time = self._loop.time
+        self._heard_s = self._ticked_s = self._taken_s = self._time()
         self._congested = False
         self._written_bytes = self._taken_bytes = 0
-        self._taken_s = self._now
         transport.set_write_buffer_limits(high=limits.unsent_bytes_high)
         self._ticking = self._loop.call_later(limits.ping_s, self._tick)
 
@@ -105,7 +107,7 @@ class Connection(asyncio.Protocol):
         return self.state is State.OPEN
 
     def silent_s(self) -> float:
-        return self._loop.time() - self._heard_s
+        return self._time() - self._heard_s
 
     @property
     def pending(self) -> int:
@@ -119,20 +121,25 @@ class Connection(asyncio.Protocol):
             raise ValueError(f"a body of {size} bytes; a frame holds {body_bytes_max}")
         limits = self._limits
         pending = self._pending
+        queued_bytes = self._queued_bytes + size
         if (
             len(pending) >= limits.pending_max
             or self._pending_bytes + size > limits.pending_bytes_max
+            or self._congested
+            # As long as little is queued, nothing is unsent that would count: spare the call.
+            or (queued_bytes > gathered_bytes_max and not self._room(queued_bytes))
         ):
             self._counters.overloaded += 1
             return OVERLOADED
         if self._sweeping is None:
-            self._now = self._loop.time()
-            self._sweeping = self._loop.call_later(limits.sweep_s, self._sweep)
+            self._sweep_later()
         # An id comes round again after four billion requests, long after it was answered.
         request_id = self._last_id = self._last_id % request_id_max + 1
-        # The time known here may be a sweep old: one more sweep keeps a request its whole time.
-        pending[request_id] = (on_answer, self._now + timeout_s + limits.sweep_s, size)
+        # Asked anew each time: a deadline from an earlier reading would be as much too soon as
+        # the loop was held up since.
+        pending[request_id] = (on_answer, self._time() + timeout_s, size)
         self._pending_bytes += size
+        self._queued_bytes = queued_bytes
         self._counters.requests += 1
         out = self._out
         if not out and not self._corked:
@@ -144,19 +151,38 @@ class Connection(asyncio.Protocol):
     def notify(self, kind: int, body: bytes) -> bool:
         if self.state is not State.OPEN:
             return False
-        if self._congested:
+        size = len(body)
+        if size > body_bytes_max:
+            raise ValueError(f"a body of {size} bytes; a frame holds {body_bytes_max}")
+        queued_bytes = self._queued_bytes + size
+        if self._congested or not self._room(queued_bytes):
             # Nothing else bounds messages: no answer tells how many of them are under way.
             self._counters.overloaded += 1
             return False
+        self._queued_bytes = queued_bytes
         self._send(kind, no_answer, body)
         return True
+
+    def _room(self, queued_bytes: int) -> bool:
+        """Whether so much may be queued on top of what the peer has not taken yet.
+
+        What is pending does not tell: a request over its time is not pending any more, and may
+        not have left yet.
+        """
+        unsent_bytes = self._transport.get_write_buffer_size()
+        return queued_bytes + unsent_bytes <= self._limits.pending_bytes_max
 
     # -- answering
 
     def reply(self, request_id: int, kind: int, body: bytes) -> None:
         if request_id == no_answer or self.state is State.CLOSED:
             return
-        self._unanswered -= 1
+        asked_bytes = self._unanswered.pop(request_id, None)
+        if asked_bytes is None:
+            self._counters.bugs += 1
+            log.error("a request over a link was answered twice", peer=self.hello.id, kind=kind)
+            return
+        self._unanswered_bytes -= asked_bytes
         size = len(body)
         if size > body_bytes_max:
             self._counters.bugs += 1
@@ -167,16 +193,16 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         out.append(pack_header(5 + size, kind, request_id))
         out.append(body)
-        self._answer_bytes += size
-        if self._answer_bytes > gathered_bytes_max:
+        self._queued_bytes += size
+        if self._queued_bytes > gathered_bytes_max:
             self._flush()
-        if self.state is State.PARTING and self._unanswered <= 0:
+        if self.state is State.PARTING and not self._unanswered:
             self._loop.call_soon(self._part)
 
     # -- reading
 
     def data_received(self, data: bytes) -> None:
-        self._now = self._heard_s = self._loop.time()
+        self._heard_s = self._time()
         counters = self._counters
         counters.bytes_received += len(data)
         try:
@@ -221,15 +247,28 @@ class Connection(asyncio.Protocol):
     def _asked(self, kind: int, request_id: int, body: bytes) -> None:
         if self.state is State.CLOSED:
             return
-        if request_id != no_answer:
-            self._unanswered += 1
-            if self._congested or self._unanswered > self._limits.unanswered_max:
-                self._counters.overloaded += 1
-                self.reply(request_id, OVERLOADED, b"")
-                return
         handler = self._handlers.get(kind)
-        if handler is None:
-            self.reply(request_id, UNKNOWN_KIND, b"")
+        if request_id != no_answer:
+            if handler is None:
+                self._send(UNKNOWN_KIND, request_id, b"")
+                return
+            unanswered, limits = self._unanswered, self._limits
+            size = len(body)
+            held_bytes = self._unanswered_bytes + size
+            if (
+                self._congested
+                or len(unanswered) >= limits.unanswered_max
+                or held_bytes > limits.unanswered_bytes_max
+            ):
+                self._counters.overloaded += 1
+                self._send(OVERLOADED, request_id, b"")
+                return
+            if request_id in unanswered:
+                self.abort(f"the peer asked under the id {request_id}, which still waits")
+                return
+            unanswered[request_id] = size
+            self._unanswered_bytes = held_bytes
+        elif handler is None:
             return
         try:
             handler(self, request_id, body)
@@ -237,7 +276,8 @@ class Connection(asyncio.Protocol):
             # As at the edge of every service: a bug in one request fails that request alone.
             self._counters.bugs += 1
             log.exception("a request over a link failed", peer=self.hello.id, kind=kind)
-            self.reply(request_id, FAILED, b"")
+            if request_id in self._unanswered:
+                self.reply(request_id, FAILED, b"")
 
     def _control(self, kind: int) -> None:
         if kind == GOODBYE:
@@ -268,7 +308,7 @@ class Connection(asyncio.Protocol):
         counters.bytes_sent += len(data)
         self._written_bytes += len(data)
         out.clear()
-        self._answer_bytes = 0
+        self._queued_bytes = 0
         self._transport.write(data)
         if self._congested:
             unsent = self._transport.get_write_buffer_size()
@@ -283,9 +323,22 @@ class Connection(asyncio.Protocol):
 
     # -- time
 
+    def _sweep_later(self) -> None:
+        sweep_s = self._limits.sweep_s
+        self._sweep_due_s = self._time() + sweep_s
+        self._sweeping = self._loop.call_later(sweep_s, self._sweep)
+
     def _sweep(self) -> None:
+        sweep_s = self._limits.sweep_s
+        if self._time() - self._sweep_due_s > sweep_s:
+            # The loop was held up, and answers that came in time lie unread: they come first.
+            self._sweeping = self._loop.call_later(sweep_s, self._end_late)
+        else:
+            self._end_late()
+
+    def _end_late(self) -> None:
         self._sweeping = None
-        now = self._now = self._loop.time()
+        now = self._time()
         pending = self._pending
         late = [request_id for request_id, asked in pending.items() if asked[1] <= now]
         for request_id in late:
@@ -296,13 +349,13 @@ class Connection(asyncio.Protocol):
                 self._counters.timeouts += 1
                 self._tell(asked[0], TIMEOUT)
         if pending and self._sweeping is None:
-            self._sweeping = self._loop.call_later(self._limits.sweep_s, self._sweep)
+            self._sweep_later()
         if self.state is State.PARTING:
             self._part()
 
     def _tick(self) -> None:
         limits = self._limits
-        now = self._loop.time()
+        now = self._time()
         unsent = self._transport.get_write_buffer_size()
         # What the peer took, not how much is left: under steady load that may only grow.
         taken = self._written_bytes - unsent
@@ -352,7 +405,7 @@ class Connection(asyncio.Protocol):
             self._send(GOODBYE, no_answer, b"")
 
     def _part(self) -> None:
-        done = self._peer_said_goodbye and self._unanswered <= 0 and not self._pending
+        done = self._peer_said_goodbye and not self._unanswered and not self._pending
         if done and self.state is State.PARTING:
             self._flush()
             self.state = State.CLOSED
@@ -368,7 +421,8 @@ class Connection(asyncio.Protocol):
         if self._sweeping is not None:
             self._sweeping.cancel()
         pending, self._pending = self._pending, {}
-        self._pending_bytes = 0
+        self._pending_bytes = self._unanswered_bytes = 0
+        self._unanswered.clear()
         counters = self._counters
         counters.lost += len(pending)
         if self._reason != parted:

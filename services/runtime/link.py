@@ -29,9 +29,11 @@ from services.runtime.opening import (
     Identity,
     ServerOpening,
     anyone,
+    bug_while_opening,
     shutting_down,
 )
 from services.runtime.peer import Handlers, OnAnswer, Peer
+from services.runtime.refusals import Refusals
 
 log = telemetry.logger(__name__)
 
@@ -56,6 +58,20 @@ class Station:
     tls: TlsFiles | None = None
     on_up: Callable[[Peer], None] = ignore
     on_down: Callable[[Peer], None] = ignore
+
+    def came(self, peer: Peer) -> None:
+        self._tell(self.on_up, peer)
+
+    def went(self, peer: Peer) -> None:
+        self._tell(self.on_down, peer)
+
+    def _tell(self, callback: Callable[[Peer], None], peer: Peer) -> None:
+        """A bug in what a service does about a peer must not cost the link to it."""
+        try:
+            callback(peer)
+        except Exception:
+            self.counters.bugs += 1
+            log.exception("a callback of a link failed", peer=peer.hello.id)
 
 
 class Link:
@@ -110,15 +126,14 @@ class Link:
 
     def start(self) -> None:
         if self._task is not None:
-            raise RuntimeError("the link is started already")
+            raise RuntimeError("the link was started before")
         self._task = asyncio.create_task(self._keep_up(), name=f"link {self.host}:{self.port}")
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Finish what is under way within `drain_s`, then close and stay closed."""
         if self._task is not None:
-            task, self._task = self._task, None
-            task.cancel()
-            await asyncio.wait([task])
+            self._task.cancel()
+            await asyncio.wait([self._task])
         if self._connection is not None:
             await self._connection.drain(drain_s)
 
@@ -126,7 +141,7 @@ class Link:
         loop = asyncio.get_running_loop()
         wait_s = reconnect_s_min
         while True:
-            refusal = await self._connect()
+            refusal = await self._try()
             if refusal is None:
                 up_s = loop.time()
                 await self._lost.wait()
@@ -138,6 +153,15 @@ class Link:
                 self.last_error = refusal
             await asyncio.sleep(wait_s * self._jitter.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, reconnect_s_max)
+
+    async def _try(self) -> str | None:
+        try:
+            return await self._connect()
+        except Exception:
+            # A bug in one attempt must not end all later ones unseen.
+            self._station.counters.bugs += 1
+            log.exception("connecting a link failed", host=self.host, port=self.port)
+            return bug_while_opening
 
     async def _connect(self) -> str | None:
         """Try once. None when the link is up, else why not."""
@@ -160,7 +184,9 @@ class Link:
                 outcome.set_result(reason)
 
         opening_s = station.limits.opening_s
-        opening = ClientOpening(station.identity, self._admit, opening_s, opened, refused)
+        opening = ClientOpening(
+            station.identity, self._admit, opening_s, station.counters, opened, refused
+        )
         try:
             async with asyncio.timeout(opening_s):
                 await loop.create_connection(
@@ -192,7 +218,7 @@ class Link:
         self._lost.set()
         self.last_error = reason
         log.info("link closed", peer=connection.hello.id, reason=reason)
-        self._station.on_down(connection)
+        self._station.went(connection)
 
 
 class LinkServer:
@@ -205,9 +231,15 @@ class LinkServer:
         self._host = host
         self._admit = admit
         self._openings: set[ServerOpening] = set()
+        self._refusals = Refusals(station.counters)
         self._server: asyncio.Server | None = None
         self._secured = (
-            SecuredStrangers(tls_context(station.tls, server=True), self._stranger, self._refused)
+            SecuredStrangers(
+                tls_context(station.tls, server=True),
+                self._stranger,
+                self._refusals.refused,
+                station.counters,
+            )
             if station.tls
             else None
         )
@@ -268,21 +300,23 @@ class LinkServer:
 
         def refused(reason: str) -> None:
             self._openings.discard(opening)
-            self._refused(reason)
+            self._refusals.refused(reason)
 
         opening = ServerOpening(
-            station.identity, self._admit, station.limits.opening_s, opened, refused, made
+            station.identity,
+            self._admit,
+            station.limits.opening_s,
+            station.counters,
+            opened,
+            refused,
+            made,
         )
         return opening
-
-    def _refused(self, reason: str) -> None:
-        self._station.counters.connections_refused += 1
-        log.warning("link refused", reason=reason)
 
     def _gone(self, connection: Connection, reason: str) -> None:
         self.connections.discard(connection)
         log.info("link closed", peer=connection.hello.id, reason=reason)
-        self._station.on_down(connection)
+        self._station.went(connection)
 
 
 def _open(
@@ -301,6 +335,6 @@ def _open(
     transport.set_protocol(connection)
     station.counters.connections_opened += 1
     keep(connection)
-    station.on_up(connection)
+    station.came(connection)
     if rest:
         connection.frames_received(rest)

@@ -13,15 +13,19 @@ class LinkLimits:
 
     # A coordinator serves some thousands of clients at a time and sends one frame per replica.
     pending_max: int = 16_384
-    # Two of the largest frames; past it the peer is too slow for what is asked of it.
+    # Two of the largest frames; past it the peer is too slow for what is asked of it. It bounds
+    # the requests without an answer and, apart from them, what waits to be sent.
     pending_bytes_max: int = 2 * frame_bytes_max
-    # A peer of ours keeps to pending_max; one that asks more than this is answered OVERLOADED.
+    # A peer of ours keeps to its pending_max and pending_bytes_max; the rest is for requests that
+    # it gave up and a handler still has. One that asks more is answered OVERLOADED.
     unanswered_max: int = 20_000
+    unanswered_bytes_max: int = 3 * frame_bytes_max
     # Past this much unsent the peer is answered OVERLOADED. It is still read from: two ends that
     # each stop reading until the other reads would wait for each other for good.
     unsent_bytes_high: int = frame_bytes_max
-    # Answers to what was already accepted may still pile up to here; then the link is cut.
-    unsent_bytes_max: int = 3 * frame_bytes_max
+    # Answers to what was already accepted may still pile up to here; then the link is cut. What
+    # this end asks takes pending_bytes_max of it at most, so that asking alone never gets there.
+    unsent_bytes_max: int = 4 * frame_bytes_max
     # A peer that sends nothing, or takes nothing, for silence_s is lost. Pings keep an idle link
     # from being silent; they also set how often this is looked at.
     ping_s: float = 0.5

@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from services.core.errors import FatalError
-from services.runtime.opening import OnRefused, ServerOpening
+from services.runtime import telemetry
+from services.runtime.link_limits import LinkCounters
+from services.runtime.opening import OnRefused, ServerOpening, bug_while_opening
 from services.runtime.settings import ServiceSettings
+
+log = telemetry.logger(__name__)
 
 # Without descriptors a connection cannot be accepted; asking again at once would only spin.
 accept_retry_s: Final = 0.1
@@ -79,10 +83,12 @@ class SecuredStrangers:
         context: ssl.SSLContext,
         opening: Callable[[], ServerOpening],
         on_refused: OnRefused,
+        counters: LinkCounters,
     ) -> None:
         self._context = context
         self._opening = opening
         self._on_refused = on_refused
+        self._counters = counters
         self._handshakes: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
 
@@ -103,22 +109,29 @@ class SecuredStrangers:
     async def _accept(
         self, listening: socket.socket, handshakes_max: int, handshake_s: float
     ) -> None:
-        loop = asyncio.get_running_loop()
         with listening:
             while True:
                 try:
-                    stranger, _ = await loop.sock_accept(listening)
+                    await self._accept_one(listening, handshakes_max, handshake_s)
                 except OSError as error:
                     self._on_refused(f"a connection could not be accepted: {error.strerror}")
                     await asyncio.sleep(accept_retry_s)
-                    continue
-                if len(self._handshakes) >= handshakes_max:
-                    stranger.close()
-                    self._on_refused(f"{handshakes_max} other connections are just opening")
-                    continue
-                task = asyncio.create_task(self._shake_hands(stranger, handshake_s))
-                self._handshakes.add(task)
-                task.add_done_callback(self._handshakes.discard)
+                except Exception:
+                    # A bug over one stranger must not shut the door on all others unseen.
+                    self._failed()
+                    await asyncio.sleep(accept_retry_s)
+
+    async def _accept_one(
+        self, listening: socket.socket, handshakes_max: int, handshake_s: float
+    ) -> None:
+        stranger, _ = await asyncio.get_running_loop().sock_accept(listening)
+        if len(self._handshakes) >= handshakes_max:
+            stranger.close()
+            self._on_refused(f"{handshakes_max} other connections are just opening")
+            return
+        task = asyncio.create_task(self._shake_hands(stranger, handshake_s))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(self, stranger: socket.socket, handshake_s: float) -> None:
         try:
@@ -131,3 +144,11 @@ class SecuredStrangers:
             )
         except OSError as error:
             self._on_refused(why_not(error))
+        except Exception:
+            stranger.close()
+            self._failed()
+            self._on_refused(bug_while_opening)
+
+    def _failed(self) -> None:
+        self._counters.bugs += 1
+        log.exception("accepting a link failed")

@@ -36,6 +36,10 @@ from services.core.wire import (
     server_proof,
     split_challenge,
 )
+from services.runtime import telemetry
+from services.runtime.link_limits import LinkCounters
+
+log = telemetry.logger(__name__)
 
 
 @dataclass(slots=True, frozen=True)
@@ -82,6 +86,8 @@ OnOpen = Callable[[asyncio.Transport, Hello, FrameDecoder, list[Frame]], None]
 OnRefused = Callable[[str], None]
 
 shutting_down: Final = "shutting down"
+bug_while_opening: Final = "a bug while the link was opening; the log of that process has it"
+mismatch: Final = "the proof does not match: CLUSTER_SECRET differs between the two ends"
 
 # How TLS begins: an alert or a handshake of any version. As the length of a frame it is out of
 # bounds, so the two are never mistaken for each other.
@@ -101,7 +107,8 @@ def readable(body: bytes) -> str:
 class Opening(asyncio.Protocol):
     """What both ends of an opening share: the deadline, the small decoder, the refusal.
 
-    Exactly one of `on_open` and `on_refused` is called, once.
+    Exactly one of `on_open` and `on_refused` is called, once. A bug in what the service says of
+    itself, or in whom it admits, is a refusal too.
     """
 
     def __init__(
@@ -109,13 +116,16 @@ class Opening(asyncio.Protocol):
         identity: Identity,
         admit: Admit,
         deadline_s: float,
+        counters: LinkCounters,
         on_open: OnOpen,
         on_refused: OnRefused,
     ) -> None:
         self._key = link_key(identity.secret)
-        self._hello = identity.hello().encode()
+        self._identity = identity
+        self._hello = b""
         self._admit = admit
         self._deadline_s = deadline_s
+        self._counters = counters
         self._on_open = on_open
         self._on_refused = on_refused
         self._decoder = FrameDecoder(opening_frame_bytes_max)
@@ -134,6 +144,11 @@ class Opening(asyncio.Protocol):
             return
         self._made = True
         self._deadline = asyncio.get_running_loop().call_later(self._deadline_s, self._too_late)
+        try:
+            self._hello = self._identity.hello().encode()
+            self._begin()
+        except Exception:
+            self._failed()
 
     def data_received(self, data: bytes) -> None:
         if not self._decoder.held_bytes and data.startswith(_tls_beginnings):
@@ -149,6 +164,8 @@ class Opening(asyncio.Protocol):
                     self._step(kind, body, frames)
         except PeerError as error:
             self.refuse(str(error))
+        except Exception:
+            self._failed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(str(exc) if exc else "the other end closed the connection while it was opening")
@@ -168,8 +185,19 @@ class Opening(asyncio.Protocol):
     def _send(self, kind: int, body: bytes) -> None:
         self._transport.write(encode_frame(kind, 0, body))
 
+    def _begin(self) -> None:
+        raise NotImplementedError
+
     def _step(self, kind: int, body: bytes, rest: list[Frame]) -> None:
         raise NotImplementedError
+
+    def _failed(self) -> None:
+        self._counters.bugs += 1
+        log.exception("opening a link failed")
+        if self._ended:
+            # It was open already; whoever took it over did not get far.
+            self._transport.abort()
+        self.refuse(bug_while_opening)
 
     def _expect(self, kind: int, wanted: int) -> None:
         if kind != wanted:
@@ -202,9 +230,6 @@ class Opening(asyncio.Protocol):
             self._transport.close()
 
 
-mismatch = "the proof does not match: CLUSTER_SECRET differs between the two ends"
-
-
 # A server with TLS hangs up like this on a client without it, or with another CA's certificate:
 # asyncio closes a connection whose handshake failed before the alert that says why has left.
 _hung_up: Final = (
@@ -220,10 +245,8 @@ class ClientOpening(Opening):
         else:
             super().connection_lost(exc)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if not self._ended:
-            self._send(HELLO, self._hello)
+    def _begin(self) -> None:
+        self._send(HELLO, self._hello)
 
     def _step(self, kind: int, body: bytes, rest: list[Frame]) -> None:
         if self._peer is not None:
@@ -250,15 +273,15 @@ class ServerOpening(Opening):
         identity: Identity,
         admit: Admit,
         deadline_s: float,
+        counters: LinkCounters,
         on_open: OnOpen,
         on_refused: OnRefused,
         on_made: Callable[[], str | None],
     ) -> None:
-        super().__init__(identity, admit, deadline_s, on_open, on_refused)
+        super().__init__(identity, admit, deadline_s, counters, on_open, on_refused)
         self._on_made = on_made
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
+    def _begin(self) -> None:
         if (reason := self._on_made()) is not None:
             self.refuse(reason)
 

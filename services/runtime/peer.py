@@ -46,6 +46,28 @@ class Caller(Protocol):
         ...
 
 
+class OwnedLink(Caller, Protocol):
+    """A link to one address as its owner has it: kept up from `start` to `close`."""
+
+    @property
+    def last_error(self) -> str | None:
+        """Why it is down, or was last; None while it is up or has not been tried."""
+        ...
+
+    @property
+    def peer(self) -> Hello | None:
+        """Who is at the other end, while there is a connection."""
+        ...
+
+    def start(self) -> None:
+        """Connect, and connect again whenever that is needed. RuntimeError if called twice."""
+        ...
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Ask nothing more, finish what is under way within `drain_s`, and stay closed."""
+        ...
+
+
 class Peer(Caller, Protocol):
     """The other end of a connection, as a handler of its requests sees it."""
 
@@ -55,7 +77,10 @@ class Peer(Caller, Protocol):
         ...
 
     def reply(self, request_id: int, kind: int, body: bytes) -> None:
-        """Answer one of its requests. Without effect when it has gone meanwhile."""
+        """Answer one of its requests. Without effect when it has gone meanwhile.
+
+        A second answer to the same request is a bug, counted and never sent.
+        """
         ...
 
 

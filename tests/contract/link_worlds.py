@@ -12,7 +12,7 @@ from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_link import FakeLink, FakeNetwork
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.opening import Admit, Identity, anyone
-from services.runtime.peer import Caller
+from services.runtime.peer import OwnedLink
 from tests.waiting import wait_until
 
 # Longer than any wait a contract names; a condition that is not met by then never will be.
@@ -32,7 +32,7 @@ class World(Protocol):
         """The server's process dies, without a word to anyone."""
         ...
 
-    async def connect(self, station: Station) -> Caller:
+    async def connect(self, station: Station) -> OwnedLink:
         """A link to the server, started; it may be up only later."""
         ...
 
@@ -66,7 +66,7 @@ class RealWorld:
             connection.abort("killed")
         await self._server.close()
 
-    async def connect(self, station: Station) -> Caller:
+    async def connect(self, station: Station) -> OwnedLink:
         link = Link(station, "127.0.0.1", self._port, jitter=random.Random(1))
         link.start()
         self._links.append(link)
@@ -93,6 +93,7 @@ class FakeWorld:
         self._network = FakeNetwork(random.Random(1))
         self._server: tuple[str, FakeClock] | None = None
         self._server_name = "server"
+        self._links: list[FakeLink] = []
 
     async def serve(self, station: Station, admit: Admit = anyone) -> None:
         clock = FakeClock(self._timeline)
@@ -105,20 +106,24 @@ class FakeWorld:
         self._network.crash(name)
         clock.stop()
 
-    async def connect(self, station: Station) -> Caller:
+    async def connect(self, station: Station) -> OwnedLink:
         self._network.attach(station, FakeClock(self._timeline))
         link = FakeLink(self._network, station.identity.id, self._server_name)
         link.start()
+        self._links.append(link)
         return link
 
     async def until(self, condition: Callable[[], bool]) -> None:
         deadline_s = self._timeline.now_s + patience_s
         while not condition():
             assert self._timeline.now_s < deadline_s, "the condition was never met"
+            # What a test left to tasks goes on in step with the time.
+            await asyncio.sleep(0)
             self._timeline.advance(0.002)
 
     async def settle(self) -> None:
         self._timeline.advance(0.1)
 
     async def close(self) -> None:
-        pass
+        for link in self._links:
+            await link.close()

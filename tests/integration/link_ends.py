@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+
+from structlog.typing import EventDict
 
 from services.core.wire import OK, Role, first_request_kind
 from services.runtime.link import Link, LinkServer, Station
@@ -71,6 +74,34 @@ class Answers:
 
     def are(self, count: int) -> Callable[[], bool]:
         return lambda: self.count == count
+
+
+class Lines(logging.Handler):
+    """Keeps the events that are logged, as they are before they become text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[EventDict] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.msg, dict):
+            self.events.append(record.msg)
+
+
+@contextmanager
+def log_lines() -> Iterator[list[EventDict]]:
+    """What our own code logs meanwhile, kept here alone: whoever clears it has the memory back."""
+    lines, ours = Lines(), logging.getLogger("services")
+    level, propagate = ours.level, ours.propagate
+    ours.addHandler(lines)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    try:
+        yield lines.events
+    finally:
+        ours.removeHandler(lines)
+        ours.setLevel(level)
+        ours.propagate = propagate
 
 
 @asynccontextmanager

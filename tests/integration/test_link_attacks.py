@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-import structlog
 from structlog.typing import EventDict
 
 from services.core.wire import (
@@ -33,6 +31,7 @@ from tests.integration.link_ends import (
     Answers,
     Service,
     linked,
+    log_lines,
     refusal,
     served,
     still_serves,
@@ -46,8 +45,8 @@ wrong = "the secret of quite another cluster"
 
 
 @pytest.fixture
-def logged() -> Any:
-    with structlog.testing.capture_logs() as lines:
+def logged() -> Iterator[list[EventDict]]:
+    with log_lines() as lines:
         yield lines
 
 

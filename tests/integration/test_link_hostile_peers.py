@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-import structlog
 
 from services.core.wire import (
     CHALLENGE,
@@ -30,6 +29,7 @@ from tests.integration.link_ends import (
     HOLD,
     Service,
     linked,
+    log_lines,
     quick,
     refusal,
     served,
@@ -54,7 +54,7 @@ async def server() -> AsyncIterator[LinkServer]:
 @pytest.mark.parametrize("by_client", [True, False])
 async def test_a_kind_that_has_no_place_on_an_open_link_ends_it(kind: int, by_client: bool) -> None:
     reason = f"the message kind {kind} has no place on an open link"
-    with structlog.testing.capture_logs() as lines:
+    with log_lines() as lines:
         if by_client:
             async with served(Service("server").station()) as server:
                 peer = await raw_client(server.port)
@@ -88,7 +88,7 @@ async def test_an_oversized_frame_ends_the_link_at_its_first_bytes(by_client: bo
         await peer.open_as_server()
         await hostile(peer)
 
-    with structlog.testing.capture_logs() as lines:
+    with log_lines() as lines:
         if by_client:
             async with served(Service("server").station()) as server:
                 peer = await raw_client(server.port)
@@ -120,7 +120,7 @@ async def test_hundreds_of_oversized_frames_cost_no_memory() -> None:
             memory.clear()
         gc.collect()
 
-    with structlog.testing.capture_logs() as lines:
+    with log_lines() as lines:
         async with served(service.station()) as server:
             await attack(server, 50)  # What is made once (codecs, log processors) is there now.
             tracemalloc.start()

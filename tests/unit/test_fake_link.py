@@ -357,7 +357,7 @@ def test_another_secret_is_no_link() -> None:
 
 def test_a_closed_link_stays_closed_and_both_ends_know() -> None:
     simulation = Simulation()
-    simulation.link.close()
+    simulation.link.part(0.0)
     simulation.run(30.0)
     assert not simulation.link.connected
     assert [len(simulation.a.down), len(simulation.b.down)] == [1, 1]
