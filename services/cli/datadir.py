@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -128,7 +129,22 @@ class DataDirectory:
 
 
 def unusable(path: Path, error: OSError) -> FatalError:
-    if path.exists() and not path.is_dir():
+    """Why a data directory cannot be used, and what to do about it."""
+    # Not Path.exists(), which itself fails below a directory that is closed to us.
+    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112
         return FatalError(f"data directory {path} is not a directory: choose another --data-dir")
-    where = f" ({error.filename})" if error.filename else ""
-    return FatalError(f"data directory {path} can't be used: {error.strerror}{where}")
+    if isinstance(error, FileExistsError) and path.is_symlink():
+        return FatalError(
+            f"data directory {path} is a link to {path.readlink()}, which is not there: "
+            "make that directory, or choose another --data-dir"
+        )
+    where = "" if str(error.filename) in ("None", str(path)) else f" ({error.filename})"
+    remedy = {
+        errno.ENOSPC: "make room, or ",
+        errno.EDQUOT: "make room, or ",
+        errno.EACCES: "start as the user who owns it, or ",
+    }.get(error.errno or 0, "")
+    return FatalError(
+        f"data directory {path} can't be used: {error.strerror}{where}: "
+        f"{remedy}choose another --data-dir"
+    )

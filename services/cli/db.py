@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from services.cli.options import DataDirectoryPath
 from services.core.errors import FatalError
 from services.runtime.embedded import EmbeddedPostgres
 from services.runtime.migrations import DatabaseToolSettings, address_from, migrate
@@ -19,8 +20,7 @@ from services.runtime.supervised import watch_supervisor
 
 _data_dir_option = click.option(
     "--data-dir",
-    # Whether it can be used is found by using it; access(2), which click asks, may be wrong.
-    type=click.Path(file_okay=False, readable=False, path_type=Path),
+    type=DataDirectoryPath(file_okay=False),
     help="Directory that holds all state; else DATA_DIR, else ./data.",
 )
 

@@ -80,7 +80,22 @@ async def test_without_leftovers_there_is_nothing_to_wait_for(directory: DataDir
     assert os.fstat(descriptor).st_ino == (directory.path / "children.lock").stat().st_ino
 
 
-def test_a_directory_where_nothing_can_be_made_is_one_line() -> None:
+def test_a_directory_where_nothing_can_be_made_is_one_line_with_what_to_do() -> None:
     # Refused to root as well, unlike a mode without write permission.
-    with pytest.raises(FatalError, match=r"data directory /proc/ydht can't be used: "):
+    with pytest.raises(
+        FatalError,
+        match=r"data directory /proc/ydht can't be used: [^(]*: choose another --data-dir$",
+    ):
         DataDirectory.open(Path("/proc/ydht"))
+
+
+def test_a_directory_below_a_file_names_the_file_system_s_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FatalError, match=r"Not a directory: choose another --data-dir$"):
+        DataDirectory.open(tmp_path / "file" / "data")
+
+
+def test_a_link_to_nothing_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(tmp_path / "gone")
+    with pytest.raises(FatalError, match=rf"is a link to {tmp_path}/gone, which is not there: "):
+        DataDirectory.open(tmp_path / "data")

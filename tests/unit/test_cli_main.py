@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import subprocess
 import sys
@@ -142,3 +143,41 @@ def test_options_that_cannot_be_are_refused_before_anything_runs(
     code, _, err = run("up", "--data-dir", str(tmp_path / "data"), *words)
     assert code != 0
     assert message in err
+
+
+@pytest.mark.parametrize("command", ["init", "up", "db", "migrate"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "it is empty; name a directory"), (os.fsdecode(b"D\xff"), "is not UTF-8; choose")],
+)
+def test_a_data_directory_without_a_proper_name_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(command, "--data-dir", name)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["init", "up"])
+@pytest.mark.parametrize("data", ["pg/data", "nodes/node-1"])
+def test_lost_secrets_of_existing_data_are_asked_for_and_not_replaced(
+    tmp_path: Path, command: str, data: str
+) -> None:
+    (tmp_path / data).mkdir(parents=True)
+    code, _, err = run(command, "--data-dir", str(tmp_path))
+    assert code == 1
+    assert err.startswith(f"ydht: {tmp_path}/ydht.env is missing, and ")
+    assert "bring the file back" in err
+    assert not (tmp_path / "ydht.env").exists()
+
+
+def test_a_directory_that_others_write_in_is_warned_of_and_used(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    code, _, err = run("init", "--data-dir", str(tmp_path))
+    assert code == 0
+    holds = f"{tmp_path} holds secrets, and everybody (mode 0777) can replace them"
+    assert err == f"warning: {holds}\n"
+    tmp_path.chmod(0o755)
+    assert run("init", "--data-dir", str(tmp_path))[2] == ""
