@@ -63,11 +63,20 @@ def embedded_server(environ: Mapping[str, str]) -> EmbeddedPostgres:
 async def run_server(
     server: EmbeddedPostgres, environ: Mapping[str, str], *, announce: Callable[[str], None]
 ) -> None:
-    """Run the server until a signal or the supervisor's end; FatalError if it ends by itself."""
+    """Run the server until a signal or the supervisor's end; FatalError if it ends by itself.
+
+    A further signal hurries the stop.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            server.hurry()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     unwatch = watch_supervisor(stop.set, environ)
     try:
         if not await _unless(stop, server.start()):

@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import subprocess
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ probe_every_s = 0.1
 # that it left behind can keep the pipe open.
 output_s_max = 0.5
 # What a process left behind in its group gets to end by itself before it is killed, so that
-# its successor finds ports and locks free. A PostgreSQL whose owner died is such a process, and
-# it uses the time for its own orderly end.
+# its successor finds ports and locks free. PostgreSQL is not among it: it has a session of its
+# own, and the next owner waits for the end of the last one.
 leftovers_s_max = 5.0
 leftovers_poll_s = 0.05
 
@@ -73,7 +74,9 @@ class Child:
     def __init__(self, row: Row, log: ServiceLog, surroundings: Surroundings) -> None:
         self.row = row
         self.log = log
+        # Of the process that lives; its group may outlive it for a while.
         self.pid: int | None = None
+        self._group: int | None = None
         self.started: asyncio.Future[FatalError | None]
         self.started = asyncio.get_running_loop().create_future()
         # Set when no process is left and none will be started.
@@ -83,6 +86,8 @@ class Child:
         self._stopping = asyncio.Event()
         self._ready_at_s: float | None = None
         self._never_ready: str | None = None
+        # The last one that was logged: it may come back ten times a second.
+        self._probe_bug: str | None = None
         # In a row, since the last healthy period.
         self._deaths = 0
 
@@ -94,11 +99,13 @@ class Child:
                     return
                 await self._wait_before_restart(ending)
         finally:
+            # Given up or broken off, with nobody left to watch it, nothing of it may go on.
+            self._kill_group()
             self.ended.set()
             self.log.close()
 
     def ask_to_stop(self) -> None:
-        """SIGTERM, and no more restarts."""
+        """SIGTERM, and no more restarts. Asked again, services and PostgreSQL hurry."""
         self._stopping.set()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -117,7 +124,8 @@ class Child:
         except OSError as error:
             pipe.close()
             return Ending(None, f"could not be started: {error.strerror} ({error.filename})")
-        self._process, self.pid, self._ready_at_s = process, process.pid, None
+        self._process, self._ready_at_s = process, None
+        self.pid = self._group = process.pid
         self._surroundings.on_pid_change()
         if self._stopping.is_set():
             # Asked while the process came into being: there was nobody to ask yet.
@@ -129,9 +137,11 @@ class Child:
             code = await process.wait()
             if watching is not None:
                 watching.cancel()
+        self._process = self.pid = None
+        self._surroundings.on_pid_change()
         await self._clear_group(process.pid)
         await pipe.finish(output_s_max)
-        self._process = self.pid = None
+        self._group = None
         return Ending.of(code)
 
     async def _spawn(self, pipe: OutputPipe) -> asyncio.subprocess.Process:
@@ -163,7 +173,7 @@ class Child:
         loop = asyncio.get_running_loop()
         limit_s = self.row.ready_s_max
         named_at_s = loop.time()
-        while (reason := await _why_not_ready(probe)) is not None:
+        while (reason := await self._why_not_ready(probe)) is not None:
             if loop.time() - named_at_s > limit_s:
                 if not self.started.done():
                     self._never_ready = reason
@@ -176,6 +186,21 @@ class Child:
         self._say(f"ready (pid {pid})")
         if not self.started.done():
             self.started.set_result(None)
+
+    async def _why_not_ready(self, probe: Probe) -> str | None:
+        try:
+            async with asyncio.timeout(probe_s_max):
+                return await probe()
+        except TimeoutError:
+            return f"no answer within {probe_s_max:g} s"
+        except Exception as bug:
+            # A bug in asking is one service's trouble, and no reason to let go of all others.
+            reason = f"its probe failed with {bug!r}"
+            if reason != self._probe_bug:
+                self._probe_bug = reason
+                for line in "".join(traceback.format_exception(bug)).splitlines():
+                    self._say(line)
+            return reason
 
     def _is_over(self, ending: Ending) -> bool:
         """Count the death, and decide whether it was the last."""
@@ -228,25 +253,15 @@ class Child:
         self._kill_group()
 
     def _kill_group(self) -> None:
-        if self.pid is not None:
+        if self._group is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(self._group, signal.SIGKILL)
 
 
 def _group_exists(group: int) -> bool:
     try:
         os.killpg(group, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
+        # Empty, or the number is by now that of somebody else's.
         return False
-    except PermissionError:
-        # Someone else's by now: PostgreSQL that runs as another user, which ends by itself.
-        return True
     return True
-
-
-async def _why_not_ready(probe: Probe) -> str | None:
-    try:
-        async with asyncio.timeout(probe_s_max):
-            return await probe()
-    except TimeoutError:
-        return f"no answer within {probe_s_max:g} s"

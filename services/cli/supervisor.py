@@ -2,7 +2,13 @@
 
 start     stage by stage; a stage begins when every row of the one before is ready
 keep up   a service that dies is named and started again; the others go on
-stop      the stages backwards, each with a limit to its time; who is late is killed
+stop      the stages backwards, each with a limit to its time
+
+A stop has `stop_s_max`. A stage may use all that is left of it but what the stages after it need
+at least, counting only those with somebody alive. Who is asked to stop gets SIGTERM; shortly
+before the stage's time is up SIGTERM once more, at which services end their drain and PostgreSQL
+stops without a checkpoint; then SIGKILL. With every stage there the gateway has 5.8 s, and is
+hurried after 5.3 s: longer than the longest request. Nobody else needs to know these figures.
 """
 
 from __future__ import annotations
@@ -10,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from services.cli.announcement import up_document, where_everything_is
@@ -24,10 +30,12 @@ from services.core.errors import FatalError
 
 # Ctrl-C is promised to be done within 10 s; the rest is for the last kills and for our own end.
 stop_s_max = 9.0
-# What the earlier stages of a stop must leave for each later one, however slow they are.
-# PostgreSQL has a checkpoint to write; the others end at once unless something is wrong.
-stop_reserve_s_default = 0.5
-stop_reserves_s = {Stage.DATABASE: 4.5}
+# What the earlier stages of a stop must leave for each later one, however slow they are. Asked
+# by nobody any more, a service ends at once; PostgreSQL writes a checkpoint, mostly in 0.2 s.
+stop_reserve_s_default = 0.3
+stop_reserves_s = {Stage.DATABASE: 2.0}
+# How long before the end of its time a child is asked again; of a short time, half.
+hurry_s = 0.5
 # A killed process is gone at once, unless the kernel itself is stuck in it.
 kill_s_max = 0.5
 # What a stalled terminal gets to show the last lines.
@@ -85,6 +93,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ready = False
+        self._broken = asyncio.Event()
 
     async def run(
         self, environment: Mapping[str, str], supervisor_fd: int, inherited_fds: tuple[int, ...]
@@ -97,24 +106,28 @@ class Supervisor:
             luck=random.SystemRandom(),
             on_pid_change=self._publish,
         )
-        async with asyncio.TaskGroup() as group:
-            failure = await self._start(group, surroundings)
-            if failure is None and not self._requests.first.is_set():
+        try:
+            failure = await self._start(surroundings)
+            if failure is None and not self._stop_due():
                 self._ready = True
                 self._publish()
                 self._terminal.print(
                     where_everything_is(self._rows, self._pids(), self._directory.path)
                 )
-                await self._requests.first.wait()
+                await self._until_stop_due()
+        finally:
+            # In order, whatever happened: a bug of ours is no reason to kill anybody.
             self._ready = False
             await self._stop()
+            ended = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        bugs = [bug for bug in ended if isinstance(bug, Exception)]
+        if bugs:
+            raise ExceptionGroup("services were stopped because of bugs in watching them", bugs)
         if failure is not None:
             raise failure
 
-    async def _start(
-        self, group: asyncio.TaskGroup, surroundings: Surroundings
-    ) -> FatalError | None:
-        """Start stage after stage, until all are ready, one fails, or a stop is asked for."""
+    async def _start(self, surroundings: Surroundings) -> FatalError | None:
+        """Start stage after stage, until all are ready, one fails, or a stop is due."""
         for stage in sorted({row.stage for row in self._rows}):
             started = []
             for row in (row for row in self._rows if row.stage is stage):
@@ -122,22 +135,23 @@ class Supervisor:
                 file = RotatingFile(self._directory.logs / f"{row.name}.log")
                 child = Child(row, ServiceLog(row.name, file, self._terminal), surroundings)
                 self._children[row.name] = child
-                self._tasks[row.name] = group.create_task(child.keep())
+                self._tasks[row.name] = task = asyncio.create_task(child.keep())
+                task.add_done_callback(self._kept)
                 started.append(child.started)
             failure = await self._first_failure(started)
-            if failure is not None or self._requests.first.is_set():
+            if failure is not None or self._stop_due():
                 return failure
         return None
 
     async def _first_failure(
         self, started: Sequence[asyncio.Future[FatalError | None]]
     ) -> FatalError | None:
-        """Wait until all are ready, or one failed, or a stop is asked for."""
-        stop_asked = asyncio.ensure_future(self._requests.first.wait())
+        """Wait until all are ready, or one failed, or a stop is due."""
+        stop_due = asyncio.create_task(self._until_stop_due())
         try:
             waiting = set(started)
-            while waiting and not stop_asked.done():
-                either: set[asyncio.Future[Any]] = {*waiting, stop_asked}
+            while waiting and not stop_due.done():
+                either: set[asyncio.Future[Any]] = {*waiting, stop_due}
                 done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 waiting -= done
                 for future in started:
@@ -145,43 +159,60 @@ class Supervisor:
                         return failure
             return None
         finally:
-            stop_asked.cancel()
+            stop_due.cancel()
+            await asyncio.wait([stop_due])
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        """A child is kept no more; after a bug everything is stopped, and then it is raised."""
+        if not task.cancelled() and task.exception() is not None:
+            self._broken.set()
+
+    def _stop_due(self) -> bool:
+        return self._requests.first.is_set() or self._broken.is_set()
+
+    async def _until_stop_due(self) -> None:
+        await _first_of(self._requests.first.wait(), self._broken.wait())
 
     async def _stop(self) -> None:
         """Stop the stages backwards. However slow one is, the later ones have their reserve."""
-        begun_s = asyncio.get_running_loop().time()
-        stages = sorted({child.row.stage for child in self._children.values()}, reverse=True)
-        for position, stage in enumerate(stages):
-            reserved_s = sum(
-                stop_reserves_s.get(later, stop_reserve_s_default)
-                for later in stages[position + 1 :]
+        until_s = asyncio.get_running_loop().time() + stop_s_max
+        for stage in sorted({child.row.stage for child in self._alive()}, reverse=True):
+            alive = self._alive()
+            later = {child.row.stage for child in alive if child.row.stage < stage}
+            await self._stop_stage(
+                [child for child in alive if child.row.stage is stage],
+                until_s - sum(stop_reserves_s.get(each, stop_reserve_s_default) for each in later),
+                self._requests.third if stage is Stage.DATABASE else self._requests.second,
             )
-            await self._stop_stage(stage, begun_s + stop_s_max - reserved_s)
 
-    async def _stop_stage(self, stage: Stage, until_s: float) -> None:
-        alive = [
-            child
-            for child in self._children.values()
-            if child.row.stage is stage and not child.ended.is_set()
-        ]
-        if not alive:
+    def _alive(self) -> list[Child]:
+        return [child for child in self._children.values() if not child.ended.is_set()]
+
+    async def _stop_stage(
+        self, children: Sequence[Child], until_s: float, kill: asyncio.Event
+    ) -> None:
+        """Ask, ask again, and kill: in the end all have ended, or nobody waits for them."""
+        if not children:
             return
-        self._log.say(f"stopping {', '.join(child.row.name for child in alive)}")
-        for child in alive:
+        self._log.say(f"stopping {_names(children)}")
+        for child in children:
             child.ask_to_stop()
-        hurry = self._requests.third if stage is Stage.DATABASE else self._requests.second
-        await _until_ended(alive, until_s, hurry)
-        late = [child for child in alive if not child.ended.is_set()]
+        left_s = max(0.0, until_s - asyncio.get_running_loop().time())
+        late = await _not_ended(children, left_s - min(hurry_s, left_s / 2), kill)
+        if late and not kill.is_set():
+            for child in late:
+                child.ask_to_stop()
+            late = await _not_ended(late, until_s - asyncio.get_running_loop().time(), kill)
         if not late:
             return
-        self._log.say(f"killing {', '.join(child.row.name for child in late)}: not stopped in time")
+        self._log.say(f"killing {_names(late)}: not stopped in time")
         for child in late:
             child.kill()
-        await _until_ended(late, asyncio.get_running_loop().time() + kill_s_max, asyncio.Event())
-        for child in late:
-            if not child.ended.is_set():
-                self._log.say(f"{child.row.name} (pid {child.pid}) did not end when killed")
-                self._tasks[child.row.name].cancel()
+        for child in await _not_ended(late, kill_s_max, asyncio.Event()):
+            self._log.say(f"{child.row.name} (pid {child.pid}) did not end when killed")
+            task = self._tasks[child.row.name]
+            task.cancel()
+            await asyncio.wait([task])
 
     def _pids(self) -> dict[str, int]:
         return {name: child.pid for name, child in self._children.items() if child.pid is not None}
@@ -197,14 +228,29 @@ class Supervisor:
             self._log.say(f"up.json can't be written: {error.strerror}")
 
 
-async def _until_ended(children: Sequence[Child], until_s: float, hurry: asyncio.Event) -> None:
-    """Wait for all to end, at most until the given time of the loop's clock or a hurry."""
-    ended = asyncio.gather(*(child.ended.wait() for child in children))
-    hurried = asyncio.ensure_future(hurry.wait())
-    either: set[asyncio.Future[Any]] = {ended, hurried}
-    left_s = max(0.0, until_s - asyncio.get_running_loop().time())
+def _names(children: Sequence[Child]) -> str:
+    return ", ".join(child.row.name for child in children)
+
+
+async def _not_ended(
+    children: Sequence[Child], seconds: float, enough: asyncio.Event
+) -> list[Child]:
+    """Those that have not ended after so many seconds, or as soon as there is enough of waiting."""
+
+    async def all_ended() -> None:
+        for child in children:
+            await child.ended.wait()
+
+    await _first_of(all_ended(), enough.wait(), seconds=max(0.0, seconds))
+    return [child for child in children if not child.ended.is_set()]
+
+
+async def _first_of(*works: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
+    """Return when one of them is through, or the time is; the others are cancelled."""
+    tasks = [asyncio.create_task(work) for work in works]
     try:
-        await asyncio.wait(either, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        ended.cancel()
-        hurried.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -1,7 +1,9 @@
 """Time, passed in: the real clock, and one that stands still until a test moves it.
 
 A `Clock` tells wall time (for stamps and people) and monotonic time (for timeouts), and runs
-a callback later. Nothing else in the code base asks the operating system what time it is.
+a callback later. Whatever decides by time and can run in a simulation takes one. Only the edges
+that no simulation reaches (real connections, child processes, the time a request took) ask the
+event loop or the machine themselves.
 """
 
 from __future__ import annotations

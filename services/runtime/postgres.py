@@ -27,6 +27,7 @@ import asyncpg
 
 from services.core.errors import RetryLater, UnknownOutcome
 from services.runtime.database_url import DatabaseAddress
+from services.runtime.metrics import Metrics
 
 T = TypeVar("T")
 # asyncpg's connections carry no types that mypy could use.
@@ -50,7 +51,8 @@ rollback_s_max = 1.0
 client_check_ms = 1_000
 # A backstop for what command_s_max, which is kept on our side, did not end on the server's.
 server_timeout_extra_s = 1.0
-close_s_max = 5.0
+# Less than a service has to close everything (service.close_s_max).
+close_s_max = 2.0
 
 # The server ended the conversation or will not begin one.
 _GONE = (
@@ -122,6 +124,16 @@ class Database:
     def waiting(self) -> int:
         """Requests that wait for a connection right now."""
         return self._waiting
+
+    def add_to(self, metrics: Metrics) -> None:
+        """Show the pool and what became of the requests to it."""
+        metrics.add_counters("database", "of the database pool", self.counters)
+        for name, text, read in (
+            ("database_connections", "Connections that are up", lambda: self.connected),
+            ("database_connections_max", "Bound on them", lambda: self.connections_max),
+            ("database_waiting", "Requests that wait for one", lambda: self.waiting),
+        ):
+            metrics.add(name, "gauge", text, read)
 
     async def open(self) -> None:
         """Make the pool. Connects to nothing, so it succeeds while PostgreSQL is away."""

@@ -119,6 +119,7 @@ async def supervised(
     supervisor = Supervised(process, data_dir, marker, output)
     try:
         yield supervisor
+        assert "never retrieved" not in supervisor.shown
     finally:
         for pid in supervisor.left():
             with suppress(psutil.Error):

@@ -25,6 +25,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from services.cli.db import run_server
 from services.core.errors import FatalError
 from services.runtime import embedded
 from services.runtime import embedded_home as home
@@ -454,6 +455,25 @@ async def test_a_server_that_does_not_react_is_killed_in_the_end(
     await wait_until(lambda: not servers_on(tmp_path), "its orphans have ended too")
     async with EmbeddedPostgres(tmp_path, password, durable=False, log=print) as again:
         assert await stored(again.address) == "still here"
+
+
+async def test_a_second_signal_hurries_a_shutdown_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "fast_shutdown_s", 600.0)
+    monkeypatch.setattr(embedded, "immediate_shutdown_s", 0.5)
+    server = EmbeddedPostgres(tmp_path, password, durable=False, log=print)
+    announced: list[str] = []
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(run_server(server, {}, announce=announced.append))
+        await wait_until(lambda: bool(announced), "it is ready")
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await wait_until(lambda: server.pid is None, "it is stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+    await wait_until(lambda: not servers_on(tmp_path), "its orphans have ended too")
 
 
 async def test_a_database_that_was_dropped_is_said_to_be_missing(tmp_path: Path) -> None:

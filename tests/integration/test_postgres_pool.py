@@ -18,6 +18,7 @@ from services.core.errors import RetryLater, UnknownOutcome
 from services.runtime import postgres
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.embedded import EmbeddedPostgres
+from services.runtime.metrics import Metrics
 from services.runtime.postgres import Database
 from tests.integration.database import SharedServer, as_superuser
 
@@ -142,6 +143,26 @@ async def test_a_block_that_ends_is_committed_and_one_that_raises_is_not(
     with pytest.raises(KeyError):
         await stumble()
     assert await keys(database) == ["kept"]
+
+
+async def test_the_pool_shows_its_figures(database: Database) -> None:
+    metrics = Metrics()
+    database.add_to(metrics)
+    async with database.connection(), database.connection():
+        shown = metrics.as_json()
+    assert shown == {
+        "database_acquired": 2,
+        "database_unavailable": 0,
+        "database_replaced": 0,
+        "database_unknown_outcomes": 0,
+        "database_connections": 2,
+        "database_connections_max": database.connections_max,
+        "database_waiting": 0,
+    }
+    await database.close()
+    with pytest.raises(RetryLater):
+        await database.ready()
+    assert metrics.as_json()["database_connections"] == 0
 
 
 async def test_a_connection_only_reads_so_that_its_loss_is_always_safe(database: Database) -> None:

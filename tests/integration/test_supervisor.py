@@ -21,6 +21,15 @@ import pytest
 
 from services.cli.logs import line_bytes_max
 from services.cli.process import Ending
+from services.cli.rows import Stage
+from services.cli.supervisor import (
+    drain_s_max,
+    hurry_s,
+    kill_s_max,
+    stop_reserve_s_default,
+    stop_reserves_s,
+    stop_s_max,
+)
 from tests.integration.supervised import free_port, serving, supervised, table
 from tests.waiting import wait_until
 
@@ -113,6 +122,17 @@ async def test_a_service_that_dies_is_named_and_started_again_while_others_go_on
         await up.until_shown(f"ready (pid {after})")
         assert up.document()["pids"]["node-2"] == before["node-2"]
         assert up.document()["nodes"]["node-1"]["pid"] == after
+
+
+async def test_a_dead_process_is_told_of_nowhere_though_its_restart_takes_a_while(
+    data_dir: Path,
+) -> None:
+    row = serving("node-1", "NODES", first_s=600.0)
+    async with supervised(table([row], data_dir), data_dir) as up:
+        pid = (await up.until_up())["pids"]["node-1"]
+        os.kill(pid, signal.SIGKILL)
+        await wait_until(lambda: not up.document()["pids"], "its pid is gone")
+        assert up.document()["nodes"]["node-1"]["pid"] is None
 
 
 async def test_a_service_that_keeps_dying_is_started_at_a_bounded_rate(data_dir: Path) -> None:
@@ -256,6 +276,38 @@ async def test_a_service_deaf_to_sigterm_is_killed_and_the_stop_ends_within_ten_
         assert "killing gateway: not stopped in time" in up.shown
         assert "killing keygen: not stopped in time" in up.shown
         assert "killing node-1" not in up.shown
+        assert "Traceback" not in up.shown
+
+
+async def test_a_stop_waits_for_who_is_slow_hurries_who_dawdles_and_keeps_the_order(
+    data_dir: Path,
+) -> None:
+    migrate = script("migrate", "print('migrated')", "MIGRATION", one_shot=True)
+    rows = [
+        serving("gateway", "GATEWAY", "slow"),
+        serving("keygen", "KEYGEN", "dawdling"),
+        serving("usermanager", "ACCOUNTS"),
+        serving("replicator", "REPLICATORS"),
+        serving("node-1", "NODES"),
+        migrate,
+        serving("postgres", "DATABASE"),
+    ]
+    async with supervised(table(rows, data_dir), data_dir) as up:
+        await up.until_up()
+        begun_s = time.monotonic()
+        up.signal(signal.SIGTERM)
+        assert await up.ended() == 0
+        assert time.monotonic() - begun_s < 10
+        assert "killing" not in up.shown
+        stopped = re.findall(r"stopping ([\w-]+)$", up.shown, re.MULTILINE)
+        assert stopped == [row["name"] for row in rows if row is not migrate]
+
+
+def test_the_gateway_has_longer_to_stop_than_its_longest_request_takes() -> None:
+    after = set(Stage) - {Stage.GATEWAY, Stage.MIGRATION}
+    reserved_s = sum(stop_reserves_s.get(stage, stop_reserve_s_default) for stage in after)
+    assert stop_s_max - reserved_s - hurry_s > 5.0
+    assert stop_s_max + kill_s_max + drain_s_max < 10.0
 
 
 async def test_a_second_ctrl_c_hurries(data_dir: Path) -> None:

@@ -1,9 +1,9 @@
-"""A small service: `service.py PORT [deaf] [unready] [mute] [relapse] [orphan]`.
+"""A small service: `service.py PORT [deaf] [slow] [dawdling] [unready] [mute] [relapse] [orphan]`.
 
 It answers every GET, ends on SIGTERM and when its supervisor is gone, and prints each line it
-finds in the query of a request. `deaf` ignores SIGTERM, `unready` answers 503, `mute` nothing
-at all, `relapse` is unready from its second life on, and `orphan` leaves a process of its group
-behind when it dies.
+finds in the query of a request. `deaf` ignores SIGTERM, `slow` takes 3 s to end, `dawdling` does
+so when asked a second time, `unready` answers 503, `mute` nothing at all, `relapse` is unready
+from its second life on, and `orphan` leaves a process of its group behind when it dies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ def say(text: str, end: str = "\n") -> None:
 async def serve(port: int, moods: set[str]) -> None:
     gone = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, (lambda: None) if "deaf" in moods else gone.set)
+    asked = 0
+
+    def on_sigterm() -> None:
+        nonlocal asked
+        asked += 1
+        if "deaf" not in moods and ("dawdling" not in moods or asked == 2):
+            loop.call_later(3.0 if "slow" in moods else 0.0, gone.set)
+
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
     watch_supervisor(gone.set, os.environ)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,133 @@
+"""Bugs in the supervisor's own code: whatever they are, every service gets its orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.cli.datadir import DataDirectory
+from services.cli.rows import Probe, Restarts, Row, Stage
+from services.cli.supervisor import supervise
+from tests.waiting import wait_until
+
+# Says its last word only if it is asked to stop and then let alone.
+orderly = """
+import signal, sys, time
+def leave(*_):
+    time.sleep(0.3)
+    sys.exit(print("left in order"))
+signal.signal(signal.SIGTERM, leave)
+print("up", flush=True)
+signal.pause()
+"""
+
+
+async def ready() -> str | None:
+    return None
+
+
+@dataclass
+class Bench:
+    directory: DataDirectory
+    shown: Path
+
+    async def supervise(self, *rows: Row) -> None:
+        with self.shown.open("wb") as terminal:
+            await supervise(
+                rows,
+                self.directory,
+                host="127.0.0.1",
+                environment=dict(os.environ),
+                terminal_fd=terminal.fileno(),
+            )
+
+    def log(self, name: str) -> str:
+        path = self.directory.logs / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def says(self, name: str) -> Probe:
+        async def probe() -> str | None:
+            return None if self.log(name) else "it has said nothing"
+
+        return probe
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    directory = DataDirectory.open(tmp_path / "data")
+    yield Bench(directory, tmp_path / "shown")
+    directory.close()
+
+
+def row(name: str, stage: Stage, probe: Probe, *, ready_s_max: float = 30.0) -> Row:
+    command = (sys.executable, "-c", orderly)
+    return Row(
+        name, stage, command, probe=probe, ready_s_max=ready_s_max, restarts=Restarts(tries=1)
+    )
+
+
+async def test_a_probe_that_is_broken_is_a_reason_not_to_be_ready(bench: Bench) -> None:
+    asked = 0
+
+    async def broken() -> str | None:
+        nonlocal asked
+        asked += 1
+        raise ValueError("a bug in a probe")
+
+    node = row("node-1", Stage.NODES, bench.says("node-1"))
+    gateway = row("gateway", Stage.GATEWAY, broken, ready_s_max=0.5)
+    with pytest.raises(Exception, match=r"not ready within 0\.5 s: its probe failed with Val"):
+        await bench.supervise(node, gateway)
+    assert "left in order" in bench.log("node-1")
+    assert asked > 1
+    assert bench.log("gateway").count("Traceback") == 1, "ten times a second would be a flood"
+
+
+async def test_a_service_whose_probe_recovers_gets_ready(bench: Bench) -> None:
+    asked = 0
+
+    async def broken_once() -> str | None:
+        nonlocal asked
+        asked += 1
+        return None if asked > 1 else str(1 // 0)
+
+    supervisor = asyncio.create_task(bench.supervise(row("node-1", Stage.NODES, broken_once)))
+    await wait_until(lambda: "[up] ready" in bench.log("node-1"), "it is ready after all")
+    await wait_until(lambda: "up" in bench.log("node-1").splitlines(), "it can be asked to stop")
+    os.kill(os.getpid(), signal.SIGTERM)
+    await supervisor
+    assert "left in order" in bench.log("node-1")
+
+
+async def test_a_bug_in_watching_one_service_stops_all_in_order_and_is_raised(
+    bench: Bench,
+) -> None:
+    node = row("node-1", Stage.NODES, bench.says("node-1"))
+    no_number = Restarts(first_s="soon")  # type: ignore[arg-type]
+    dying = (sys.executable, "-c", "pass")
+    broken = Row("gateway", Stage.GATEWAY, dying, probe=ready, restarts=no_number)
+    async with asyncio.timeout(30):
+        with pytest.raises(ExceptionGroup) as caught:
+            await bench.supervise(node, broken)
+    assert [type(bug) for bug in caught.value.exceptions] == [TypeError]
+    assert "left in order" in bench.log("node-1")
+
+
+async def test_a_cancelled_supervisor_stops_all_in_order(bench: Bench) -> None:
+    node = row("node-1", Stage.NODES, bench.says("node-1"))
+    supervisor = asyncio.create_task(bench.supervise(node))
+    await wait_until(
+        lambda: bench.shown.exists() and "Everything is ready" in bench.shown.read_text(),
+        "it is up",
+    )
+    supervisor.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await supervisor
+    assert "left in order" in bench.log("node-1")
