@@ -27,6 +27,18 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
+def links_within(limit: int) -> int:
+    """How many links a server may take: a quarter of all descriptors, as clients need the rest."""
+    if limit == resource.RLIM_INFINITY:
+        return connections_most
+    return max(1, limit // 4)
+
+
+def descriptor_limit() -> int:
+    """The limit that holds for this process now."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def connections_within(limit: int) -> int:
     """How many client connections fit into the limit beside what is open and the reserve."""
     if limit == resource.RLIM_INFINITY:  # A negative number.

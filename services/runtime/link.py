@@ -21,6 +21,7 @@ from services.core.errors import FatalError
 from services.core.wire import DOWN, Frame, FrameDecoder, Hello
 from services.runtime import telemetry
 from services.runtime.connection import Connection
+from services.runtime.descriptors import descriptor_limit, links_within
 from services.runtime.link_limits import LinkCounters, LinkLimits
 from services.runtime.link_tls import SecuredStrangers, TlsFiles, tls_context, why_not
 from services.runtime.opening import (
@@ -243,11 +244,13 @@ class LinkServer:
             if station.tls
             else None
         )
+        self._connections_max = station.limits.connections_max
         self._closing = False
 
     async def start(self) -> None:
         """Listen. A port of 0 becomes the one that was found."""
         limits = self._station.limits
+        self._connections_max = min(limits.connections_max, links_within(descriptor_limit()))
         try:
             # A burst larger than the backlog waits a second for its kernel to knock again.
             listening = socket.create_server(
@@ -287,8 +290,8 @@ class LinkServer:
                 return shutting_down
             if len(self._openings) >= station.limits.openings_max:
                 return f"{station.limits.openings_max} other connections are just opening"
-            if len(self.connections) >= station.limits.connections_max:
-                return f"{station.limits.connections_max} links are open, which is the limit"
+            if len(self.connections) >= self._connections_max:
+                return f"{self._connections_max} links are open, which is the limit"
             self._openings.add(opening)
             return None
 

@@ -36,6 +36,7 @@ class LinkLimits:
     opening_s: float = 5.0
     # Peers that have not yet proved who they are, each holding a kilobyte at most.
     openings_max: int = 256
+    # A server takes fewer where it has few descriptors.
     connections_max: int = 4_096
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import struct
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
@@ -246,6 +248,42 @@ async def test_a_refusal_of_megabytes_is_not_read() -> None:
 
     async with raw_server(endless) as port, linked(Service("client").station(), port) as link:
         await refusal(link, "5 to 1020 are allowed")
+
+
+async def test_a_flood_of_strangers_is_counted_one_by_one_and_logged_once(
+    logged: list[EventDict],
+) -> None:
+    station = Service("server").station()
+    async with served(station) as server:
+        for _ in range(50):
+            peer = await raw_client(server.port)
+            peer.writer.write(bytes(64))
+            await peer.frames_to_the_end()
+        await wait_until(lambda: station.counters.connections_refused == 50, "all are counted")
+        assert len([line for line in logged if line["event"] == "link refused"]) == 1
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("few_descriptors")
+async def test_a_server_with_few_descriptors_takes_few_links_and_says_so() -> None:
+    async with served(Service("server").station()) as server, AsyncExitStack() as stack:
+        for _ in range(64):
+            peer = await raw_client(server.port)
+            stack.callback(peer.abort)
+            await peer.open_as_client()
+        late = await raw_client(server.port)
+        assert await reason_of(late) == "64 links are open, which is the limit"
+        assert len(server.connections) == 64
+        await stack.aclose()
+        await wait_until(lambda: not server.connections, "they are gone")
+        await still_serves(server.port)
 
 
 # -- strangers that take their time

@@ -166,6 +166,21 @@ async def test_the_same_request_id_over_and_over_is_answered_as_often(server: Li
     peer.abort()
 
 
+async def test_an_id_that_is_asked_again_before_its_answer_ends_the_link() -> None:
+    """Nobody could tell which of the two an answer belongs to."""
+    service = Service("server")
+    async with served(service.station()) as server:
+        peer = await raw_client(server.port)
+        await peer.open_as_client()
+        peer.send(HOLD, 7, b"once")
+        peer.send(HOLD, 7, b"twice")
+        assert await peer.frames_to_the_end() == []
+        await wait_until(lambda: not server.connections, "the server drops it")
+        assert [body for _, _, body in service.held] == [b"once"]
+        service.answer_all()  # To a peer that is gone: without effect.
+        await still_serves(server.port)
+
+
 async def test_answers_to_what_was_never_asked_are_counted_and_change_nothing() -> None:
     async def liar(peer: RawPeer) -> None:
         await peer.open_as_server()

@@ -6,13 +6,15 @@ import asyncio
 import gc
 import itertools
 import random
+import socket
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
-from services.core.wire import LOST, OK, OVERLOADED, PING
+from services.core.wire import LOST, OK, OVERLOADED, PING, TIMEOUT, FrameDecoder, encode_frame
 from services.runtime.link import Link, reconnect_s_min
 from services.runtime.peer import OnAnswer
 from tests.integration.link_ends import (
@@ -155,6 +157,105 @@ async def test_two_ends_that_send_each_other_much_at_once_do_not_wait_for_each_o
         await wait_until(to_client.are(40), "the server's requests are answered")
         assert set(to_server.by_kind) | set(to_client.by_kind) <= {OK, OVERLOADED}
         assert link.connected
+
+
+async def test_requests_that_ran_out_of_time_unsent_still_count_as_unsent() -> None:
+    """A peer that does not read: what is asked again and again may not pile up behind it."""
+    service = Service("server")
+    station = service.station(
+        unsent_bytes_high=4 * mib, pending_bytes_max=8 * mib, unsent_bytes_max=16 * mib
+    )
+    async with served(station) as server:
+        peer = await raw_client(server.port)
+        await peer.open_as_client()
+        await wait_until(lambda: bool(service.up), "the peer is there")
+        late, refused = Answers(), 0
+        for _ in range(12):
+            results = [service.up[0].request(ECHO, bytes(mib), late, 0.02) for _ in range(8)]
+            sent = results.count(0)
+            refused += results.count(OVERLOADED)
+            await wait_until(late.are(late.count + sent), "they ran out of time")
+        assert late.by_kind == {TIMEOUT: 96 - refused}
+        # What the kernels hold, and no more than eight at a time.
+        assert refused > 40
+        assert service.up[0].connected
+        assert station.counters.connections_lost == 0
+        peer.abort()
+
+
+async def test_messages_of_one_turn_cost_no_link_to_a_peer_that_reads() -> None:
+    theirs, ours = Service("server"), Service("client")
+    station = ours.station()
+    async with served(theirs.station()) as server, linked(station, server.port) as link:
+        await up(link)
+        sent = sum(link.notify(HOLD, bytes(mib)) for _ in range(300))
+        assert sent == 64
+        await wait_until(lambda: len(theirs.held) == sent, "what was sent arrives")
+        assert link.connected
+        assert station.counters.connections_lost == 0
+
+
+# -- stalls of this process
+
+
+def stall(seconds: float) -> None:
+    """Hold the loop up, as a long garbage collection would."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + seconds
+    while loop.time() < until_s:
+        pass
+
+
+async def test_after_a_stall_a_request_has_its_whole_time() -> None:
+    theirs = Service("server")
+    loop = asyncio.get_running_loop()
+    async with (
+        served(theirs.station()) as server,
+        linked(Service("client").station(), server.port) as link,
+    ):
+        await up(link)
+        ended_s: list[float] = []
+        link.request(HOLD, b"so that the sweep is running", Answers(), 60.0)
+        await asyncio.sleep(0.2)
+        stall(0.6)
+        asked_s = loop.time()
+        link.request(HOLD, b"x", lambda kind, body: ended_s.append(loop.time()), 0.5)
+        await wait_until(lambda: bool(ended_s), "its time is up")
+        assert ended_s[0] - asked_s >= 0.5
+
+
+async def test_answers_that_came_while_the_process_stalled_are_no_timeouts() -> None:
+    """The peer answers at once, and the stall lasts longer than the requests may take."""
+    station = Service("client").station()
+
+    def answer(connection: socket.socket, asked: int) -> None:
+        decoder = FrameDecoder()
+        while asked:
+            for _, request_id, body in decoder.feed(connection.recv(1 << 16)):
+                connection.sendall(encode_frame(OK, request_id, body))
+                asked -= 1
+
+    async def hand_over(peer: RawPeer) -> None:
+        await peer.open_as_server()
+        raw = peer.writer.get_extra_info("socket").dup()
+        raw.settimeout(10.0)
+        cast(asyncio.Transport, peer.writer.transport).pause_reading()
+        await asyncio.to_thread(answer, raw, 100)
+        raw.close()
+        await asyncio.sleep(2.0)
+
+    async with raw_server(hand_over) as port, linked(station, port) as link:
+        await up(link)
+        await asyncio.sleep(0.1)
+        answers = Answers()
+        for _ in range(100):
+            assert link.request(ECHO, b"x", answers, 0.5) == 0
+        for _ in range(3):
+            await asyncio.sleep(0)
+        stall(1.0)
+        await wait_until(answers.are(100), "all have ended")
+        assert answers.by_kind == {OK: 100}
+        assert station.counters.late_answers == 0
 
 
 # -- half-open and dead peers

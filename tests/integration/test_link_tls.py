@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import ssl
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,7 +15,9 @@ import trustme
 from services.core.errors import FatalError
 from services.core.wire import OK
 from services.runtime.link import Link, LinkServer
-from services.runtime.link_tls import TlsFiles, tls_context
+from services.runtime.link_limits import LinkCounters
+from services.runtime.link_tls import SecuredStrangers, TlsFiles, tls_context
+from services.runtime.opening import ServerOpening
 from tests.integration.link_ends import ECHO, HOLD, Answers, Service, linked, refusal, served, up
 from tests.waiting import wait_until
 
@@ -248,6 +251,61 @@ async def test_strangers_who_never_shake_hands_are_bounded_and_counted(
         # Their time is up, each is counted as refused, and whoever keeps to the rules gets in.
         await up(link)
         await wait_until(lambda: refused.connections_refused >= 4, "each stranger is counted")
+
+
+async def hung_up_on(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_bugs_over_strangers_are_counted_and_shut_the_door_on_nobody(
+    certificates: Certificates,
+) -> None:
+    counters, refused = LinkCounters(), list[str]()
+    broken = ["over the second stranger", "over the first"]
+
+    def opening() -> ServerOpening:
+        raise AssertionError("nobody gets so far")
+
+    def on_refused(reason: str) -> None:
+        if broken:
+            raise RuntimeError(f"a bug {broken.pop()}")
+        refused.append(reason)
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    strangers = SecuredStrangers(
+        tls_context(certificates.server, server=True), opening, on_refused, counters
+    )
+    # No room for any handshake: the door itself turns everyone away.
+    strangers.start(listening, 0, 1.0)
+    await hung_up_on(port)
+    await wait_until(lambda: counters.bugs == 1, "the bug is counted")
+    await hung_up_on(port)
+    await wait_until(lambda: counters.bugs == 2, "so is the next")
+    await hung_up_on(port)
+    await wait_until(lambda: refused == ["0 other connections are just opening"], "refused")
+    await strangers.close()
+
+
+async def test_a_bug_in_a_handshake_is_a_refusal_and_hangs_up(certificates: Certificates) -> None:
+    counters, refused = LinkCounters(), list[str]()
+
+    def opening() -> ServerOpening:
+        raise RuntimeError("a bug over one stranger")
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    strangers = SecuredStrangers(
+        tls_context(certificates.server, server=True), opening, refused.append, counters
+    )
+    port = listening.getsockname()[1]
+    strangers.start(listening, 10, 1.0)
+    await hung_up_on(port)
+    await wait_until(lambda: counters.bugs == len(refused) == 1, "the bug is counted")
+    await hung_up_on(port)
+    await wait_until(lambda: counters.bugs == len(refused) == 2, "so is the next")
+    await strangers.close()
 
 
 async def test_a_server_closes_while_strangers_shake_hands(certificates: Certificates) -> None:
