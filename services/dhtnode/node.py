@@ -43,7 +43,7 @@ from services.runtime.service import Service
 from services.runtime.settings import link_port_offset
 
 # What is under way when a node is told to stop is a batch or two.
-drain_s: Final = 3.0
+drain_s_max: Final = 3.0
 map_bytes_max: Final = 1 << 20
 batch_sizes: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -152,6 +152,11 @@ class Node:
             disk_reserve_bytes=settings.disk_reserve_bytes,
         )
         self._measure(found, upkeep)
+        # Until there is a segment nobody knows whether anything can be logged. On a full disk a
+        # put would wait instead of being refused.
+        while not (log.spare_ready or log.shortage or log.failure):  # noqa: ASYNC110  It has no event.
+            await asyncio.sleep(0.002)
+        upkeep.notice()
         station = self._station()
         server = LinkServer(station, settings.bind_host, settings.link_port)
         await server.start()
@@ -183,6 +188,8 @@ class Node:
 
     async def close(self) -> None:
         """Answer what is under way, make everything durable, and give the directory back."""
+        # Once the disk has failed, what is under way cannot be answered any more.
+        drain_s = 0.0 if self.service.failure is not None else drain_s_max
         for link in self._links:
             await link.close(drain_s)
         if self.server is not None:
@@ -204,7 +211,7 @@ class Node:
 
     async def _until_idle(self, log: Log) -> None:
         """Changes that nobody waits for, such as an epoch's, may still be on their way."""
-        deadline_s = self.service.clock.monotonic_s() + drain_s
+        deadline_s = self.service.clock.monotonic_s() + drain_s_max
         while not log.idle and log.failure is None:
             if self.service.clock.monotonic_s() > deadline_s:
                 self._said.warning("the disk did not finish in time; nobody was told it had")

@@ -219,6 +219,9 @@ class Replica:
         key = body[write_head_bytes:end]
         outcome = self._store(key, body[end:], body[8:])
         if isinstance(outcome, Batch):
+            # A duplicate may wait for an earlier batch than that with the epoch it came with.
+            if self._adopting is not None and self._adopting.first > outcome.first:
+                outcome = self._adopting
             outcome.replies.append((peer, request_id, OK, b""))
         else:
             self._reply_in_epoch(peer, request_id, *outcome)
@@ -228,7 +231,7 @@ class Replica:
         if body[:8] != self._epoch_bytes and not self._meets_epoch(peer, request_id, body):
             return
         statuses: list[Status] = []
-        last: Batch | None = None
+        last = self._adopting
         for key, record in items:
             outcome = self._store(key, record, u16.pack(len(key)) + key + record)
             if isinstance(outcome, Batch):
@@ -240,7 +243,7 @@ class Replica:
                 statuses.append(outcome)
         answer = (peer, request_id, OK, encode_statuses(statuses))
         if last is None:
-            self._reply_in_epoch(*answer)
+            peer.reply(*answer[1:])
         else:
             last.replies.append(answer)
 

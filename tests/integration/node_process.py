@@ -203,11 +203,14 @@ class NodeClient:
 async def node_client(
     node: NodeProcess, name: str = "replicator-1", role: Role = Role.REPLICATOR
 ) -> AsyncIterator[NodeClient]:
-    """A link that is up."""
+    """A link that is up, unless the node has ended: then every call is answered DOWN."""
     link = Link(Station(Identity(role, name, secret)), "127.0.0.1", node.port + link_port_offset)
     link.start()
     try:
-        await wait_until(lambda: link.connected, f"a link to {node.node_id} is up")
+        await wait_until(
+            lambda: link.connected or node.process.returncode is not None,
+            f"a link to {node.node_id} is up",
+        )
         yield NodeClient(link, Stamps())
     finally:
         await link.close()

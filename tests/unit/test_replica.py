@@ -470,6 +470,18 @@ def test_a_newer_epoch_is_durable_before_any_answer_given_in_it(world: World) ->
     assert world.at_once("write", m.encode_write(2, key_of(1), value(4)))[0] == m.NEWER
 
 
+def test_a_duplicate_of_a_flying_write_waits_for_the_epoch_it_came_with(world: World) -> None:
+    world.ask("write", m.encode_write(1, key_of(1), value(1)))
+    world.timeline.advance(0.0)
+    assert world.log.flying is not None
+    twins = [
+        world.ask("write", m.encode_write(2, key_of(1), value(1))),
+        world.ask("write_many", m.encode_write_many(2, [(key_of(1), value(1))])),
+    ]
+    world.settle()
+    assert [world.asker.durable_at[request_id] for request_id in twins] == [3, 3]
+
+
 def test_the_epoch_is_logged_once_and_never_goes_back(world: World) -> None:
     assert world.replica.adopt_epoch(3) is not None
     assert world.replica.adopt_epoch(3) is None

@@ -1,0 +1,63 @@
+"""A node on a device that fails: `python -m tests.integration.failing_disk`.
+
+Runs `services.dhtnode` unchanged, in an interpreter whose syncs fail with EIO as two variables say:
+SYNC_FAILS, a pattern for the path of what is synced, and SYNC_FAILS_AFTER, how many such syncs
+succeed before. From then on every sync fails, and what was written to the file since its last good
+sync is taken back: a device that cannot keep what it was given. Every path that is synced is appended
+to the file SYNC_LOG.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Device:
+    """Stands between a process and the system calls that write and sync."""
+
+    def __init__(self, pattern: str, after: int, log: Path) -> None:
+        self._pattern = re.compile(pattern)
+        self._left = after
+        self._failed = False
+        self._log = log
+        # By descriptor, what stood before where something was written and not synced.
+        self._unsynced: dict[int, list[tuple[int, bytes]]] = {}
+        self._pwrite = os.pwrite
+
+    def install(self) -> None:
+        os.pwrite = self.pwrite
+        os.fsync = self.syncing(os.fsync)
+        os.fdatasync = self.syncing(os.fdatasync)
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        before = os.pread(descriptor, len(data), offset)
+        self._unsynced.setdefault(descriptor, []).append((offset, before))
+        return self._pwrite(descriptor, data, offset)
+
+    def syncing(self, sync: Callable[[int], None]) -> Callable[[int], None]:
+        def synced(descriptor: int) -> None:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            with self._log.open("a") as log:
+                log.write(f"{path}\n")
+            unsynced = self._unsynced.pop(descriptor, [])
+            if not self._failed and self._pattern.search(path):
+                self._failed, self._left = self._left == 0, self._left - 1
+            if self._failed:
+                for offset, before in reversed(unsynced):
+                    self._pwrite(descriptor, before, offset)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            sync(descriptor)
+
+        return synced
+
+
+if __name__ == "__main__":
+    Device(
+        os.environ["SYNC_FAILS"], int(os.environ["SYNC_FAILS_AFTER"]), Path(os.environ["SYNC_LOG"])
+    ).install()
+    runpy.run_module("services.dhtnode", run_name="__main__", alter_sys=True)
