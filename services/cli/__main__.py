@@ -1,74 +1,23 @@
-"""The entry of the `ydht` command. Commands are imported when they are used, not before."""
+"""The entry of the `ydht` command."""
 
 from __future__ import annotations
 
-import importlib
-import logging
-import sys
-from dataclasses import dataclass
-
-import click
-
-from services.core.errors import FatalError
+import signal
 
 
-@dataclass(slots=True, frozen=True)
-class LazyCommand:
-    """Where a command is, and what it does: `ydht --help` is answered without importing it."""
-
-    module: str
-    attribute: str
-    help: str
-
-
-commands = {
-    "init": LazyCommand(
-        "services.cli.init", "init", "Make the secrets of a new installation, once."
-    ),
-    "up": LazyCommand("services.cli.up", "up", "Start everything, and keep it up until Ctrl-C."),
-    "db": LazyCommand("services.cli.db", "db", "Run the embedded PostgreSQL alone."),
-    "migrate": LazyCommand(
-        "services.cli.db", "migrate_command", "Bring the database schema up to date."
-    ),
-    "node": LazyCommand("services.cli.node", "node", "Look into the directory of a node."),
-}
-
-
-class CommandLine(click.Group):
-    """The commands by name; a FatalError from any of them is one line, not a traceback."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(commands)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        lazy = commands.get(cmd_name)
-        if lazy is None:
-            return None
-        command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, lazy.help) for name, lazy in commands.items()])
-
-    def invoke(self, ctx: click.Context) -> object:
-        # Not for --help and --version, which should not wait for it.
-        from services.runtime import telemetry
-
-        # Commands speak for themselves; logs are for what goes wrong in the parts they use.
-        telemetry.configure("ydht", "console", sys.stderr, level=logging.WARNING)
-        try:
-            return super().invoke(ctx)
-        except FatalError as error:
-            click.echo(f"ydht: {' '.join(str(error).split())}", err=True)
-            ctx.exit(1)
-
-
-@click.command(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ydht", message="ydht %(version)s")
 def main() -> None:
-    """A key-value store and unique-ID service, on this machine."""
+    """Run the command of this process's command line, and exit with its code.
+
+    Ctrl-C ends the process at once and silently, until a command that has something to put in
+    order says otherwise. It may come while modules are being imported: they come after that.
+    """
+    # Unless it is ignored, as in a job that a shell has put into the background.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from services.cli.commands import main
+
+    main(prog_name="ydht")
 
 
 if __name__ == "__main__":
-    main(prog_name="ydht")
+    main()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from services.cli.__main__ import main
+from services.cli.commands import main
 from services.core.errors import FatalError
 from services.core.hlc import pack_version
 from services.core.key import storage_key

@@ -6,7 +6,7 @@ import re
 
 import click
 
-from services.cli.__main__ import commands, main
+from services.cli.commands import commands, main
 from tests.tidy.readme import made_anew, readme
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from services.cli import __main__ as cli
+from services.cli import commands as cli
 from services.core.errors import FatalError
 from services.runtime.env_file import read_env
 
@@ -42,7 +44,7 @@ def test_every_command_exists_and_explains_itself(name: str) -> None:
 def test_help_names_every_command_without_importing_any() -> None:
     script = (
         "import sys\n"
-        "from services.cli.__main__ import main\n"
+        "from services.cli.commands import main\n"
         "main(['--help'], standalone_mode=False)\n"
         "sys.exit(str([m for m in sys.modules if m in ('asyncpg', 'httpx', 'services.cli.up')]))"
     )
@@ -78,7 +80,7 @@ def test_a_fatal_error_is_one_line_and_exit_code_one(monkeypatch: pytest.MonkeyP
 def test_what_goes_wrong_inside_a_command_shows_no_local_variables() -> None:
     script = (
         "import sys, click\n"
-        "from services.cli import __main__ as cli\n"
+        "from services.cli import commands as cli\n"
         "from services.runtime import telemetry\n"
         "@click.command()\n"
         "def fail():\n"
@@ -117,7 +119,23 @@ def test_init_makes_secrets_once_readable_by_their_owner_only(tmp_path: Path) ->
     assert read_env(path) == made
 
 
-@pytest.mark.parametrize("command", ["init", "up"])
+def test_a_tilde_in_data_dir_means_to_commands_what_it_means_to_services(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DATA_DIR", "~/data")
+    assert run("init")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "data" / "ydht.env").exists()
+    # What is named on the command line stands above the environment.
+    assert run("init", "--data-dir", "other")[0] == 0
+    assert (tmp_path / "other" / "ydht.env").exists()
+    code, _, err = run("db", "--data-dir", "~no-such-user/data")
+    assert (code, "~no-such-user" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["init", "up", "db", "migrate"])
 def test_a_data_directory_that_is_a_file_is_one_line(tmp_path: Path, command: str) -> None:
     file = tmp_path / "file"
     file.write_text("")
@@ -181,3 +199,55 @@ def test_a_directory_that_others_write_in_is_warned_of_and_used(tmp_path: Path) 
     assert err == f"warning: {holds}\n"
     tmp_path.chmod(0o755)
     assert run("init", "--data-dir", str(tmp_path))[2] == ""
+
+
+@pytest.mark.parametrize("command", ["init", "up", "db"])
+def test_too_few_open_files_are_one_line(tmp_path: Path, command: str) -> None:
+    line = [sys.executable, "-m", "services.cli", command, "--data-dir", str(tmp_path / "data")]
+    result = subprocess.run(  # noqa: S603  The command above.
+        line,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("ydht: at most 16 files may be open at once, and 64 are ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_ctrl_c_during_the_imports_is_silent() -> None:
+    # The moment is made certain: it comes when the first module of ours is looked for.
+    script = (
+        "import os, signal, sys\n"
+        "from services.cli.__main__ import main\n"
+        "class CtrlC:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'services.cli.commands':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, CtrlC())\n"
+        "main()\n"
+    )
+    result = subprocess.run(  # noqa: S603  The script above.
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    # Of which a shell makes 130.
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_inside_a_command_says_nothing_and_leaves_what_it_has_entered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = []
+
+    @click.command()
+    def wait() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            left.append("in order")
+
+    monkeypatch.setattr(sys.modules[__name__], "wait", wait, raising=False)
+    monkeypatch.setitem(cli.commands, "wait", cli.LazyCommand(__name__, "wait", "Waits."))
+    assert run("wait") == (130, "", "")
+    assert left == ["in order"]
