@@ -11,31 +11,25 @@ from typing import Any
 
 import click
 
-from services.cli.options import DataDirectoryPath
+from services.cli.options import data_dir_option
 from services.core.errors import FatalError
 from services.runtime.embedded import EmbeddedPostgres
 from services.runtime.migrations import DatabaseToolSettings, address_from, migrate
 from services.runtime.settings import load
 from services.runtime.supervised import watch_supervisor
 
-_data_dir_option = click.option(
-    "--data-dir",
-    type=DataDirectoryPath(file_okay=False),
-    help="Directory that holds all state; else DATA_DIR, else ./data.",
-)
-
 
 @click.command()
-@_data_dir_option
-def db(data_dir: Path | None) -> None:
+@data_dir_option
+def db(data_dir: Path) -> None:
     """Run the embedded PostgreSQL until Ctrl-C, SIGTERM, or the end of `ydht up`."""
     environ = _environ(data_dir)
     asyncio.run(run_server(embedded_server(environ), environ, announce=click.echo))
 
 
 @click.command(name="migrate")
-@_data_dir_option
-def migrate_command(data_dir: Path | None) -> None:
+@data_dir_option
+def migrate_command(data_dir: Path) -> None:
     """Bring the database's schema to what this version needs."""
     migrate(address_from(_environ(data_dir)))
     click.echo("The database schema is up to date.")
@@ -113,6 +107,6 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
         await asyncio.wait([working, stopping])
 
 
-def _environ(data_dir: Path | None) -> Mapping[str, str]:
+def _environ(data_dir: Path) -> Mapping[str, str]:
     """The environment, in which the option on the command line has the last word."""
-    return os.environ if data_dir is None else {**os.environ, "DATA_DIR": str(data_dir)}
+    return {**os.environ, "DATA_DIR": str(data_dir)}

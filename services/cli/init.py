@@ -9,19 +9,9 @@ from pathlib import Path
 import click
 
 from services.cli.datadir import unusable
-from services.cli.options import DataDirectoryPath
+from services.cli.options import data_dir_option
 from services.core.errors import FatalError
 from services.runtime.env_file import env_file_name, generate_env, write_env
-
-data_dir_option = click.option(
-    "--data-dir",
-    type=DataDirectoryPath(),
-    envvar="DATA_DIR",
-    default="./data",
-    show_default=True,
-    help="Directory that holds all state.",
-)
-
 
 # What was written with the secrets of a ydht.env, and cannot be read with others.
 _made_with_secrets = ("pg/data", "nodes")

@@ -1,4 +1,4 @@
-"""What options of several commands may be."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -7,27 +7,42 @@ from pathlib import Path
 
 import click
 
+from services.cli.datadir import unusable
+from services.runtime import setting_values as values
 
-class DataDirectoryPath(click.Path):
-    """The name of a data directory. Whether it can be used is found by using it."""
 
-    def __init__(self, *, file_okay: bool = True) -> None:
-        # access(2), which click would ask, may be wrong.
-        super().__init__(file_okay=file_okay, readable=False, path_type=Path)
+class DataDirectoryPath(click.ParamType[Path]):
+    """The name of a data directory, read as services read DATA_DIR. It need not be there yet."""
+
+    name = "directory"
 
     def convert(
         self,
         value: str | os.PathLike[str],
         param: click.Parameter | None,
         ctx: click.Context | None,
-    ) -> str | bytes | os.PathLike[str]:
+    ) -> Path:
         text = os.fspath(value)
         if not text:
             # As a path it would be the current directory, which then fills with our files.
             self.fail("it is empty; name a directory, such as ./data", param, ctx)
         try:
             text.encode()
+            path = values.path(text)
         except UnicodeEncodeError:
             # It is printed, logged and published, all of which are text.
             self.fail(f"{text!r} is not UTF-8; choose another name", param, ctx)
-        return super().convert(value, param, ctx)
+        except ValueError as error:
+            self.fail(f"{text!r}: {error}", param, ctx)
+        if path.exists() and not path.is_dir():
+            raise unusable(path, NotADirectoryError())
+        return path
+
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=DataDirectoryPath(),
+    envvar="DATA_DIR",
+    default="./data",
+    help="Directory that holds all state.  [default: DATA_DIR, or ./data]",
+)

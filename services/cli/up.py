@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from services.cli.datadir import DataDirectory
-from services.cli.init import data_dir_option, make_secrets
+from services.cli.init import make_secrets
+from services.cli.options import data_dir_option
 from services.cli.ports import nodes_max, plan_ports, port_max, replicators_max
 from services.cli.supervisor import supervise
 from services.cli.table import UpSettings, service_table
