@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 import psutil  # type: ignore[import-untyped]
 
+from services.core.cluster import port_max
 from services.core.errors import FatalError
 from services.runtime.settings import link_port_offset
-
-port_max = 65535
 
 gateway_offset = 0
 usermanager_offset = 1

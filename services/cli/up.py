@@ -11,10 +11,11 @@ import click
 from services.cli.datadir import DataDirectory
 from services.cli.init import make_secrets
 from services.cli.options import data_dir_option
-from services.cli.ports import nodes_max, plan_ports, port_max, replicators_max
+from services.cli.ports import nodes_max, plan_ports, replicators_max
 from services.cli.supervisor import supervise
 from services.cli.table import UpSettings, service_table
-from services.runtime.settings import load
+from services.core.cluster import port_max
+from services.runtime.settings import link_port_offset, load
 
 
 @click.command()
@@ -26,7 +27,7 @@ from services.runtime.settings import load
 )
 @click.option(
     "--port-base",
-    type=click.IntRange(1, port_max),
+    type=click.IntRange(1, port_max - link_port_offset),
     help="First port; all ports move together.  [default: GATEWAY_PORT, or 8080]",
 )
 @click.option(

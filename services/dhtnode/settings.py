@@ -18,9 +18,6 @@ class NodeSettings(ServiceSettings):
     node_id: str = setting(
         "NODE_ID", values.identifier, default="node-1", help="Name of the node in the cluster"
     )
-    zone: str = setting(
-        "ZONE", values.text(64), default="", help="Where it stands; replicas go to distinct zones"
-    )
     replicator_urls: tuple[str, ...] = setting(
         "REPLICATOR_URLS",
         values.url_list,
