@@ -36,7 +36,8 @@ def main() -> int:
             return 1
         sums = ", ".join(f"{number:,} {key}" for key, number in sorted(totals.items()))
         took_s = time.monotonic() - started_s
-        sys.stdout.write(f"{name}: {len(seeds):,} seeds in {took_s:.0f} s, 0 violations: {sums}\n")
+        done = f"seed {one}" if one is not None else f"{len(seeds):,} seeds"
+        sys.stdout.write(f"{name}: {done} in {took_s:.1f} s, 0 violations: {sums}\n")
     return 0
 
 

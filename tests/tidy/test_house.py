@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -88,3 +90,23 @@ def test_make_help_lists_every_target() -> None:
     assert phony == described
     readme = (root / "README.md").read_text()
     assert set(re.findall(r"`make ([a-z-]+)", readme)) <= phony
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python3", "/bin/false"])
+def test_an_interpreter_that_does_not_run_is_one_line_of_advice(
+    tmp_path: Path, python: str
+) -> None:
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(root / name, tmp_path / name)
+    result = subprocess.run(  # noqa: S603  Our own Makefile.
+        ["make", f"PYTHON={python}", "run"],  # noqa: S607  As a user calls it.
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said, ending = result.stderr.splitlines()
+    assert said == (
+        f"{python} is not a Python that runs here. Say where one is: make PYTHON=/path/to/python3"
+    )
+    assert ending.startswith("make")
