@@ -1,10 +1,10 @@
 """A node on a device that fails: `python -m tests.integration.failing_disk`.
 
-Runs `services.dhtnode` unchanged, in an interpreter whose syncs fail with EIO as two variables say:
-SYNC_FAILS, a pattern for the path of what is synced, and SYNC_FAILS_AFTER, how many such syncs
-succeed before. From then on every sync fails, and what was written to the file since its last good
-sync is taken back: a device that cannot keep what it was given. Every path that is synced is appended
-to the file SYNC_LOG.
+Runs `services.dhtnode` unchanged, in an interpreter whose syncs fail with EIO as two variables
+say: SYNC_FAILS, a pattern for the path of what is synced, and SYNC_FAILS_AFTER, how many such
+syncs succeed before. From then on every sync fails, and what was written to the file since its
+last good sync is taken back: a device that cannot keep what it was given. Every path that is
+synced is appended to the file SYNC_LOG.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class Device:
         self._pwrite = os.pwrite
 
     def install(self) -> None:
-        os.pwrite = self.pwrite
-        os.fsync = self.syncing(os.fsync)
-        os.fdatasync = self.syncing(os.fdatasync)
+        # mypy knows that these take more kinds of arguments; the node's disk does not use them.
+        os.pwrite = self.pwrite  # type: ignore[assignment]
+        os.fsync = self.syncing(os.fsync)  # type: ignore[assignment]
+        os.fdatasync = self.syncing(os.fdatasync)  # type: ignore[assignment]
 
     def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
         before = os.pread(descriptor, len(data), offset)
@@ -41,7 +42,7 @@ class Device:
 
     def syncing(self, sync: Callable[[int], None]) -> Callable[[int], None]:
         def synced(descriptor: int) -> None:
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
             with self._log.open("a") as log:
                 log.write(f"{path}\n")
             unsynced = self._unsynced.pop(descriptor, [])

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,20 @@ class NodeProcess:
             return await client.get(self.url + path, headers=headers)
 
     async def signed(
-        self, target: str, *, tenant: object = 7, method: str = "GET", **headers: str
+        self,
+        target: str,
+        *,
+        tenant: object = 7,
+        method: str = "GET",
+        headers: Mapping[str, str | bytes] | None = None,
     ) -> httpx.Response:
         """A request by a holder of the secret; `target` is sent as it stands."""
         auth = SignedAuth(Signer(secret, SystemClock()))
-        named = {} if tenant is None else {"X-Ydht-Tenant": str(tenant)}
+        sent = {} if tenant is None else {b"X-Ydht-Tenant": str(tenant).encode()}
+        for name, value in (headers or {}).items():
+            sent[name.encode()] = value.encode() if isinstance(value, str) else value
         async with httpx.AsyncClient(auth=auth, timeout=10) as client:
-            return await client.request(method, self.url + target, headers={**named, **headers})
+            return await client.request(method, self.url + target, headers=sent)
 
     async def metrics(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((await self.get("/metrics")).content)

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import os
 import re
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -183,28 +182,35 @@ async def test_no_sync_is_made_that_is_not_failed_above(tmp_path: Path) -> None:
 # A full disk.
 
 
-@contextmanager
-def small_disk(directory: Path, mebibytes: int) -> Iterator[None]:
-    """Mount a file system of this size. Needs the right to mount, which `unshare -Urm` gives."""
-    directory.mkdir()
-    options = f"size={mebibytes}m,mode=0700"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], check=True)
+async def succeeds(*command: str) -> bool:
     try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-
-def resize(directory: Path, mebibytes: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={mebibytes}m", str(directory)], check=True)
-
-
-def may_mount(directory: Path) -> bool:
-    try:
-        with small_disk(directory, 1):
-            return True
-    except (subprocess.CalledProcessError, FileNotFoundError):
+        process = await asyncio.create_subprocess_exec(*command)
+    except FileNotFoundError:
         return False
+    return await process.wait() == 0
+
+
+@asynccontextmanager
+async def small_disk(directory: Path, mebibytes: int) -> AsyncIterator[bool]:
+    """Mount a file system of this size; False if this process may not."""
+    await asyncio.to_thread(directory.mkdir)
+    options = f"size={mebibytes}m,mode=0700"
+    mounted = await succeeds("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory))
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            assert await succeeds("umount", "--lazy", str(directory))
+
+
+async def run_where_mounting_is_allowed(test: str) -> None:
+    """Run a test of this file again, as the root of a namespace of its own."""
+    assert "INSIDE_UNSHARE" not in os.environ, "neither this user nor `unshare -Urm` may mount"
+    command = ("unshare", "-Urm", sys.executable, "-m", "pytest", "-q", f"{__file__}::{test}")
+    inside = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, "INSIDE_UNSHARE": "1"}
+    )
+    assert await inside.wait() == 0, "the test failed inside of `unshare -Urm`"
 
 
 async def fill(client: NodeClient, size: int, start: int = 0) -> dict[bytes, bytes]:
@@ -240,39 +246,34 @@ async def until_welcome(client: NodeClient) -> None:
 
 
 async def test_a_full_disk_refuses_puts_alone_and_takes_them_again_when_there_is_space(
-    tmp_path: Path,
+    tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if not may_mount(tmp_path / "probe"):
-        assert "INSIDE_UNSHARE" not in os.environ, (
-            "neither root nor `unshare -Urm` may mount a tmpfs"
-        )
-        test = f"{__file__}::{os.environ['PYTEST_CURRENT_TEST'].split('::')[1].split()[0]}"
-        command = ["unshare", "-Urm", sys.executable, "-m", "pytest", "-q", test]
-        inside = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, "INSIDE_UNSHARE": "1"}
-        )
-        assert await inside.wait() == 0
-        return
     disk = tmp_path / "disk"
-    with small_disk(disk, 100):
-        async with node_process(disk / "data") as node:
-            # Its output must not fill the disk, or fail on it.
-            async with node_client(node) as client:
-                acknowledged = await fill(client, 256 << 10)
-                assert len(acknowledged) > 200
-                await _check_full(node, client, acknowledged)
-                await node.kill()
-            await node.serve()
-            async with node_client(node) as client:
-                await check_all(client, acknowledged)
-                assert (await client.put(b"more", b"x" * 1000))[0] == m.STORAGE_FULL
-                resize(disk, 200)
-                await until_welcome(client)
-                acknowledged |= await fill(client, 256 << 10, start=100_000)
-                assert await node.terminate() == 0
-            await node.serve()
-            async with node_client(node) as client:
-                await check_all(client, acknowledged)
+    async with small_disk(disk, 100) as mounted:
+        if mounted:
+            await _fill_free_and_restart(disk)
+    if not mounted:
+        await run_where_mounting_is_allowed(request.node.name)
+
+
+async def _fill_free_and_restart(disk: Path) -> None:
+    async with node_process(disk / "data") as node:
+        async with node_client(node) as client:
+            acknowledged = await fill(client, 256 << 10)
+            assert len(acknowledged) > 200
+            await _check_full(node, client, acknowledged)
+            await node.kill()
+        await node.serve()
+        async with node_client(node) as client:
+            await check_all(client, acknowledged)
+            assert (await client.put(b"more", b"x" * 1000))[0] == m.STORAGE_FULL
+            assert await succeeds("mount", "-o", "remount,size=200m", str(disk))
+            await until_welcome(client)
+            acknowledged |= await fill(client, 256 << 10, start=100_000)
+            assert await node.terminate() == 0
+        await node.serve()
+        async with node_client(node) as client:
+            await check_all(client, acknowledged)
 
 
 async def _check_full(

@@ -1,0 +1,330 @@
+"""What a node says over HTTP, and what it says when it must not start."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote_from_bytes
+
+import httpx
+import pytest
+
+from services.core.key import namespace_prefix
+from services.core.wire import OK
+from services.dhtnode.frame import head_bytes, segment_head_bytes
+from tests.integration.node_process import (
+    NodeClient,
+    NodeProcess,
+    in_flight,
+    node_client,
+    node_process,
+    prefix,
+)
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[NodeProcess]:
+    async with node_process(tmp_path / "data") as node:
+        yield node
+
+
+@pytest.fixture
+async def client(node: NodeProcess) -> AsyncIterator[NodeClient]:
+    async with node_client(node) as client:
+        yield client
+
+
+async def refused(node: NodeProcess) -> str:
+    """The one line with which a process of this node refuses to start."""
+    await node.start()
+    assert await node.ended() == 1
+    lines = [line for line in node.said.splitlines() if line.startswith("ydht dhtnode: ")]
+    assert len(lines) == 1, node.said
+    assert "Traceback" not in node.said
+    return lines[0]
+
+
+# Probes and figures.
+
+
+async def test_health_ready_and_replicators_that_nobody_reaches(node: NodeProcess) -> None:
+    health = await node.get("/health")
+    assert (health.status_code, health.json()) == (
+        200,
+        {"status": "healthy", "service": "dhtnode", "node_id": "node-1"},
+    )
+    assert (await node.get("/ready")).json() == {
+        "status": "ready",
+        "service": "dhtnode",
+        "reasons": {},
+    }
+    # It serves without a replicator, and says that it looks for one.
+    await wait_until(lambda: "link is down" in node.said, "it says that nobody is there")
+    assert "Connection refused" in node.said
+
+
+async def test_the_figures_agree_with_what_was_done_in_both_forms(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    for number in range(50):
+        assert await client.put(b"key-%02d" % number, bytes(number)) == (OK, b"")
+    for number in range(10):
+        await client.write(prefix + b"key-%02d" % number, client.stamps.tombstone())
+    await client.write(prefix + b"key-40", bytes(12) + bytes(11))
+    for number in range(30):
+        await client.read(b"key-%02d" % number)
+    await client.write(b"bad", b"bad")
+    figures = await node.metrics()
+    expected = {
+        "node_id": "node-1",
+        "key_count": 40,
+        "tombstone_count": 10,
+        "stored_bytes": sum(len(b"key-00") + number for number in range(10, 50)),
+        "replica_reads": 30,
+        "replica_writes": 62,
+        "replica_newer": 1,
+        "replica_malformed": 1,
+        "wal_frames": 60,
+        "puts_refused": 0,
+        "catching_up": 1,
+        "epoch": 0,
+    }
+    assert {name: figures[name] for name in expected} == expected
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", figures["timestamp"])
+    assert figures["wal_size"] == figures["wal_bytes"] + segment_head_bytes
+    assert figures["wal_bytes"] > 60 * head_bytes
+    for accept in ("text/plain", "application/openmetrics-text"):
+        answer = await node.get("/metrics", Accept=accept)
+        assert answer.headers["content-type"].startswith(accept)
+        for name in ("key_count", "stored_bytes", "tombstone_count"):
+            assert re.search(rf"^ydht_{name}\S* {expected[name]}(\.0)?$", answer.text, re.M), name
+
+
+# The store.
+
+
+async def test_a_copy_is_shown_to_whoever_holds_the_secret_and_to_nobody_else(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    record = client.stamps.value(b"\0\xffcontent")
+    await client.write(prefix + b"key", record)
+    answer = await node.signed("/store/key")
+    assert (answer.status_code, answer.content) == (200, b"\0\xffcontent")
+    assert answer.headers["etag"] == f'"{record[:12].hex()}"'
+    assert answer.headers["x-node-id"] == "node-1"
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for path in ("/store", "/store/key"):
+        unsigned = await node.get(path, **{"X-Ydht-Tenant": "7"})
+        assert (unsigned.status_code, unsigned.json()["code"]) == (401, "unauthorized")
+    missing = await node.signed("/store/other")
+    assert (missing.status_code, missing.json()["code"]) == (404, "key_not_found")
+    await client.write(prefix + b"key", client.stamps.tombstone())
+    assert (await node.signed("/store/key")).status_code == 404
+
+
+async def test_tenants_and_namespaces_are_walled_off(node: NodeProcess, client: NodeClient) -> None:
+    await client.put(b"key", b"seven")
+    other = namespace_prefix(7, "größe".encode()) + b"key"
+    await client.write(other, client.stamps.value(b"other"))
+    assert (await node.signed("/store/key")).content == b"seven"
+    assert (await node.signed("/store/key", tenant=8)).status_code == 404
+    assert (await node.signed("/store", tenant=8)).json()["keys"] == []
+    named = {"X-Namespace": "größe".encode()}
+    assert (await node.signed("/store/key", headers=named)).content == b"other"
+    assert (await node.signed("/store", headers=named)).json()["count"] == 1
+
+
+async def test_the_keys_of_a_replica_are_listed_by_pages(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    names = sorted([b"key-%04d" % number for number in range(250)] + [b"not utf-8 \xff"])
+    for name in names:
+        await client.put(name, b"four")
+    shown, target = [], "/store?limit=100"
+    for _ in range(3):
+        page = (await node.signed(target)).json()
+        assert page["count"] == len(page["keys"]) <= 100
+        shown += [entry["key"] for entry in page["keys"]]
+        target = f"/store?limit=100&cursor={page['cursor']}"
+    assert page["cursor"] is None
+    assert shown == [name.decode(errors="backslashreplace") for name in names]
+    assert page["keys"][0]["size"] == 4
+    found = (await node.signed("/store?prefix=key-000")).json()
+    assert [entry["key"] for entry in found["keys"]] == [f"key-{number:04}" for number in range(10)]
+
+
+NAMES = [
+    b"with/slashes//and/.././dots",
+    b"with%25percent and space",
+    "größe/ключ/鍵".encode(),
+    b"line\nbreaks\r\n",
+    b"\0\x01\x7f",
+    b"?query=1&more#fragment",
+    b"/",
+    b"x" * 1024,
+]
+
+
+async def test_any_key_that_a_client_may_use_can_be_looked_at(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    for name in NAMES:
+        await client.put(name, b"content of " + name)
+    for name in NAMES:
+        answer = await node.signed(f"/store/{quote_from_bytes(name, safe='')}")
+        assert (answer.status_code, answer.content) == (200, b"content of " + name), name
+
+
+HOSTILE: list[tuple[str, dict[str, str | bytes], object, int, str]] = [
+    ("/store/%ff", {}, 7, 400, "invalid_key"),
+    ("/store/", {}, 7, 400, "invalid_key"),
+    ("/store/" + "x" * 1025, {}, 7, 414, "key_too_long"),
+    ("/store/key", {}, None, 400, "invalid_header"),
+    ("/store/key", {}, "", 400, "invalid_header"),
+    ("/store/key", {}, "-1", 400, "invalid_header"),
+    ("/store/key", {}, "7.0", 400, "invalid_header"),
+    ("/store/key", {}, 1 << 64, 400, "invalid_header"),
+    ("/store/key", {}, "1" + "0" * 25, 400, "invalid_header"),
+    ("/store/key", {}, "9" * 5_000, 400, "invalid_header"),
+    ("/store/key", {"X-Namespace": ""}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Namespace": "x" * 256}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Namespace": b"\xff"}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Namespace": "a\tb"}, 7, 400, "invalid_namespace"),
+    ("/store?limit=0", {}, 7, 400, "invalid_body"),
+    ("/store?limit=1001", {}, 7, 400, "invalid_body"),
+    ("/store?limit=%D9%A1", {}, 7, 400, "invalid_body"),
+    ("/store?limit=" + "9" * 5_000, {}, 7, 400, "invalid_body"),
+    ("/store?cursor=xyz", {}, 7, 400, "invalid_cursor"),
+    ("/store?cursor=%C3%A9", {}, 7, 400, "invalid_cursor"),
+    ("/elsewhere", {}, 7, 404, "not_found"),
+]
+
+
+async def test_hostile_requests_are_told_what_is_wrong(node: NodeProcess) -> None:
+    for target, headers, tenant, status, code in HOSTILE:
+        answer = await node.signed(target, tenant=tenant, headers=headers)
+        asked = (target[:40], headers, str(tenant)[:40])
+        assert (answer.status_code, answer.json()["code"]) == (status, code), asked
+        assert answer.json()["detail"], asked
+    assert "Traceback" not in node.said
+
+
+async def test_other_methods_and_a_prefix_that_matches_nothing(node: NodeProcess) -> None:
+    answer = await node.signed("/store/key", method="PUT")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert (await node.signed("/store?prefix=%ff&cursor=ffff")).json()["keys"] == []
+    assert (await node.get("/snapshot")).status_code in (401, 405)
+
+
+# Starting.
+
+
+async def test_a_large_log_is_recovered_while_ready_says_how_far_it_is(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    content = bytes(2_000)
+
+    async def write_many(first: int) -> None:
+        items = [
+            (prefix + b"key-%d" % number, client.stamps.value(content))
+            for number in range(first, first + 500)
+        ]
+        assert (await client.write_many(items))[0] == OK
+
+    calls = [partial(write_many, first) for first in range(0, 60_000, 500)]
+    await in_flight(8, calls)
+    await node.kill()
+    await node.start()
+    shares: list[int] = []
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                answer = await node.get("/ready")
+                figures = await node.metrics()
+                looked_at = await node.signed("/store/key-1")
+            except httpx.TransportError:
+                # It does not listen yet.
+                continue
+            if answer.status_code == 200:
+                break
+            assert answer.headers["retry-after"] == "1"
+            reason = answer.json()["reasons"]["recovery"]
+            found = re.search(r"recovering: (\d+) % of \d+ MiB read, [\d,]+ records", reason)
+            shares += [int(found[1])] if found else []
+            # It may have become ready between two requests, no more.
+            assert figures["key_count"] <= 60_000
+            assert looked_at.status_code in (200, 503)
+    assert shares == sorted(shares)
+    assert len(set(shares)) > 1
+    assert (await node.metrics())["key_count"] == 60_000
+
+
+async def test_what_recovery_has_loaded_is_out_of_the_collectors_sight(
+    node: NodeProcess,
+) -> None:
+    assert (await node.metrics())["frozen_objects"] > 1_000
+
+
+async def test_a_second_process_on_the_same_directory_is_refused(node: NodeProcess) -> None:
+    second = NodeProcess(node.data_dir)
+    second.starts = 10
+    line = await refused(second)
+    assert f"in use by process {node.process.pid}" in line
+    assert (await node.get("/health")).status_code == 200
+
+
+async def test_a_directory_of_another_node_is_refused(node: NodeProcess) -> None:
+    assert await node.terminate() == 0
+    node.directory.rename(node.data_dir / "nodes" / "node-2")
+    line = await refused(NodeProcess(node.data_dir, "node-2"))
+    assert "belongs to node 'node-1', and this is 'node-2'" in line
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff", b'{"format": 9}'])
+async def test_a_directory_that_does_not_say_whose_it_is_is_refused(
+    node: NodeProcess, client: NodeClient, content: bytes | None
+) -> None:
+    await client.put(b"key", b"x")
+    assert await node.terminate() == 0
+    store = node.directory / "store"
+    if content is None:
+        store.unlink()
+    else:
+        store.write_bytes(content)
+    line = await refused(node)
+    assert str(node.directory) in line
+    assert "whose data" in line or "format" in line
+
+
+async def test_a_damaged_log_is_refused_naming_file_and_offset(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    for number in range(20):
+        await client.put(b"key-%d" % number, b"content")
+    await node.kill()
+    segment = node.directory / "log-0000000001"
+    offset = segment_head_bytes + head_bytes + 3
+    with segment.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes((byte[0] ^ 1,)))
+    line = await refused(node)
+    assert f"{segment} is damaged at byte {segment_head_bytes}: " in line
+    assert "replace the node" in line
+    # It says so as long as nobody has mended it, and changes nothing.
+    assert await refused(node) == line
+
+
+async def test_a_port_that_is_taken_stops_the_node_before_it_touches_its_directory(
+    node: NodeProcess, tmp_path: Path
+) -> None:
+    other = NodeProcess(tmp_path / "other", "node-2", DHTNODE_PORT=str(node.port))
+    line = await refused(other)
+    assert "DHTNODE_PORT" in line
+    assert not other.directory.exists()
