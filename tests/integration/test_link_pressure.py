@@ -7,6 +7,7 @@ import gc
 import itertools
 import random
 import socket
+import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -195,6 +196,19 @@ async def test_messages_of_one_turn_cost_no_link_to_a_peer_that_reads() -> None:
         assert station.counters.connections_lost == 0
 
 
+async def test_requests_behind_the_messages_of_one_turn_find_no_room_either() -> None:
+    theirs, ours = Service("server"), Service("client")
+    station = ours.station(pending_bytes_max=8 * mib)
+    async with served(theirs.station()) as server, linked(station, server.port) as link:
+        await up(link)
+        answers = Answers()
+        assert sum(link.notify(HOLD, bytes(mib)) for _ in range(6)) == 6
+        results = [link.request(ECHO, bytes(mib), answers, 30.0) for _ in range(4)]
+        assert results == [0, 0, OVERLOADED, OVERLOADED]
+        await wait_until(answers.are(2), "what was sent is answered")
+        assert link.request(ECHO, bytes(mib), answers, 30.0) == 0
+
+
 # -- stalls of this process
 
 
@@ -225,11 +239,12 @@ async def test_after_a_stall_a_request_has_its_whole_time() -> None:
 
 
 async def test_answers_that_came_while_the_process_stalled_are_no_timeouts() -> None:
-    """The peer answers at once, and the stall lasts longer than the requests may take."""
-    station = Service("client").station()
+    """The peer answers as the stall begins; it lasts longer than the requests may take."""
+    station, stalled = Service("client").station(), threading.Event()
 
     def answer(connection: socket.socket, asked: int) -> None:
         decoder = FrameDecoder()
+        assert stalled.wait(10.0)
         while asked:
             for _, request_id, body in decoder.feed(connection.recv(1 << 16)):
                 connection.sendall(encode_frame(OK, request_id, body))
@@ -250,12 +265,21 @@ async def test_answers_that_came_while_the_process_stalled_are_no_timeouts() -> 
         answers = Answers()
         for _ in range(100):
             assert link.request(ECHO, b"x", answers, 0.5) == 0
-        for _ in range(3):
-            await asyncio.sleep(0)
-        stall(1.0)
+        loop, (knock, knocked) = asyncio.get_running_loop(), socket.socketpair()
+
+        def hold_up() -> None:
+            loop.remove_reader(knocked)
+            stalled.set()
+            stall(1.0)
+
+        # While it reads something else: what is due comes then before the next reading.
+        loop.add_reader(knocked, hold_up)
+        loop.call_later(0.02, knock.send, b"x")
         await wait_until(answers.are(100), "all have ended")
         assert answers.by_kind == {OK: 100}
         assert station.counters.late_answers == 0
+        knock.close()
+        knocked.close()
 
 
 # -- half-open and dead peers
