@@ -151,8 +151,8 @@ def test_a_data_directory_that_is_a_file_is_one_line(tmp_path: Path, command: st
         (("--nodes", "0"), "0 is not in the range"),
         (("--nodes", "many"), "'many' is not a valid integer"),
         (("--replicators", "9"), "9 is not in the range"),
-        (("--port-base", "65536"), "65536 is not in the range"),
-        (("--port-base", "65000"), "links of keygen would be at 66006"),
+        (("--port-base", "64536"), "64536 is not in the range"),
+        (("--port-base", "64530"), "links of keygen would be at 65536"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_runs(
