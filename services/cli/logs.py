@@ -130,7 +130,7 @@ class Terminal:
     def print(self, text: str) -> None:
         """Show a text of our own, as it stands."""
         if not self._gone:
-            self._buffer += text.encode() + b"\n"
+            self._buffer += text.encode(errors="backslashreplace") + b"\n"
             self._flush()
 
     async def drain(self, seconds: float) -> None:
@@ -244,7 +244,7 @@ class ServiceLog:
 
     def say(self, text: str) -> None:
         """A line of the supervisor's own, among the service's."""
-        self._keep([text.encode()])
+        self._keep([text.encode(errors="backslashreplace")])
 
     def close(self) -> None:
         self.end_of_output()
@@ -262,7 +262,7 @@ class ServiceLog:
         except OSError as error:
             if not self._file_failed:
                 note = f"{self.path} can't be written ({error.strerror}): lines are missing there"
-                self._terminal.show(self.name, [note.encode()])
+                self._terminal.show(self.name, [note.encode(errors="backslashreplace")])
             self._file_failed = True
         else:
             self._file_failed = False

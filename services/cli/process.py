@@ -229,7 +229,9 @@ class Child:
             what = f"{name} was not ready within {self.row.ready_s_max:g} s: {self._never_ready}"
         else:
             what = f"{name} {ending.words} before it was ready, {self._deaths} times in a row"
-        lines = " / ".join(line.decode(errors="replace") for line in self.log.last_lines)
+        # What is wrong for good is said in the same words at every try, and quoted once.
+        newest_first = dict.fromkeys(reversed(self.log.last_lines))
+        lines = " / ".join(line.decode(errors="replace") for line in reversed(newest_first))
         said = f"its last lines: {lines}" if lines else "it said nothing"
         return FatalError(f"{what}; {said} (see {self.log.path})")
 

@@ -85,6 +85,8 @@ class Row:
     ready_s_max: float = ready_s_default
     one_shot: bool = False
     restarts: Restarts = Restarts()
+    # Called before anything is started: FatalError if this row would be in somebody's way.
+    refuse: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         if self.one_shot == (self.probe is not None):
@@ -116,13 +118,17 @@ def http_ready(url: str) -> Probe:
     return probe
 
 
-def accepts_connections(address: Callable[[], DatabaseAddress]) -> Probe:
-    """Ready when the database lets us in.
+def accepts_connections(is_up: Callable[[], bool], address: Callable[[], DatabaseAddress]) -> Probe:
+    """Ready when the database says that it is up, and lets us in.
 
-    The address is asked for each time: a socket's directory is checked whenever it is used.
+    It is not tried before: the log of a database that recovers should tell of the recovery, and
+    not ten times a second of us. The address is asked for each time: a socket's directory is
+    checked whenever it is used.
     """
 
     async def probe() -> str | None:
+        if not is_up():
+            return "it is still starting"
         try:
             connection = await asyncpg.connect(**address().asyncpg())
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

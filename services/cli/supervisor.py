@@ -53,7 +53,7 @@ async def supervise(
     """Run the rows until asked to stop. FatalError when they can't be started, with all stopped.
 
     `host` is where services listen: nothing is started unless every port of the table is free
-    there. The directory stays the caller's to close.
+    there and no row refuses. The directory stays the caller's to close.
     """
     terminal = Terminal(terminal_fd)
     log = ServiceLog("up", RotatingFile(directory.logs / "up.log"), terminal)
@@ -63,6 +63,9 @@ async def supervise(
     try:
         children_lock = await directory.outlast_leftovers(log.say)
         refuse_taken_ports(host, {p: owner for row in rows for p, owner in row.ports().items()})
+        for row in rows:
+            if row.refuse is not None:
+                row.refuse()
         with StopRequests(log.say) as requests:
             supervisor = Supervisor(rows, directory, terminal, log, requests)
             await supervisor.run(environment, reading_end, (children_lock,))
@@ -205,7 +208,8 @@ class Supervisor:
             late = await _not_ended(late, until_s - asyncio.get_running_loop().time(), kill)
         if not late:
             return
-        self._log.say(f"killing {_names(late)}: not stopped in time")
+        why = "as you asked" if kill.is_set() else "not stopped in time"
+        self._log.say(f"killing {_names(late)}: {why}")
         for child in late:
             child.kill()
         for child in await _not_ended(late, kill_s_max, asyncio.Event()):

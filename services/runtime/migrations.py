@@ -13,6 +13,7 @@ import services
 from services.core.errors import FatalError
 from services.runtime.database_url import DatabaseAddress, parse_database_url
 from services.runtime.embedded import embedded_address
+from services.runtime.embedded_home import is_runtime_directory
 from services.runtime.settings import (
     data_dir_setting,
     database_url_setting,
@@ -92,9 +93,14 @@ def migrate(address: DatabaseAddress, revision: str = "head") -> None:
     except (OSError, SQLAlchemyError) as error:
         cause = _one_line(getattr(error, "orig", None) or error)
         raise FatalError(
-            f"the database could not be migrated: {cause}; is it running"
-            " (`ydht db` starts the embedded one), and may we change its schema?"
+            f"the database could not be migrated: {cause}; {_advice(address)}"
         ) from error
+
+
+def _advice(address: DatabaseAddress) -> str:
+    if is_runtime_directory(Path(address.host)):
+        return "is it running? `ydht db` starts it"
+    return "check DATABASE_URL: is it running there, and may its user change the schema?"
 
 
 def _one_line(error: object) -> str:

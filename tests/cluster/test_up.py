@@ -10,7 +10,9 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 
+from services.cli.init import init
 from services.runtime.env_file import env_file_name, read_env
 from services.runtime.migrations import choose_address
 from tests.integration.supervised import free_port, supervised
@@ -71,7 +73,7 @@ async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_d
         document = await up.until_up()
         secrets = (data_dir / "ydht.env").read_text()
         assert stat.S_IMODE((data_dir / "ydht.env").stat().st_mode) == 0o600
-        assert set(document["pids"]) == {"postgres"}
+        assert {"postgres", "node-1", "node-2", "node-3"} <= set(document["pids"])
         assert "The database schema is up to date." in up.shown
         await write(data_dir, "first")
         up.signal(signal.SIGINT)
@@ -132,3 +134,25 @@ async def test_a_killed_database_is_started_again_and_no_row_is_lost(
         assert await up.ended() == 0
         assert up.left() == []
         assert servers_of(data_dir) == []
+
+
+async def test_beside_a_database_that_somebody_else_runs_nothing_is_started(data_dir: Path) -> None:
+    db = ["-m", "services.cli", "db", "--data-dir", str(data_dir)]
+    assert CliRunner().invoke(init, ["--data-dir", str(data_dir)]).exit_code == 0
+    async with supervised(db, data_dir) as other:
+        await other.until_shown("PostgreSQL is ready")
+        async with supervised(up_command(data_dir), data_dir) as up:
+            assert await up.ended() == 1
+            assert "starting" not in up.shown
+            owner = f"is already run by process {other.process.pid}: stop that one"
+            assert owner in up.shown.splitlines()[-1]
+        assert await written_nothing(data_dir), "it goes on"
+        other.signal(signal.SIGTERM)
+        assert await other.ended() == 0
+
+
+async def written_nothing(data_dir: Path) -> bool:
+    connection = await connect(data_dir)
+    found = await connection.fetchval("SELECT to_regclass('kept') IS NULL")
+    await connection.close()
+    return bool(found)

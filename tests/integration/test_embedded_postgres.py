@@ -457,6 +457,26 @@ async def test_a_server_that_does_not_react_is_killed_in_the_end(
         assert await stored(again.address) == "still here"
 
 
+async def test_a_recovery_is_not_disturbed_by_asking_whether_it_is_through(tmp_path: Path) -> None:
+    said: list[str] = []
+    server = EmbeddedPostgres(tmp_path, password, durable=False, log=said.append)
+    async with server:
+        assert embedded.embedded_is_up(tmp_path)
+        # Enough to recover that a few askings fall into it.
+        await run(server.address, "CREATE TABLE much AS SELECT generate_series(1, 1000000)")
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        await server.wait()
+    new = f"made a new, empty database in {tmp_path}/pg/data"
+    assert new in said
+    said.clear()
+    async with EmbeddedPostgres(tmp_path, password, durable=False, log=said.append) as again:
+        assert await run(again.address, "SELECT count(*) FROM much") == 1_000_000
+    assert any("automatic recovery in progress" in line for line in said), said
+    assert not any("FATAL" in line for line in said), said
+    assert new not in said
+
+
 async def test_a_second_signal_hurries_a_shutdown_that_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -13,6 +14,7 @@ from alembic.script import ScriptDirectory
 
 from services.core.errors import FatalError
 from services.runtime.database_url import DatabaseAddress
+from services.runtime.embedded import embedded_address
 from services.runtime.migrations import alembic_config, migrate, scripts_directory
 
 schema_sql = """
@@ -126,13 +128,21 @@ async def test_a_database_from_a_newer_version_is_refused_by_name(
         await asyncio.to_thread(migrate, database_address)
 
 
-async def test_a_database_that_is_away_is_one_line_of_advice() -> None:
+@pytest.mark.parametrize("host", ["/nonexistent", "127.0.0.1"])
+async def test_a_database_that_is_away_is_looked_for_where_its_address_came_from(host: str) -> None:
     address = DatabaseAddress(
-        host="/nonexistent", user="ada", database="shop", password="not to be shown"
+        host=host, port=1, user="ada", database="shop", password="not to be shown"
     )
-    with pytest.raises(FatalError, match="is it running") as refusal:
+    with pytest.raises(FatalError, match="check DATABASE_URL: is it running there") as refusal:
         await asyncio.to_thread(migrate, address)
     assert "not to be shown" not in str(refusal.value)
+    assert "ydht db" not in str(refusal.value)
+
+
+async def test_an_embedded_database_that_is_away_is_one_line_of_advice(tmp_path: Path) -> None:
+    address = embedded_address(tmp_path, "not to be shown")
+    with pytest.raises(FatalError, match=r"is it running\? `ydht db` starts it$"):
+        await asyncio.to_thread(migrate, address)
 
 
 def test_scripts_are_found_from_the_package() -> None:

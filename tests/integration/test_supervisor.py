@@ -194,6 +194,13 @@ async def test_a_service_that_cannot_start_stops_everything_with_one_line(
         assert not (data_dir / "up.json").exists()
 
 
+async def test_what_a_service_says_at_every_try_is_quoted_once(data_dir: Path) -> None:
+    migrate = script("migrate", "raise SystemExit('wrong password')", "MIGRATION", one_shot=True)
+    async with supervised(table([migrate], data_dir), data_dir) as up:
+        assert await up.ended() == 1
+        assert up.shown.splitlines()[-1].count("wrong password") == 1
+
+
 async def test_a_one_shot_that_fails_stops_everything_too(data_dir: Path) -> None:
     migrate = script("migrate", "raise SystemExit('no such revision')", "MIGRATION", one_shot=True)
     rows = [migrate, serving("node-1", "NODES")]
@@ -337,7 +344,8 @@ async def test_the_database_may_finish_when_hurried_and_a_third_ctrl_c_ends_it(
         assert "killing postgres" not in up.shown
         up.signal(signal.SIGINT)
         assert await up.ended() == 0
-        assert up.shown.index("killing what is left") < up.shown.index("killing postgres")
+        asked = up.shown.index("killing what is left")
+        assert asked < up.shown.index("killing postgres: as you asked")
 
 
 async def test_a_stop_during_the_start_stops_what_has_been_started(data_dir: Path) -> None:

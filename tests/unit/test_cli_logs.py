@@ -111,6 +111,19 @@ async def test_each_line_is_shown_behind_its_service_and_without_control_charact
     )  # fmt: skip
 
 
+async def test_names_that_are_no_text_are_shown_escaped(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    terminal = Terminal(pipe[1])
+    name = os.fsdecode(b"D\xff")
+    terminal.print(name)
+    log = ServiceLog("up", RotatingFile(tmp_path / "up.log"), terminal)
+    log.say(name)
+    log.close()
+    terminal.close()
+    assert _read(pipe[0]) == "D\\udcff\nup           | D\\udcff\n"
+
+
 async def test_a_stalled_terminal_neither_blocks_nor_collects_and_is_told_what_it_missed(
     pipe: tuple[int, int],
 ) -> None:

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.announcement import up_document
-from services.cli.rows import Restarts, Row, Stage, http_ready
+from services.cli.rows import Restarts, Row, Stage, accepts_connections, http_ready
+from services.runtime.database_url import DatabaseAddress
 
 
 @given(deaths=st.integers(1, 10_000), luck=st.floats(0, 1))
@@ -81,3 +82,17 @@ def test_the_document_has_addresses_by_name_nodes_together_and_every_pid() -> No
 async def test_an_address_where_nobody_listens_is_not_ready_and_says_so() -> None:
     reason = await http_ready("http://127.0.0.1:1/ready")()
     assert reason == "http://127.0.0.1:1/ready gives no answer (ConnectError)"
+
+
+async def test_a_database_that_is_starting_is_not_tried() -> None:
+    def address() -> DatabaseAddress:
+        raise AssertionError("nobody should ask for it")
+
+    assert await accepts_connections(lambda: False, address)() == "it is still starting"
+
+
+async def test_a_database_that_is_up_is_tried_each_time() -> None:
+    nowhere = DatabaseAddress(host="/nonexistent", user="ada", database="shop")
+    reason = await accepts_connections(lambda: True, lambda: nowhere)()
+    assert reason is not None
+    assert reason.startswith("no connection: ")
