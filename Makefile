@@ -73,6 +73,7 @@ stress: $(INSTALLED) ## Load it with millions of requests and sum up
 
 .PHONY: clean
 clean: ## Remove what was installed and built here; data stays
+	@! running=$$(pgrep -d ' ' -f '^$(CURDIR)/[.]venv/bin/python') || { echo "Still running from $(VENV): $$running. Stop it first; Ctrl-C in its terminal does." >&2; exit 1; }
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
 	@find services tests bench migrations -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -110,3 +111,24 @@ def test_an_interpreter_that_does_not_run_is_one_line_of_advice(
         f"{python} is not a Python that runs here. Say where one is: make PYTHON=/path/to/python3"
     )
     assert ending.startswith("make")
+
+
+def test_what_still_runs_is_not_cleaned_away(tmp_path: Path) -> None:
+    shutil.copy(root / "Makefile", tmp_path)
+    for name in ("services", "tests", "bench", "migrations", ".venv/bin"):
+        (tmp_path / name).mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python3"
+    python.symlink_to(sys.executable)
+
+    def clean() -> subprocess.CompletedProcess[str]:
+        command = ["make", "clean"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603  Our own.
+
+    with subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE) as running:  # noqa: S603  Ours.
+        refused = clean()
+        running.kill()
+    assert refused.returncode != 0
+    assert f"Still running from .venv: {running.pid}. Stop it first" in refused.stderr
+    assert python.exists()
+    assert clean().returncode == 0
+    assert not python.exists()
