@@ -91,6 +91,7 @@ class Load:
     def __init__(self, link: Link, kind: int, bodies: Bodies, answer_bytes: int) -> None:
         self.answers = 0
         self.ended = asyncio.Event()
+        self.fault = ""
         self._link = link
         self._kind = kind
         self._bodies = bodies
@@ -103,13 +104,17 @@ class Load:
             self._ask()
 
     async def stop(self) -> None:
+        """Wait for the last answers. RuntimeError if any was not what it should be."""
         self._bodies = iter(())
         await self.ended.wait()
+        if self.fault:
+            raise RuntimeError(self.fault)
 
     def _ask(self) -> None:
         for body in self._bodies:
             if self._link.request(self._kind, body, self._answered, timeout_s):
-                raise RuntimeError("the link is down")
+                self._fail("the link is down")
+                break
             return
         self._under_way -= 1
         if not self._under_way:
@@ -117,9 +122,13 @@ class Load:
 
     def _answered(self, kind: int, answer: bytes) -> None:
         if kind != OK or len(answer) != self._answer_bytes:
-            raise RuntimeError(f"answer kind {kind} with {len(answer)} bytes")
+            self._fail(f"answer kind {kind} with {len(answer)} bytes")
         self.answers += 1
         self._ask()
+
+    def _fail(self, fault: str) -> None:
+        self.fault = self.fault or fault
+        self._bodies = iter(())
 
 
 @asynccontextmanager
@@ -133,10 +142,9 @@ async def linked(node: NodeProcess) -> AsyncIterator[Link]:
 
 
 @asynccontextmanager
-async def under(link: Link, kind: int, in_flight: int, count: int) -> AsyncIterator[Load]:
-    """Load on all of these keys for as long as the block runs."""
-    bodies, size = (gets(count), record_bytes) if kind == GET else (writes(count), 0)
-    load = Load(link, kind, bodies, size)
+async def under(link: Link, kind: int, in_flight: int, bodies: Bodies) -> AsyncIterator[Load]:
+    """Load by these requests for as long as the block runs."""
+    load = Load(link, kind, bodies, record_bytes if kind == GET else 0)
     load.start(in_flight)
     yield load
     await load.stop()
@@ -172,7 +180,8 @@ async def fill(node: NodeProcess, count: int) -> None:
 
 async def measure(node: NodeProcess, kind: int, in_flight: int, seconds: float) -> Run:
     loop = asyncio.get_running_loop()
-    async with linked(node) as link, under(link, kind, in_flight, key_count) as load:
+    bodies = gets(key_count) if kind == GET else writes(key_count)
+    async with linked(node) as link, under(link, kind, in_flight, bodies) as load:
         await asyncio.sleep(seconds / 4)
         before, answers, cpu_s, began_s = node.metrics(), load.answers, own_cpu_s(), loop.time()
         await asyncio.sleep(seconds)
@@ -292,7 +301,13 @@ async def stalls(node: NodeProcess, count: int, rounds: int) -> tuple[list[Stall
     """Stalls under load, without and with a snapshot being written, for equal times."""
     without, during = [], []
     half = many // 2
-    async with linked(node) as link, under(link, GET, half, count), under(link, WRITE, half, count):
+    # Made before there is a link: with a million keys the peer would not wait for it.
+    reading, writing = gets(count), writes(count)
+    async with (
+        linked(node) as link,
+        under(link, GET, half, reading),
+        under(link, WRITE, half, writing),
+    ):
         for _ in range(rounds):
             began_s = time.perf_counter()
             seen = await snapshot(node)

@@ -163,6 +163,7 @@ async def send(node: NodeProcess, replies: int) -> None:
         load = Load(link, WRITE, itertools.islice(writes(key_count), replies), 0)
         load.start(in_flight)
         await load.ended.wait()
+        await load.stop()
 
 
 def read_trace(path: Path, pid: int) -> list[str]:
