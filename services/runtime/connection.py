@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -55,6 +56,19 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+class _Period:
+    """The time between two sweeps. A request's own time counts from the end of its period.
+
+    Reading the clock at each request would cost as much as the rest of its bookkeeping, and an
+    earlier reading is as much too early as the loop was held up since.
+    """
+
+    __slots__ = ("ended_s",)
+
+    def __init__(self) -> None:
+        self.ended_s = math.inf
+
+
 class Connection(asyncio.Protocol):
     """Either end of one connection whose opening is done. See peer.py for the contract."""
 
@@ -83,11 +97,15 @@ class Connection(asyncio.Protocol):
         self._queued_bytes = 0
         self._corked = False
         self._last_id = 0
-        self._pending: dict[int, tuple[OnAnswer, float, int]] = {}
+        self._pending: dict[int, tuple[OnAnswer, int, float, _Period]] = {}
+        self._period = _Period()
         self._pending_bytes = 0
-        # The peer's requests that a handler still has, by id, with the bytes of each.
+        # The request whose handler runs. Most are answered by then, and never remembered.
+        self._answering = no_answer
+        # The peer's requests that a handler has kept, by id, with the bytes of each.
         self._unanswered: dict[int, int] = {}
         self._unanswered_bytes = 0
+        self._full = False
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweep_due_s = 0.0
         self._reason = ""
@@ -135,9 +153,7 @@ class Connection(asyncio.Protocol):
             self._sweep_later()
         # An id comes round again after four billion requests, long after it was answered.
         request_id = self._last_id = self._last_id % request_id_max + 1
-        # Asked anew each time: a deadline from an earlier reading would be as much too soon as
-        # the loop was held up since.
-        pending[request_id] = (on_answer, self._time() + timeout_s, size)
+        pending[request_id] = (on_answer, size, timeout_s, self._period)
         self._pending_bytes += size
         self._queued_bytes = queued_bytes
         self._counters.requests += 1
@@ -177,12 +193,16 @@ class Connection(asyncio.Protocol):
     def reply(self, request_id: int, kind: int, body: bytes) -> None:
         if request_id == no_answer or self.state is State.CLOSED:
             return
-        asked_bytes = self._unanswered.pop(request_id, None)
-        if asked_bytes is None:
-            self._counters.bugs += 1
-            log.error("a request over a link was answered twice", peer=self.hello.id, kind=kind)
-            return
-        self._unanswered_bytes -= asked_bytes
+        if request_id == self._answering:
+            self._answering = no_answer
+        else:
+            asked_bytes = self._unanswered.pop(request_id, None)
+            if asked_bytes is None:
+                self._counters.bugs += 1
+                log.error("a request over a link was answered twice", peer=self.hello.id, kind=kind)
+                return
+            self._unanswered_bytes -= asked_bytes
+            self._full = self._unanswered_bytes >= self._limits.unanswered_bytes_max
         size = len(body)
         if size > body_bytes_max:
             self._counters.bugs += 1
@@ -228,7 +248,7 @@ class Connection(asyncio.Protocol):
                         if asked is None:
                             counters.late_answers += 1
                         else:
-                            self._pending_bytes -= asked[2]
+                            self._pending_bytes -= asked[1]
                             asked[0](kind, body)
                     elif first_request_kind <= kind < first_answer_kind:
                         self._asked(kind, request_id, body)
@@ -248,36 +268,39 @@ class Connection(asyncio.Protocol):
         if self.state is State.CLOSED:
             return
         handler = self._handlers.get(kind)
-        if request_id != no_answer:
-            if handler is None:
+        if handler is None:
+            if request_id != no_answer:
                 self._send(UNKNOWN_KIND, request_id, b"")
-                return
-            unanswered, limits = self._unanswered, self._limits
-            size = len(body)
-            held_bytes = self._unanswered_bytes + size
-            if (
-                self._congested
-                or len(unanswered) >= limits.unanswered_max
-                or held_bytes > limits.unanswered_bytes_max
-            ):
-                self._counters.overloaded += 1
-                self._send(OVERLOADED, request_id, b"")
-                return
-            if request_id in unanswered:
-                self.abort(f"the peer asked under the id {request_id}, which still waits")
-                return
-            unanswered[request_id] = size
-            self._unanswered_bytes = held_bytes
-        elif handler is None:
             return
+        if (self._congested or self._full) and request_id != no_answer:
+            self._counters.overloaded += 1
+            self._send(OVERLOADED, request_id, b"")
+            return
+        self._answering = request_id
         try:
             handler(self, request_id, body)
         except Exception:
             # As at the edge of every service: a bug in one request fails that request alone.
             self._counters.bugs += 1
             log.exception("a request over a link failed", peer=self.hello.id, kind=kind)
-            if request_id in self._unanswered:
+            if self._answering != no_answer:
                 self.reply(request_id, FAILED, b"")
+        if self._answering != no_answer:
+            self._answering = no_answer
+            self._keep(request_id, len(body))
+
+    def _keep(self, request_id: int, size: int) -> None:
+        """Remember a request that its handler will answer later."""
+        unanswered, limits = self._unanswered, self._limits
+        if request_id in unanswered:
+            self.abort(f"the peer asked under the id {request_id}, which still waits")
+            return
+        unanswered[request_id] = size
+        self._unanswered_bytes += size
+        self._full = (
+            len(unanswered) >= limits.unanswered_max
+            or self._unanswered_bytes >= limits.unanswered_bytes_max
+        )
 
     def _control(self, kind: int) -> None:
         if kind == GOODBYE:
@@ -338,14 +361,19 @@ class Connection(asyncio.Protocol):
 
     def _end_late(self) -> None:
         self._sweeping = None
-        now = self._time()
+        now = self._period.ended_s = self._time()
+        self._period = _Period()
         pending = self._pending
-        late = [request_id for request_id, asked in pending.items() if asked[1] <= now]
+        late = [
+            request_id
+            for request_id, (_, _, timeout_s, period) in pending.items()
+            if period.ended_s + timeout_s <= now
+        ]
         for request_id in late:
             # A callback of this very sweep may have closed the connection.
             asked = pending.pop(request_id, None)
             if asked is not None:
-                self._pending_bytes -= asked[2]
+                self._pending_bytes -= asked[1]
                 self._counters.timeouts += 1
                 self._tell(asked[0], TIMEOUT)
         if pending and self._sweeping is None:
@@ -427,7 +455,7 @@ class Connection(asyncio.Protocol):
         counters.lost += len(pending)
         if self._reason != parted:
             counters.connections_lost += 1
-        for on_answer, _, _ in pending.values():
+        for on_answer, _, _, _ in pending.values():
             self._tell(on_answer, LOST)
         reason = self._reason or (str(exc) if exc else "the peer closed the connection")
         self._closed.set()

@@ -190,7 +190,7 @@ class FakeEnd:
         handler = station.handlers.get(kind)
         arrival = no_answer
         if request_id != no_answer:
-            refusal = UNKNOWN_KIND if handler is None else self._overload(len(body))
+            refusal = UNKNOWN_KIND if handler is None else self._overload()
             if refusal is not None:
                 self._carry(lambda far: far._answered(request_id, refusal, b""))
                 return
@@ -208,11 +208,11 @@ class FakeEnd:
             if arrival in self._unanswered:
                 self.reply(arrival, FAILED, b"")
 
-    def _overload(self, size: int) -> int | None:
+    def _overload(self) -> int | None:
         limits, counters = self._process.station.limits, self._process.station.counters
         if (
             len(self._unanswered) < limits.unanswered_max
-            and self._unanswered_bytes + size <= limits.unanswered_bytes_max
+            and self._unanswered_bytes < limits.unanswered_bytes_max
         ):
             return None
         counters.overloaded += 1

@@ -17,7 +17,7 @@ class LinkLimits:
     # the requests without an answer and, apart from them, what waits to be sent.
     pending_bytes_max: int = 2 * frame_bytes_max
     # A peer of ours keeps to its pending_max and pending_bytes_max; the rest is for requests that
-    # it gave up and a handler still has. One that asks more is answered OVERLOADED.
+    # it gave up and a handler still has. Once there is so much, the next are answered OVERLOADED.
     unanswered_max: int = 20_000
     unanswered_bytes_max: int = 3 * frame_bytes_max
     # Past this much unsent the peer is answered OVERLOADED. It is still read from: two ends that
@@ -30,7 +30,8 @@ class LinkLimits:
     # from being silent; they also set how often this is looked at.
     ping_s: float = 0.5
     silence_s: float = 2.0
-    # One sweep finds all requests that are over their time, so times are met to within this.
+    # One sweep finds all requests that are over their time: a request has its whole time, and two
+    # of these more at the most.
     sweep_s: float = 0.05
     # Two round trips and two HMACs: a peer that needs longer is not one of ours.
     opening_s: float = 5.0
