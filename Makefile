@@ -14,6 +14,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SEED ?=
 SEEDS ?= 300
+ROUNDS ?= 200
 
 # The first interpreter that is new enough; an explicit PYTHON is taken as it is.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -34,9 +35,14 @@ test: $(INSTALLED) ## Run every test, sized for a shared two-core machine
 
 .PHONY: proof
 proof: $(INSTALLED) ## Run the tests at full size, then the figures (long)
-	@HYPOTHESIS_PROFILE=proof $(BIN)/python -m pytest --timeout 3600 $(ARGS)
+	@HYPOTHESIS_PROFILE=proof ROUNDS=200 $(BIN)/python -m pytest --timeout 3600 $(ARGS)
 	@$(BIN)/python -m tests.simulation --seeds 50000
+	@$(BIN)/python -m bench.strace_replies
 	@$(MAKE) --no-print-directory bench
+
+.PHONY: kills
+kills: $(INSTALLED) ## Kill a node under load, ROUNDS=200 times, and look for lost writes
+	@ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_node_kills.py
 
 .PHONY: check
 check: $(INSTALLED) ## Lint, formatting, types and house rules; changes nothing
