@@ -45,7 +45,7 @@ timeout_s = 30.0
 load_items = 1_000
 load_in_flight = 4
 many = 64
-poll_s = 0.1
+poll_s = 0.02
 Bodies = Iterator[bytes]
 Metrics = Mapping[str, Any]
 
@@ -270,14 +270,12 @@ def restart(node: NodeProcess, key: bytes, count: int) -> Restart:
     return Restart(ready_s, first_s, found["recovery_seconds"])
 
 
-async def snapshot(node: NodeProcess) -> list[Metrics]:
-    """Have one written; what the metrics were while it was."""
-    seen = [await asyncio.to_thread(node.metrics)]
+async def snapshot(node: NodeProcess) -> None:
+    """Have one written. Asking the node how far it is would hold its loop for milliseconds."""
+    before = node.snapshots()
     await asyncio.to_thread(node.write_snapshot)
-    while seen[-1]["snapshots"] == seen[0]["snapshots"]:
+    while node.snapshots() <= before:  # noqa: ASYNC110  It is another process that writes.
         await asyncio.sleep(poll_s)
-        seen.append(await asyncio.to_thread(node.metrics))
-    return seen
 
 
 @dataclass(slots=True, frozen=True)
@@ -289,12 +287,8 @@ class Stalls:
     seconds: float
 
     @classmethod
-    def of(cls, seen: Sequence[Metrics], seconds: float) -> Stalls:
-        return cls(
-            max(each["longest_stall_ms.wall"] for each in seen),
-            max(each["longest_stall_ms.cpu"] for each in seen),
-            seconds,
-        )
+    def of(cls, seen: Metrics, seconds: float) -> Stalls:
+        return cls(seen["longest_stall_ms.wall"], seen["longest_stall_ms.cpu"], seconds)
 
 
 async def stalls(node: NodeProcess, count: int, rounds: int) -> tuple[list[Stalls], list[Stalls]]:
@@ -309,16 +303,13 @@ async def stalls(node: NodeProcess, count: int, rounds: int) -> tuple[list[Stall
         under(link, WRITE, half, writing),
     ):
         for _ in range(rounds):
+            await asyncio.to_thread(node.metrics)
             began_s = time.perf_counter()
-            seen = await snapshot(node)
+            await snapshot(node)
             took_s = time.perf_counter() - began_s
-            # The first reading is of the time before.
-            during.append(Stalls.of(seen[1:], took_s))
-            quiet_seen = []
-            while time.perf_counter() - began_s < 2 * took_s:
-                await asyncio.sleep(poll_s)
-                quiet_seen.append(await asyncio.to_thread(node.metrics))
-            without.append(Stalls.of(quiet_seen, took_s))
+            during.append(Stalls.of(await asyncio.to_thread(node.metrics), took_s))
+            await asyncio.sleep(took_s)
+            without.append(Stalls.of(await asyncio.to_thread(node.metrics), took_s))
     return without, during
 
 

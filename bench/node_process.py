@@ -100,6 +100,15 @@ class NodeProcess:
             self._process.wait(stop_s_max)
             self._process = None
 
+    def snapshots(self) -> set[tuple[str, int]]:
+        """Those that lie there now: names, and inodes, as a later one may have the same name."""
+        with os.scandir(self.directory) as found:
+            return {
+                (entry.name, entry.inode())
+                for entry in found
+                if entry.name.startswith("snapshot-") and not entry.name.endswith(".tmp")
+            }
+
     def metrics(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = json.loads(self._ask("GET", "/metrics", {}))
         return found
@@ -151,13 +160,13 @@ class Heartbeat:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._longest = {"wall": 0.0, "cpu": 0.0}
+        self._asked = False
         self._expect()
 
     def read(self) -> dict[str, float]:
-        """The longest since the last call, in milliseconds."""
-        found = {name: seconds * 1e3 for name, seconds in self._longest.items()}
-        self._longest = dict.fromkeys(found, 0.0)
-        return found
+        """The longest since the last call, in milliseconds. What asking takes is left out."""
+        self._asked = True
+        return {name: seconds * 1e3 for name, seconds in self._longest.items()}
 
     def _expect(self) -> None:
         self._due_s = time.perf_counter() + heartbeat_s
@@ -168,6 +177,9 @@ class Heartbeat:
         longest = self._longest
         longest["wall"] = max(longest["wall"], time.perf_counter() - self._due_s)
         longest["cpu"] = max(longest["cpu"], time.thread_time() - self._cpu_s)
+        if self._asked:
+            self._asked = False
+            self._longest = dict.fromkeys(longest, 0.0)
         self._expect()
 
 
