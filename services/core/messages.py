@@ -66,8 +66,9 @@ STORAGE_FULL: Final = 148
 NOT_READY: Final = 149
 MALFORMED: Final = 150
 
-# A batch request of a client holds 1000 operations; a repair sends as many.
-items_max: Final = 4_096
+# A batch request of a client holds 1000 operations, and a repair sends no more: storing so many
+# takes a node about 8 ms, which is what a neighbour may wait behind one message.
+items_max: Final = 1_024
 # An answer must fit a frame whatever the values' sizes; what does not fit is marked so.
 answer_bytes_max: Final = frame_bytes_max - header_bytes
 # How much of a listing one request may cost a node.
