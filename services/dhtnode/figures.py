@@ -25,6 +25,7 @@ def add_figures(metrics: Metrics, node: Node) -> None:
     add("frozen_objects", "gauge", "Objects that full collections pass over", gc.get_freeze_count)
     metrics.add_counters("replica", "of the replica", node.replica.counters)
     metrics.add_counters("link", "of all links", node.link_counters)
+    add("links_open", "gauge", "Links that others hold to this node", lambda: _links_open(node))
     _add_log(metrics, node)
 
 
@@ -46,6 +47,10 @@ def _add_log(metrics: Metrics, node: Node) -> None:
     add("snapshots", "counter", "Snapshots written", lambda: of_upkeep("snapshots"))
     add("snapshot_failures", "counter", "No room for one", lambda: of_upkeep("snapshot_failures"))
     add("snapshot_bytes", "gauge", "Size of the newest", lambda: of_upkeep("snapshot_bytes"))
+
+
+def _links_open(node: Node) -> int:
+    return 0 if node.server is None else len(node.server.connections)
 
 
 def _catching_up(node: Node) -> int:

@@ -91,6 +91,8 @@ async def test_the_figures_agree_with_what_was_done_in_both_forms(
         "wal_frames": 60,
         "puts_refused": 0,
         "catching_up": 1,
+        "links_open": 1,
+        "link_connections_opened": 1,
         "epoch": 0,
     }
     assert {name: figures[name] for name in expected} == expected
