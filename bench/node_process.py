@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from services.runtime.opening import Identity
 from services.runtime.service import Service, main
 from services.runtime.settings import link_port_offset
 from services.runtime.signing import Signer, signature_header
+from tests.free_ports import free_port
 
 secret = "a secret that is for the benchmark alone"  # noqa: S105  It guards nothing.
 identity = Identity(Role.TOOL, "bench", secret)
@@ -135,19 +135,6 @@ class NodeProcess:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  It says http.
             content: bytes = answer.read()
         return content
-
-
-def free_port() -> int:
-    """An HTTP port whose link port is free as well."""
-    while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            try:
-                other.bind(("127.0.0.1", port + link_port_offset))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 class Heartbeat:

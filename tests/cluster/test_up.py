@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from services.cli.init import init
 from services.runtime.env_file import env_file_name, read_env
 from services.runtime.migrations import choose_address
-from tests.integration.supervised import free_port, supervised
+from tests.free_ports import free_port
+from tests.integration.supervised import supervised
 from tests.waiting import wait_until
 
 
@@ -27,9 +28,13 @@ def data_dir(tmp_path: Path) -> Path:
     return parent / "data"
 
 
+# Everything from the gateway to the replicators, as ports go up from one base.
+ports_of_up = 10
+
+
 def up_command(data_dir: Path) -> list[str]:
     command = ["-m", "services.cli", "up"]
-    return [*command, "--data-dir", str(data_dir), "--port-base", str(free_port())]
+    return [*command, "--data-dir", str(data_dir), "--port-base", str(free_port(ports_of_up))]
 
 
 async def connect(data_dir: Path) -> asyncpg.Connection:

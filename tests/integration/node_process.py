@@ -25,7 +25,7 @@ from services.runtime.opening import Identity
 from services.runtime.peer import SENT
 from services.runtime.settings import link_port_offset
 from services.runtime.signing import SignedAuth, Signer
-from tests.integration.supervised import free_port
+from tests.free_ports import free_port
 from tests.waiting import wait_until
 
 secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"

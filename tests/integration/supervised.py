@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -18,21 +17,11 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from services.runtime.settings import link_port_offset
+from tests.free_ports import free_port
 from tests.waiting import wait_until
 
 programs = Path(__file__).with_name("programs")
 service = str(programs / "service.py")
-
-
-def free_port() -> int:
-    """A port that is free together with the link port above it, for a moment at least."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                socket.create_server(("127.0.0.1", port + link_port_offset)).close()
-                return port
 
 
 @dataclass

@@ -30,7 +30,8 @@ from services.cli.supervisor import (
     stop_reserves_s,
     stop_s_max,
 )
-from tests.integration.supervised import free_port, serving, supervised, table
+from tests.free_ports import free_port
+from tests.integration.supervised import serving, supervised, table
 from tests.waiting import wait_until
 
 
