@@ -233,11 +233,10 @@ class HighWater:
     """What a node knows of time: the latest version it has taken, by which it refuses stamps
     from the future. It never stamps."""
 
-    __slots__ = ("_latest", "_latest_ms")
+    __slots__ = ("_latest",)
 
     def __init__(self, latest: Version = version_zero) -> None:
         self._latest = latest
-        self._latest_ms = version_ms(latest)
 
     @property
     def latest(self) -> Version:
@@ -246,16 +245,14 @@ class HighWater:
     def too_far_ahead(self, version: Version, wall_ms: int) -> bool:
         """Whether to refuse this stamp, before anything of it is logged: it leads both the wall
         clock and everything taken so far by more than `lead_ms_max`."""
-        if version <= self._latest:
-            return False
-        known_ms = self._latest_ms if self._latest_ms > wall_ms else wall_ms
-        return int.from_bytes(version[:6], "big") - known_ms > lead_ms_max
+        # Where some clock must stand for the stamp to be believed; mostly the wall clock is.
+        needed_ms = int.from_bytes(version[:6], "big") - lead_ms_max
+        return needed_ms > wall_ms and needed_ms > version_ms(self._latest)
 
     def take(self, version: Version) -> None:
         """Note a version that was accepted now, or found in the log at a start."""
         if version > self._latest:
             self._latest = version
-            self._latest_ms = int.from_bytes(version[:6], "big")
 
 
 def _skewed(what: str, time_ms: int, wall_ms: int) -> RetryLater:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from google_crc32c import extend
@@ -76,9 +75,6 @@ class Log:
     Everything runs on one event loop. `on_durable` hears of every batch once, in order.
     `on_failure` hears of the first error of the disk, and nothing is durable from then on: its
     owner ends the process. `soon` runs a callback in the next turn of the loop.
-
-    `sync=False` leaves out the syncs. It exists to measure what they cost, and breaks every
-    promise that is made here.
     """
 
     def __init__(
@@ -94,7 +90,6 @@ class Log:
         on_failure: Callable[[OSError], None],
         segment_bytes: int = segment_bytes_default,
         commit_bytes_max: int = commit_bytes_max_default,
-        sync: bool = True,
     ) -> None:
         # A frame that is larger than a whole commit is committed alone.
         if segment_bytes < segment_head_bytes + max(commit_bytes_max, head_bytes + 1):
@@ -115,7 +110,6 @@ class Log:
         self._seed = seed_of(directory.store_id)
         self._segment_bytes = segment_bytes
         self._commit_bytes_max = commit_bytes_max
-        self._sync = sync
         self._waiting: deque[Batch] = deque()
         # True from asking for a commit until there is nothing to commit.
         self._busy = False
@@ -267,11 +261,7 @@ class Log:
         offset = self._offset
         self._offset = self.segments[-1].used_bytes = offset + len(data)
         batch.parts = []
-        if self._sync:
-            file.commit_soon(offset, data, self._committed)
-        else:
-            write = partial(file.write_at, offset, data)
-            self._directory.disk.run_soon(write, self._committed)
+        file.commit_soon(offset, data, self._committed)
 
     def _committed(self, error: OSError | None) -> None:
         batch = self.flying

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from services.core.errors import FatalError
+from services.runtime.disk import SystemDisk
 
 env_file_name = "ydht.env"
 # A file of settings is a page or two; anything larger is the wrong file.
@@ -56,7 +57,7 @@ def write_env(path: Path, variables: Mapping[str, str]) -> bool:
             file.flush()
             os.fsync(file.fileno())
             draft.rename(path)
-            _sync_directory(path.parent)
+            SystemDisk().sync_directory(path.parent)
     except OSError as error:
         raise FatalError(f"cannot write {path}: {error.strerror}") from error
     return True
@@ -83,14 +84,6 @@ def _is_named(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_env(path: Path) -> dict[str, str]:

@@ -35,7 +35,6 @@ class DurableNode:
         *,
         segment_size: int = segment_bytes,
         commit_size: int = commit_bytes_max,
-        sync: bool = True,
     ) -> None:
         self.timeline = timeline or Timeline()
         self.disk = disk or FakeDisk(random.Random(3), FakeClock(self.timeline))
@@ -61,7 +60,6 @@ class DurableNode:
             on_failure=self.failures.append,
             segment_bytes=segment_size,
             commit_bytes_max=commit_size,
-            sync=sync,
         )
 
     @property

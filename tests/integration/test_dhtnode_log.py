@@ -439,15 +439,6 @@ def test_a_closed_log_has_everything_and_asks_nothing_more_of_the_disk() -> None
     assert node.restart().table == node.table
 
 
-def test_without_syncs_the_disk_is_asked_for_none() -> None:
-    node = DurableNode(sync=False).start()
-    commit(node)
-    syncs = node.disk.counters.syncs
-    node.fill(20)
-    assert node.log.durable_sequence == 21
-    assert node.disk.counters.syncs == syncs
-
-
 async def test_on_the_machines_own_disk_it_is_all_there_after_a_restart(tmp_path: Path) -> None:
     table: dict[bytes, bytes] = {}
     failures: list[OSError] = []
