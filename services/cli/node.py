@@ -47,8 +47,8 @@ def verify(directory: Path) -> None:
     frames = sum(survey.frames for survey in found.files)
     click.echo(f"{found.node_id}: {len(found.files)} files, {frames:,} frames checked")
     _report(found)
-    if not found.damage:
-        click.echo("Everything is sound.")
+    torn = any(survey.torn_bytes for survey in found.files)
+    click.echo("All else is sound." if torn else "Everything is sound.")
 
 
 def _inspected(directory: Path) -> Inspection:
@@ -82,11 +82,11 @@ def _report(found: Inspection) -> None:
     for survey in found.files:
         if survey.torn_bytes:
             click.echo(
-                f"{survey.path.name} ends in {survey.torn_bytes:,} bytes of a write that was "
-                "never acknowledged; the next start cuts them"
+                f"{survey.path.name} ends in {survey.torn_bytes:,} bytes that are no whole frame: "
+                "a write that a crash has torn, or damage to the last one; the next start cuts them"
             )
     for damage in found.damage:
-        click.echo(damage, err=True)
+        click.echo(f"ydht: {damage}", err=True)
     if found.damage:
         sys.exit(1)
 

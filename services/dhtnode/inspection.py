@@ -153,11 +153,20 @@ class Inspector:
             survey.torn_bytes = len(tail)
 
     def _empty(self, survey: Survey) -> Iterator[int]:
-        """A segment that was prepared and not used yet holds zeros, or a torn first write."""
+        """A segment without a head was prepared and not used yet, or its first write was torn. As
+        in recovery, what was committed later, here or in a later segment, makes it damage."""
+        tail = b""
         with self._disk.open(survey.path, "read") as file:
             for piece in read_tail(file, 0):
                 if piece is not None:
-                    survey.torn_bytes = len(piece)
+                    tail = piece
+        used = [other for other in self.found.files if other.kind == "segment"]
+        expected = used[-1].last + 1 if used else 1
+        newest = self._newest_segment
+        overtaken = newest is not None and survey.path.name < newest.name
+        if tail and (overtaken or find_later_batch(tail, self._seed, expected) is not None):
+            raise Corrupt(survey.path, 0, f"frame {expected} is bad")
+        survey.torn_bytes = len(tail)
         yield survey.size_bytes
 
     def _visit(self, survey: Survey, kind: int, body: bytes) -> None:

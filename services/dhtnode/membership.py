@@ -40,6 +40,8 @@ class Membership:
         received = ClusterMap.decode(data)
         known = self.map
         if known is not None and received.epoch <= known.epoch:
+            # The map may have been kept by a run that was killed before its epoch was durable.
+            self._replica.adopt_epoch(known.epoch)
             return
         if known is not None and (objection := received.objection_after(known)) is not None:
             raise PeerError(f"this map cannot follow ours: {objection}")
@@ -60,8 +62,9 @@ class Membership:
 
     def caught_up(self, peer: Peer) -> None:
         """This replicator has nothing more for us."""
-        self._through.add(peer)
-        self._look()
+        if peer in self._connected:
+            self._through.add(peer)
+            self._look()
 
     def _look(self) -> None:
         if self._through and self._through >= self._connected:

@@ -224,7 +224,16 @@ class Replica:
                 outcome = self._adopting
             outcome.replies.append((peer, request_id, OK, b""))
         else:
-            self._reply_in_epoch(peer, request_id, *outcome)
+            self._refuse(peer, request_id, key, outcome)
+
+    def _refuse(self, peer: Peer, request_id: int, key: bytes, status: Status) -> None:
+        """Say why not; that something newer is here, only once that is durable, as whoever hears
+        it may forget the older write."""
+        batch = self._changing.get(key) if status[0] == NEWER else None
+        if batch is None or (self._adopting is not None and self._adopting.first > batch.first):
+            self._reply_in_epoch(peer, request_id, *status)
+        else:
+            batch.replies.append((peer, request_id, *status))
 
     def write_many(self, peer: Peer, request_id: int, body: bytes) -> None:
         _, items = decode_write_many(body)
@@ -235,12 +244,14 @@ class Replica:
         for key, record in items:
             outcome = self._store(key, record, u16.pack(len(key)) + key + record)
             if isinstance(outcome, Batch):
-                # A duplicate may wait for an earlier batch than what stands before it.
-                if last is None or outcome.first > last.first:
-                    last = outcome
+                waits: Batch | None = outcome
                 statuses.append(applied)
             else:
+                waits = self._changing.get(key) if outcome[0] == NEWER else None
                 statuses.append(outcome)
+            # What is known already may wait for an earlier batch than what stands before it.
+            if waits is not None and (last is None or waits.first > last.first):
+                last = waits
         answer = (peer, request_id, OK, encode_statuses(statuses))
         if last is None:
             peer.reply(*answer[1:])

@@ -145,6 +145,15 @@ def test_a_changed_bit_is_damage_with_file_and_offset(node: Node) -> None:
     assert "damaged at byte" in damage
 
 
+def test_a_changed_bit_in_the_head_of_a_segment_is_damage_too(node: Node) -> None:
+    used = [survey for survey in node.inspected().files if survey.kind == "segment"]
+    for survey in used:
+        node.disk.flip_bit(survey.path, 10, 3)
+        (damage,) = node.inspected().damage
+        assert survey.path.name in damage
+        node.disk.flip_bit(survey.path, 10, 3)
+
+
 def test_a_torn_write_at_the_end_is_told_and_is_no_damage(node: Node) -> None:
     last = [survey for survey in node.inspected().files if survey.kind == "segment"][-1]
     with node.disk.open(last.path, "write") as file:

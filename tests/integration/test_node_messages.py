@@ -428,6 +428,7 @@ MALFORMED = {
     "a cache of nothing": (m.CACHES, m.encode_body([m.Cache(b"", 1)])),
     "a cache of none": (m.CACHES, b"\x91\x92\xc4\x0b" + prefix[:11] + b"\0"),
     "no caches": (m.CACHES, b""),
+    "too many caches": (m.CACHES, m.encode_body([m.Cache(prefix, 1)] * 129)),
     "32 MB of nothing": (m.WRITE_MANY, bytes(32_000_000)),
 }
 

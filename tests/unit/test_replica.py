@@ -70,6 +70,20 @@ def test_a_duplicate_of_an_undurable_write_waits_for_it_and_of_a_durable_one_doe
     assert sum(kind == frame.RECORD for kind, _ in world.frames) == 1
 
 
+def test_a_refusal_for_something_newer_waits_until_that_is_durable(world: World) -> None:
+    world.ask("write", m.encode_write(0, key_of(1), value(5)))
+    older = [(key_of(1), value(4))]
+    refused = [
+        world.ask("write", m.encode_write(0, *older[0])),
+        world.ask("write_many", m.encode_write_many(0, older)),
+    ]
+    assert [world.answer(request_id) for request_id in refused] == [None, None]
+    world.settle()
+    assert world.answer(refused[0]) == (m.NEWER, version(5))
+    many = m.encode_statuses([(m.NEWER, version(5))])
+    assert world.answer(refused[1]) == (OK, many)
+
+
 def test_a_read_waits_for_the_batch_with_the_change_it_shows(world: World) -> None:
     world.write(key_of(1), value(1))
     world.ask("write", m.encode_write(0, key_of(1), value(2)))
