@@ -4,7 +4,8 @@
         loops.start("repair", repair.run)
 
 A loop that raises is logged, counted, and started again after a pause that doubles up to a limit.
-A loop that raises FatalError ends the process by way of `fail`. One that returns is finished.
+A loop that raises FatalError, alone or in the group of its own tasks' errors, ends the process
+by way of `fail`. One that returns is finished.
 Leaving the block cancels all and waits for each. A CancelledError that is not this is raised by
 what a loop has awaited, when somebody else cancelled that: a failure like any other.
 """
@@ -90,6 +91,11 @@ class Loops:
                 self._fail(error)
                 return
             except (Exception, asyncio.CancelledError) as error:
+                if (fatal := _fatal_in(error)) is not None:
+                    # The group may hold a bug as well, which nobody else would hear of.
+                    self._log.exception("loop failed for good", loop=name)
+                    self._fail(fatal)
+                    return
                 if _is_being_cancelled():
                     if isinstance(error, asyncio.CancelledError):
                         raise
@@ -118,6 +124,13 @@ class Loops:
             await over
         finally:
             timer.cancel()
+
+
+def _fatal_in(error: BaseException) -> FatalError | None:
+    """The first FatalError of a group, which a loop with a TaskGroup of its own raises."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_fatal_in, error.exceptions)), None)
+    return error if isinstance(error, FatalError) else None
 
 
 def _is_being_cancelled() -> bool:

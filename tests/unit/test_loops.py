@@ -90,6 +90,34 @@ async def test_a_fatal_error_of_a_loop_is_handed_on_and_the_others_go_on() -> No
     assert loops.restarts.total() == 0
 
 
+async def test_a_fatal_error_in_a_task_group_of_a_loop_is_as_fatal() -> None:
+    supervision = Supervision()
+    error = FatalError("no disk")
+
+    async def end() -> None:
+        raise error
+
+    async def stumble() -> None:
+        raise ValueError("a bug")
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stumble())
+
+            async def inner() -> None:
+                async with asyncio.TaskGroup() as nested:
+                    nested.create_task(end())
+
+            group.create_task(inner())
+
+    async with supervision.loops as loops:
+        loops.start("ending", run)
+        await supervision.until(lambda: bool(supervision.fatal))
+        assert loops.running == 0
+    assert supervision.fatal == [error]
+    assert loops.restarts.total() == 0
+
+
 async def test_leaving_waits_for_what_loops_do_when_cancelled() -> None:
     supervision = Supervision()
     tidied: list[str] = []
