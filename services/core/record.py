@@ -108,6 +108,19 @@ def meta(record: bytes) -> bytes:
     return record[23 : 23 + int.from_bytes(record[21:23], "big")]
 
 
+def created_at_ms(record: bytes) -> int:
+    """When the key came to be, by its metadata, or with this very version."""
+    data = meta(record)
+    return (int.from_bytes(data[1:9], "big") if data else 0) or version_ms(record)
+
+
+def with_created_at(data: bytes, time_ms: int) -> bytes:
+    """Encoded metadata with another time at which the key came to be."""
+    if not data:
+        return _meta_head.pack(_meta_format, time_ms, 0)
+    return data[:1] + time_ms.to_bytes(8, "big") + data[9:]
+
+
 def value(record: bytes) -> bytes:
     return record[23 + int.from_bytes(record[21:23], "big") :]
 

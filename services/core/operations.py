@@ -1,0 +1,260 @@
+"""What a gateway asks a replicator over a link, and what it is told: kinds and bytes.
+
+    PUT        ttl_ms u64 · key_len u16 · meta_len u16 · key · meta · value       eventual
+    DELETE     key                                                               eventual
+    FETCH      key                                                               strong
+    CHANGE     action u8 · if_present u8 · versions u8 · version 12 …             strong
+               · ttl_ms u64 · by i64 · key_len u16 · meta_len u16 · key · meta · value
+    BATCH      count u16 · (kind u8 · size u32 · body)…          each as if it came alone
+    DELETE_PREFIX  msgpack PrefixDeletion
+    MAP        nothing
+
+    → OK       FETCH: record, or nothing · BATCH: count u16 · (kind u8 · size u32 · body)…
+               DELETE_PREFIX: msgpack PrefixDeleted · MAP: a cluster map, or nothing while forming
+    → CHANGED  version 12 · expires_at_ms u64 · (value i64 if it was an increment)
+    → ABSENT, NOT_AN_INTEGER              nothing was changed; the latter with a text
+    → PRECONDITION_FAILED  version 12     of the value that is there; zeros if none is
+    → UNKNOWN  operation 12 · text        it may or may not have been done
+    → REFUSED  code_len u8 · code · text  nothing was done; a code of the catalogue of errors
+
+Keys are storage keys. A ttl of 0 is none, and takes an expiry away if the action is EXPIRE. The
+replicator turns it into a time once. All integers are big-endian. `decode_*` raise PeerError for
+what no encoder here makes.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+
+from services.core.errors import PeerError
+from services.core.hlc import Version, time_ms_max, version_bytes
+from services.core.key import check_storage_key
+from services.core.messages import Reader, check_namespace_prefix, decode_body, u16
+from services.core.record import meta_bytes_max, value_bytes_max
+
+PUT: Final = 64
+DELETE: Final = 65
+FETCH: Final = 66
+CHANGE: Final = 67
+BATCH: Final = 68
+DELETE_PREFIX: Final = 69
+MAP: Final = 70
+
+CHANGED: Final = 160
+ABSENT: Final = 161
+PRECONDITION_FAILED: Final = 162
+NOT_AN_INTEGER: Final = 163
+UNKNOWN: Final = 164
+REFUSED: Final = 165
+
+integer_max: Final = (1 << 63) - 1
+integer_min: Final = -(1 << 63)
+# What clients may ask for is ten years; a time that far ahead still fits every clock.
+ttl_ms_max: Final = 10 * 366 * 86_400_000
+# The versions of one If-Match header.
+versions_max: Final = 64
+batch_items_max: Final = 1_000
+# One call of a client to delete by prefix goes through so many keys.
+prefix_keys_max: Final = 10_000
+# In an answer; a client reads a line, not a page.
+text_bytes_max: Final = 512
+
+i64 = struct.Struct(">q")
+_put_head = struct.Struct(">QHH")
+_change_head = struct.Struct(">BBB")
+_change_rest = struct.Struct(">QqHH")
+_item_head = struct.Struct(">BI")
+_changed = struct.Struct(">12sQ")
+
+
+class Action(enum.IntEnum):
+    PUT = 1
+    DELETE = 2
+    EXPIRE = 3
+    INCREMENT = 4
+
+
+class PutRequest(NamedTuple):
+    key: bytes
+    value: bytes
+    ttl_ms: int = 0
+    meta: bytes = b""
+
+
+def encode_put(key: bytes, value: bytes, ttl_ms: int = 0, meta: bytes = b"") -> bytes:
+    return _put_head.pack(ttl_ms, len(key), len(meta)) + key + meta + value
+
+
+def decode_put(body: bytes) -> PutRequest:
+    if len(body) < _put_head.size:
+        raise PeerError(f"a put of {len(body)} bytes is cut short")
+    ttl_ms, key_size, meta_size = _put_head.unpack_from(body)
+    key_end = _put_head.size + key_size
+    meta_end = key_end + meta_size
+    _check_put(ttl_ms, meta_size, len(body) - meta_end)
+    key = check_storage_key(body[_put_head.size : key_end])
+    return PutRequest(key, body[meta_end:], ttl_ms, body[key_end:meta_end])
+
+
+class ChangeRequest(NamedTuple):
+    """A strong change. `versions` and `if_present` are what must hold, None for no matter."""
+
+    action: Action
+    key: bytes
+    value: bytes = b""
+    ttl_ms: int = 0
+    meta: bytes = b""
+    by: int = 0
+    versions: tuple[Version, ...] | None = None
+    if_present: bool | None = None
+
+
+# In the byte for `if_present`: nothing is asked, there must be no value, or one; and with the
+# third bit a list of versions is given, which may be empty and then never matches.
+_presence: Final = (None, False, True)
+_listed: Final = 4
+
+
+def encode_change(request: ChangeRequest) -> bytes:
+    versions = request.versions
+    asked = _presence.index(request.if_present) | (_listed if versions is not None else 0)
+    return b"".join(
+        (
+            _change_head.pack(request.action, asked, len(versions or ())),
+            *(versions or ()),
+            _change_rest.pack(request.ttl_ms, request.by, len(request.key), len(request.meta)),
+            request.key,
+            request.meta,
+            request.value,
+        )
+    )
+
+
+def decode_change(body: bytes) -> ChangeRequest:
+    reader = Reader(body)
+    action, asked, count = _change_head.unpack(reader.take(_change_head.size))
+    if not Action.PUT <= action <= Action.INCREMENT:
+        raise PeerError(f"{action} is no action on a key")
+    if asked & ~_listed >= len(_presence) or count > versions_max or (count and asked < _listed):
+        raise PeerError(f"a change asks for {count} versions and {asked:#x}")
+    versions = tuple(reader.take(version_bytes) for _ in range(count))
+    ttl_ms, by, key_size, meta_size = _change_rest.unpack(reader.take(_change_rest.size))
+    key = check_storage_key(reader.take(key_size))
+    meta, value = reader.take(meta_size), reader.rest()
+    _check_put(ttl_ms, meta_size, len(value))
+    return ChangeRequest(
+        Action(action),
+        key,
+        value,
+        ttl_ms,
+        meta,
+        by,
+        versions if asked & _listed else None,
+        _presence[asked & ~_listed],
+    )
+
+
+def _check_put(ttl_ms: int, meta_size: int, value_size: int) -> None:
+    if ttl_ms > ttl_ms_max:
+        raise PeerError(f"a ttl of {ttl_ms} ms is above {ttl_ms_max}")
+    if meta_size > meta_bytes_max:
+        raise PeerError(f"metadata of {meta_size} bytes is above {meta_bytes_max}")
+    if not 0 <= value_size <= value_bytes_max:
+        raise PeerError(f"a value of {value_size} bytes is not 0 to {value_bytes_max}")
+
+
+Item = tuple[int, bytes]
+"""One request of a batch, or its answer: a kind and a body."""
+
+
+def encode_batch(items: Sequence[Item]) -> bytes:
+    parts = [u16.pack(len(items))]
+    for kind, body in items:
+        parts += (_item_head.pack(kind, len(body)), body)
+    return b"".join(parts)
+
+
+def decode_batch(body: bytes) -> list[Item]:
+    reader = Reader(body)
+    count = reader.u16()
+    if count > batch_items_max:
+        raise PeerError(f"a batch of {count}; at most {batch_items_max} are allowed")
+    items = []
+    for _ in range(count):
+        kind, size = _item_head.unpack(reader.take(_item_head.size))
+        items.append((kind, reader.take(size)))
+    reader.end()
+    return items
+
+
+class PrefixDeletion(msgspec.Struct, frozen=True, array_like=True):
+    """Delete, or with `dry_run` count, the keys of a namespace that begin with a prefix, from
+    `start` on. Keys are those of clients, without the prefix of the namespace."""
+
+    namespace: bytes
+    prefix: bytes
+    start: bytes = b""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=prefix_keys_max)] = prefix_keys_max
+    dry_run: bool = False
+
+
+class PrefixDeleted(msgspec.Struct, frozen=True, array_like=True):
+    """`next` is where to go on; None once there is nothing more."""
+
+    matched: int
+    deleted: int
+    next: bytes | None
+
+
+def decode_prefix_deletion(body: bytes) -> PrefixDeletion:
+    request = decode_body(body, PrefixDeletion)
+    check_namespace_prefix(request.namespace)
+    if not request.prefix:
+        raise PeerError("a deletion by prefix needs a prefix")
+    return request
+
+
+def changed_answer(version: Version, expires_at_ms: int) -> bytes:
+    return _changed.pack(version, expires_at_ms)
+
+
+class ChangedAnswer(NamedTuple):
+    version: Version
+    expires_at_ms: int
+    # What an increment has led to.
+    value: int | None
+
+
+def decode_changed(body: bytes) -> ChangedAnswer:
+    if len(body) not in (_changed.size, _changed.size + i64.size):
+        raise PeerError(f"{len(body)} bytes do not tell of a change")
+    version, expires_at_ms = _changed.unpack_from(body)
+    if expires_at_ms > time_ms_max:
+        raise PeerError(f"{expires_at_ms} ms is later than any time")
+    value = i64.unpack_from(body, _changed.size)[0] if len(body) > _changed.size else None
+    return ChangedAnswer(version, expires_at_ms, value)
+
+
+def refused_answer(code: str, text: str) -> bytes:
+    return bytes((len(code),)) + code.encode() + text.encode()[:text_bytes_max]
+
+
+def decode_refused(body: bytes) -> tuple[str, str]:
+    """A code of the catalogue of errors, and the text for people."""
+    reader = Reader(body)
+    code = reader.take(reader.u8())
+    return code.decode("ascii", "replace"), reader.rest().decode("utf-8", "replace")
+
+
+def unknown_answer(operation: Version, text: str) -> bytes:
+    return operation + text.encode()[:text_bytes_max]
+
+
+def decode_unknown(body: bytes) -> tuple[Version, str]:
+    reader = Reader(body)
+    return reader.take(version_bytes), reader.rest().decode("utf-8", "replace")
