@@ -38,6 +38,7 @@ segment_bytes_default = 64 << 20
 # in a few tens, which is the longest that a small write waits behind large ones.
 commit_bytes_max_default = 8 << 20
 # Past this much undurable, the disk is slower than what comes in; its owner says so to clients.
+# With small segments it is half of one, so that a spare has room for all that may be under way.
 undurable_bytes_max = 32 << 20
 
 
@@ -110,6 +111,7 @@ class Log:
         self._seed = seed_of(directory.store_id)
         self._segment_bytes = segment_bytes
         self._commit_bytes_max = commit_bytes_max
+        self._undurable_bytes_max = min(undurable_bytes_max, segment_bytes // 2)
         self._waiting: deque[Batch] = deque()
         # True from asking for a commit until there is nothing to commit.
         self._busy = False
@@ -122,7 +124,7 @@ class Log:
             clock,
             first_index=next_index,
             segment_bytes=segment_bytes,
-            on_ready=self._feed,
+            on_attempted=self._feed,
             on_failure=self.fail,
         )
 
@@ -150,7 +152,10 @@ class Log:
         return batch
 
     def rotate(self) -> int:
-        """Let everything from now on go to a new segment; returns the first sequence of it."""
+        """Let everything from now on go to a new segment; returns the first sequence of it.
+
+        On a full disk it goes on in the segment at hand: the rest of that is for deletes.
+        """
         if self.open.bytes:
             self._seal()
         self.open.starts_segment = True
@@ -213,7 +218,24 @@ class Log:
 
     @property
     def overloaded(self) -> bool:
-        return self.undurable_bytes > undurable_bytes_max or self.failure is not None
+        return self.undurable_bytes > self._undurable_bytes_max or self.failure is not None
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def has_room(self, body_bytes: int) -> bool:
+        """Whether a frame can become durable, so far as is known, without anybody freeing space.
+
+        What is appended in spite of a no stays undurable, and with it all that comes behind.
+        """
+        if self.shortage is None:
+            return True
+        if self._file is None:
+            return False
+        flying_bytes = 0 if self.flying is None else self.flying.bytes
+        pending_bytes = self.undurable_bytes - flying_bytes + head_bytes + body_bytes
+        return self._offset + pending_bytes <= self._segment_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -234,7 +256,7 @@ class Log:
         self.open = Batch(self.next_sequence)
 
     def _feed(self) -> None:
-        """A spare segment is there; somebody may have waited for it."""
+        """There is a spare segment, or no room for one; somebody may have waited to know."""
         if self._starved:
             self._starved = False
             self._commit()
@@ -283,7 +305,8 @@ class Log:
     def _file_for(self, batch: Batch) -> File | None:
         """The segment this batch goes to, if there is one yet."""
         fits = self._offset + batch.bytes <= self._segment_bytes
-        if self._file is not None and fits and not (batch.starts_segment and self._offset):
+        goes_on = not (batch.starts_segment and self._offset) or self.shortage is not None
+        if self._file is not None and fits and goes_on:
             return self._file
         spare = self._preparation.take()
         if spare is None:

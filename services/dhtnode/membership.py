@@ -20,6 +20,11 @@ class Membership:
     A node that was away catches up on what replicators kept for it. It is through once every
     replicator that is connected has said so; a node that knows of none has nobody to ask, and
     counts as catching up. Whether it is asked for reads meanwhile is for those who ask.
+
+    What must be durable is the epoch, and the replica logs that before anything is answered in it.
+    The map is kept besides, in its own time, so that a node that starts alone knows one. A crash
+    may lose the newest, or all: the node then knows none until a replicator sends it again, as it
+    does on every new link.
     """
 
     def __init__(self, replica: Replica, keep: Callable[[bytes], None]) -> None:
@@ -31,24 +36,33 @@ class Membership:
         self._through: set[Peer] = set()
 
     def remember(self, data: bytes) -> None:
-        """Begin with the map that an earlier run has kept."""
-        self.map = ClusterMap.decode(data)
+        """Begin with the map that an earlier run has kept, unless our epoch is past it: that one
+        shows placements which this replica has left for good."""
+        kept = ClusterMap.decode(data)
+        if kept.epoch >= self._replica.epoch:
+            self.map = kept
 
     def adopt(self, data: bytes) -> None:
         """Take a map that a replicator sent, if it is newer than ours; its epoch is logged, and
-        the map kept. PeerError if it cannot follow ours."""
+        the map kept. PeerError if it cannot follow ours. On a disk without room for an epoch we
+        stay in ours, which is what is answered."""
         received = ClusterMap.decode(data)
         known = self.map
         if known is not None and received.epoch <= known.epoch:
             # The map may have been kept by a run that was killed before its epoch was durable.
             self._replica.adopt_epoch(known.epoch)
             return
+        if received.epoch < self._replica.epoch:
+            # Our map was lost, and this is not the one that it was.
+            return
         if known is not None and (objection := received.objection_after(known)) is not None:
             raise PeerError(f"this map cannot follow ours: {objection}")
+        self._replica.adopt_epoch(received.epoch)
+        if self._replica.epoch < received.epoch:
+            return
         # Made now, not under the first request that needs a placement.
         _ = received.placements
         self.map = received
-        self._replica.adopt_epoch(received.epoch)
         self._keep(data)
 
     def came(self, peer: Peer) -> None:

@@ -30,8 +30,9 @@ class Preparation:
     """Keeps one empty segment ready: its blocks written and synced, its name durable.
 
     A full disk thus shows while the current segment still has room. `shortage` is then the error
-    of the last attempt, and attempts go on, at growing intervals, until one succeeds. All other
-    errors go to `on_failure`, and nothing is attempted after that.
+    of the last attempt, and attempts go on, at growing intervals, until one succeeds.
+    `on_attempted` hears of the end of each. All other errors go to `on_failure`, and nothing is
+    attempted after that.
 
     An empty segment that an earlier process has left is used, so that a node that starts on a
     full disk has somewhere to log deletes. Recovery has seen that it holds nothing but zeros.
@@ -44,7 +45,7 @@ class Preparation:
         *,
         first_index: int,
         segment_bytes: int,
-        on_ready: Callable[[], None],
+        on_attempted: Callable[[], None],
         on_failure: Callable[[OSError], None],
     ) -> None:
         self.shortage: OSError | None = None
@@ -52,7 +53,7 @@ class Preparation:
         self._clock = clock
         self._index = first_index
         self._segment_bytes = segment_bytes
-        self._on_ready = on_ready
+        self._on_attempted = on_attempted
         self._on_failure = on_failure
         self._ready: EmptySegment | None = None
         self._made: EmptySegment | None = None
@@ -129,7 +130,7 @@ class Preparation:
         elif error is None:
             self._ready, self.shortage = made, None
             self._retry_s = retry_first_s
-            self._on_ready()
+            self._on_attempted()
         elif self._naming or error.errno not in passing_errors:
             # After a failed sync of the directory nobody knows which names it has.
             self._on_failure(error)
@@ -137,3 +138,4 @@ class Preparation:
             self.shortage = error
             self._retry = self._clock.call_later(self._retry_s, self.start)
             self._retry_s = min(self._retry_s * 2, retry_longest_s)
+            self._on_attempted()

@@ -40,6 +40,7 @@ from services.core.record import check, is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_count, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
+from services.dhtnode.frame import head_bytes
 from services.dhtnode.log import Batch, Log
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
@@ -51,6 +52,9 @@ _key_head_bytes = u16.size
 chunk_bytes: Final = 64 << 10
 # So many slots are passed over in half a millisecond.
 empty_slots_max: Final = 512
+# A change of the cluster is two epochs. One that is so far ahead comes of flipped bits or a bug,
+# and a replica that followed it could never go back.
+epochs_ahead_max: Final = 1 << 32
 # A reason that travels in an answer's detail, whose length in a batch's answer is one byte.
 detail_bytes_max: Final = 255
 
@@ -108,6 +112,10 @@ class Replica:
             self._adopting = None
         for peer, request_id, kind, body in batch.replies:
             peer.reply(request_id, kind, body)
+
+    def changing(self, key: bytes) -> Batch | None:
+        """The batch with the latest change of this key, until that batch is durable."""
+        return self._changing.get(key)
 
     # -- what recovery brings back
 
@@ -213,10 +221,15 @@ class Replica:
     # -- writing
 
     def write(self, peer: Peer, request_id: int, body: bytes) -> None:
-        if body[:8] != self._epoch_bytes and not self._meets_epoch(peer, request_id, body):
-            return
         end = write_head_bytes + int.from_bytes(body[8:write_head_bytes], "big")
         key = body[write_head_bytes:end]
+        if body[:8] != self._epoch_bytes:
+            # What makes no sense brings no epoch along.
+            if (objection := self._objection(key, body[end:])) is not None:
+                self._reply_in_epoch(peer, request_id, *objection)
+                return
+            if not self._meets_epoch(peer, request_id, body):
+                return
         outcome = self._store(key, body[end:], body[8:])
         if isinstance(outcome, Batch):
             # A duplicate may wait for an earlier batch than that with the epoch it came with.
@@ -265,12 +278,8 @@ class Replica:
         """
         counters = self.counters
         counters.writes += 1
-        try:
-            check_storage_key(key)
-            check(record)
-        except PeerError as error:
-            counters.malformed += 1
-            return MALFORMED, str(error).encode()[:detail_bytes_max]
+        if (objection := self._objection(key, record)) is not None:
+            return objection
         place = place_of(key)
         slot = place >> leaf_bits
         version = record[:version_bytes]
@@ -296,6 +305,9 @@ class Replica:
         if self.full is not None and not is_tombstone(record):
             counters.full += 1
             return STORAGE_FULL, self.full.encode()[:detail_bytes_max]
+        if log.shortage is not None and not log.has_room(len(change)):
+            counters.full += 1
+            return self._no_room()
         high_water.take(version)
         self.table.replace(place, key, old, record)
         batch = log.append(frame.RECORD, change)
@@ -303,11 +315,31 @@ class Replica:
         self._changing[key] = batch
         return batch
 
+    def _objection(self, key: bytes, record: bytes) -> Status | None:
+        """Why this is nothing to store, or None if it is."""
+        try:
+            check_storage_key(key)
+            check(record)
+        except PeerError as error:
+            self.counters.malformed += 1
+            return MALFORMED, str(error).encode()[:detail_bytes_max]
+        return None
+
+    def _no_room(self) -> Status:
+        """The refusal of what a full disk could not keep, be it a delete or an epoch."""
+        shortage = self.log.shortage
+        why = "it is full" if shortage is None else shortage.strerror
+        return STORAGE_FULL, f"disk: the log has no room, not for deletes either ({why})".encode()
+
     # -- caches
 
     def declare_caches(self, caches: dict[bytes, int]) -> None:
-        """Have exactly these namespaces be caches, and log what changes."""
-        for prefix, items_max in changed_caches(self.caches, caches):
+        """Have exactly these namespaces be caches, and log what changes. PeerError, and nothing
+        is changed, if the log has no room for that."""
+        changes = changed_caches(self.caches, caches)
+        if not self.log.has_room(sum(head_bytes + u64.size + len(prefix) for prefix, _ in changes)):
+            raise PeerError(self._no_room()[1].decode())
+        for prefix, items_max in changes:
             self._declare(items_max, prefix)
             self.log.append(frame.CACHE, u64.pack(items_max) + prefix)
 
@@ -323,7 +355,8 @@ class Replica:
     # -- epochs
 
     def _meets_epoch(self, peer: Peer, request_id: int, body: bytes) -> bool:
-        """Whether the message is of our epoch or a later one, which then becomes ours, durably."""
+        """Whether the message is of our epoch or a later one, which then becomes ours, durably.
+        If not, it is answered. PeerError for an epoch that cannot be."""
         if len(body) < write_head_bytes:
             raise PeerError(f"a write of {len(body)} bytes is cut short")
         epoch = u64.unpack_from(body)[0]
@@ -332,11 +365,20 @@ class Replica:
             self._reply_in_epoch(peer, request_id, WRONG_EPOCH, self._epoch_bytes)
             return False
         self.adopt_epoch(epoch)
+        if self.epoch < epoch:
+            self.counters.full += 1
+            self._reply_in_epoch(peer, request_id, *self._no_room())
+            return False
         return True
 
     def adopt_epoch(self, epoch: int) -> Batch | None:
-        """Make a later epoch ours; the batch that makes it durable, None if it is not later."""
-        if epoch <= self.epoch:
+        """Make a later epoch ours; the batch that makes it durable, None if it is not later, or
+        if the log has no room for it. PeerError if it is so far ahead that it cannot be one."""
+        if epoch - self.epoch > epochs_ahead_max:
+            raise PeerError(
+                f"epoch {epoch} is more than {epochs_ahead_max} ahead of ours, {self.epoch}"
+            )
+        if epoch <= self.epoch or not self.log.has_room(u64.size):
             return None
         self._know_epoch(epoch)
         self._adopting = self.log.append(frame.EPOCH, self._epoch_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from services.core import messages as m
@@ -12,6 +14,7 @@ from services.core.ring import slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
 from services.dhtnode.log import undurable_bytes_max
+from services.dhtnode.replica import epochs_ahead_max
 from services.runtime.clock import FakeClock
 from tests.unit.replica_world import (
     World,
@@ -234,6 +237,62 @@ def test_full_storage_refuses_values_and_takes_tombstones(world: World) -> None:
     assert world.replica.counters.full == 1
 
 
+def used_up(world: World) -> int:
+    """Fill the log of a disk that has no room for another segment; how many values it took."""
+    world.disk.fail("allocate", errno.ENOSPC, "*log-*", times=None)
+    world.log.rotate()
+    filler = bytes(50_000)
+    for number in range(100):
+        kind, why = world.write(key_of(number), value(number, filler))
+        if kind == m.STORAGE_FULL:
+            assert b"not for deletes either (No space left on device)" in why
+            return number
+        assert kind == OK
+    raise AssertionError("the log is never full")
+
+
+def test_a_delete_is_logged_or_refused_at_once_when_the_log_has_no_room(world: World) -> None:
+    stored = used_up(world)
+    assert stored > 10
+    deleted = [
+        number
+        for number in range(stored)
+        if world.write(key_of(number), value(number, bytes(3_000), ahead_ms=1)) == (OK, b"")
+    ]
+    kept = [number for number in range(stored) if number not in deleted]
+    assert kept
+    # Nothing is left hanging, and nothing that was refused is seen.
+    assert world.log.idle
+    frames = len(world.frames)
+    for number in kept:
+        assert world.at_once("get", key_of(number)) == (OK, value(number, bytes(50_000)))
+    assert len(world.frames) == frames
+    world.disk.heal()
+    world.settle(10.0)
+    for number in kept:
+        assert world.write(key_of(number), value(number + 1, ahead_ms=3)) == (OK, b"")
+
+
+def test_without_room_no_epoch_is_adopted_and_no_cache_declared() -> None:
+    world = World()
+    world.write(key_of(1), value(1), epoch=1)
+    world.disk.fail("allocate", errno.ENOSPC, "*log-*", times=None)
+    world.log.rotate()
+    while world.log.has_room(40):
+        room = world.log.has_room(1_100)
+        world.write(key_of(2), value(world.asked, bytes(1_000 if room else 1)), epoch=1)
+    frames = list(world.frames)
+    assert world.at_once("write", m.encode_write(2, key_of(1), value(9)))[0] == m.STORAGE_FULL
+    many = m.encode_write_many(2, [(key_of(1), value(9))])
+    assert world.at_once("write_many", many)[0] == m.STORAGE_FULL
+    with pytest.raises(PeerError, match="the log has no room"):
+        world.replica.declare_caches({cached: 3})
+    assert (world.replica.epoch, world.replica.caches) == (1, {})
+    assert world.frames == frames
+    assert world.at_once("get", key_of(1)) == (OK, value(1))
+    assert world.log.idle
+
+
 def test_a_disk_that_does_not_keep_up_makes_writes_overloaded_and_reads_go_on() -> None:
     world = World(segment_bytes=64 << 20, commit_bytes_max=8 << 20)
     world.settle(2.0)
@@ -354,6 +413,27 @@ def test_a_newer_epoch_is_durable_before_any_answer_given_in_it(world: World) ->
     assert all(world.asker.durable_at[request_id] >= epoch_at for request_id in refused)
     # Once it is durable, a refusal leaves at once again.
     assert world.at_once("write", m.encode_write(2, key_of(1), value(4)))[0] == m.NEWER
+
+
+@pytest.mark.parametrize(("key", "record"), [(b"bad", value(1)), (key_of(1), b"bad"), (b"", b"")])
+def test_what_makes_no_sense_brings_no_epoch_along(world: World, key: bytes, record: bytes) -> None:
+    assert world.at_once("write", m.encode_write(7, key, record))[0] == m.MALFORMED
+    assert (world.replica.epoch, world.frames) == (0, [])
+    assert world.replica.counters.malformed == 1
+
+
+def test_an_epoch_that_cannot_be_is_malformed_and_not_adopted(world: World) -> None:
+    world.write(key_of(1), value(1), epoch=3)
+    for epoch in (3 + epochs_ahead_max + 1, (1 << 64) - 1):
+        for handler, body in (
+            ("write", m.encode_write(epoch, key_of(1), value(2))),
+            ("write_many", m.encode_write_many(epoch, [(key_of(1), value(2))])),
+        ):
+            with pytest.raises(PeerError, match=f"epoch {epoch} is more than"):
+                world.ask(handler, body)
+    assert world.replica.epoch == 3
+    assert world.get(key_of(1)) == (OK, value(1))
+    assert world.write(key_of(1), value(2), epoch=3 + epochs_ahead_max) == (OK, b"")
 
 
 def test_a_duplicate_of_a_flying_write_waits_for_the_epoch_it_came_with(world: World) -> None:

@@ -1,0 +1,103 @@
+"""What a node makes of cluster maps: which it takes, keeps, forgets, and which epoch follows."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from services.core import messages as m
+from services.core.cluster import ClusterMap, Member
+from services.core.errors import PeerError
+from services.core.wire import OK
+from services.dhtnode.membership import Membership
+from services.dhtnode.replica import epochs_ahead_max
+from tests.unit.replica_world import World, key_of, value
+
+
+def cluster_map(epoch: int, *, replicas: int = 1) -> bytes:
+    """A stable map of two nodes; its epoch is odd."""
+    members = tuple(
+        Member(f"node-{number}", f"{number:032x}", "127.0.0.1", 8000 + number, 9000 + number)
+        for number in (1, 2)
+    )
+    return ClusterMap(epoch, replicas, members).encode()
+
+
+class Node:
+    """A replica and its membership; what would be written to the map's file is in `kept`."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.kept: list[bytes] = []
+        self.membership = Membership(self.world.replica, self.kept.append)
+
+    def epochs(self) -> tuple[int, int | None]:
+        known = self.membership.map
+        return self.world.replica.epoch, None if known is None else known.epoch
+
+
+def test_a_newer_map_is_taken_with_its_epoch_and_an_older_one_is_not() -> None:
+    node = Node()
+    node.membership.adopt(cluster_map(3))
+    node.membership.adopt(cluster_map(1))
+    assert node.epochs() == (3, 3)
+    assert node.kept == [cluster_map(3)]
+    with pytest.raises(PeerError, match="replication factor"):
+        node.membership.adopt(cluster_map(5, replicas=2))
+    assert node.epochs() == (3, 3)
+
+
+def test_a_lost_map_is_sent_again_and_an_older_one_does_not_take_its_place() -> None:
+    node = Node()
+    node.world.replica.adopt_epoch(5)
+    node.membership.adopt(cluster_map(3))
+    assert node.epochs() == (5, None)
+    assert node.kept == []
+    node.membership.adopt(cluster_map(5))
+    assert node.epochs() == (5, 5)
+    assert node.kept == [cluster_map(5)]
+
+
+def test_a_kept_map_of_an_epoch_that_was_left_is_forgotten() -> None:
+    node = Node()
+    node.world.replica.adopt_epoch(5)
+    node.membership.remember(cluster_map(3))
+    assert node.epochs() == (5, None)
+    node.membership.remember(cluster_map(5))
+    assert node.epochs() == (5, 5)
+
+
+def test_a_map_that_was_kept_before_its_epoch_was_durable_is_adopted_when_it_is_met_again() -> None:
+    node = Node()
+    node.membership.remember(cluster_map(5))
+    assert node.epochs() == (0, 5)
+    node.membership.adopt(cluster_map(5))
+    assert node.epochs() == (5, 5)
+
+
+def test_a_map_of_an_epoch_that_cannot_be_changes_nothing() -> None:
+    node = Node()
+    node.membership.adopt(cluster_map(3))
+    with pytest.raises(PeerError, match="ahead of ours, 3"):
+        node.membership.adopt(cluster_map(epochs_ahead_max + 5))
+    assert node.epochs() == (3, 3)
+    assert node.kept == [cluster_map(3)]
+
+
+def test_without_room_for_its_epoch_a_map_is_not_taken() -> None:
+    node = Node()
+    world = node.world
+    world.write(key_of(1), value(1))
+    world.disk.fail("allocate", errno.ENOSPC, "*log-*", times=None)
+    world.log.rotate()
+    while world.log.has_room(m.u64.size):
+        assert world.log.append(7, bytes(1_000 if world.log.has_room(2_000) else 1))
+        world.settle()
+    node.membership.adopt(cluster_map(3))
+    assert (node.epochs(), node.kept) == ((0, None), [])
+    world.disk.heal()
+    world.settle(10.0)
+    node.membership.adopt(cluster_map(3))
+    assert (node.epochs(), node.kept) == ((3, 3), [cluster_map(3)])
+    assert world.get(key_of(1)) == (OK, value(1))
