@@ -1,11 +1,7 @@
 """The listening side of HTTP: uvicorn's httptools protocol, run and bounded by us.
 
-uvicorn gives the protocol; binding, draining and the bounds on connections are here:
-- Past `connections_max` a new connection closes the one that has been idle for longest. Idle is
-  one without a request being answered: between requests, silent, or with a head half sent.
-  When none is idle the new one is answered 503 and closed.
-- A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive, and
-  a client may leave its answer unread for as long.
+uvicorn gives the protocol; binding, draining and the bounds on what a client sends are here:
+- Who finds no room among the clients (client_connections.py) is answered 503 and closed.
 - A request head has at most `head_bytes_max` bytes, and so has what stands around a chunked body:
   trailers, which are dropped, and chunk extensions.
 - A request of HTTP/1.1 names its host, once.
@@ -17,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any, NoReturn
 
@@ -28,18 +23,16 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from services.core.errors import ClientError, FatalError, FixRequest, RetryLater
+from services.core.errors import ClientError, FatalError, FixRequest, RestartLater, RetryLater
+from services.runtime.client_connections import Connections, idle_s_max
 from services.runtime.clock import Clock
 from services.runtime.edge import new_request_id
-from services.runtime.metrics import Metrics
 from services.runtime.problem import problem_type
 
 # What a browser's cookies and a long URL need; the contract names this figure to clients.
 head_bytes_max = 16 * 1024
 # What a chunk costs its sender at least, however long: 16 hex digits and two line ends.
 chunk_bytes_max = 20
-# Longer than the minute that client pools keep a connection, so that they are first to let go.
-idle_s_max = 75.0
 # A burst of clients waits in the kernel instead of being refused.
 backlog = 1024
 # How often connections are looked at and the Date header changes.
@@ -48,103 +41,6 @@ tick_s = 1.0
 linger_s_max = 2.0
 # A handler that ignores its cancellation this long is left behind.
 abandon_s_max = 1.0
-
-
-class Connections(ServerState):
-    """uvicorn's server state, and which connections are idle, oldest first."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
-        self.connections_max = 1
-        # Set whenever a connection is gone.
-        self.lost = asyncio.Event()
-        # An insertion-ordered dict is the queue: whoever becomes idle joins at the end.
-        self._idle: dict[ServiceProtocol, float] = {}
-        # Those whose clients do not read what they asked for, in the same way.
-        self._stalled: dict[ServiceProtocol, float] = {}
-        self.opened = 0
-        self.shed = 0
-        self.refused = 0
-        self.expired = 0
-        self.malformed = 0
-
-    def add(self, connection: ServiceProtocol) -> bool:
-        """Take a new connection, at the cost of the idlest. False when there is no room."""
-        self.opened += 1
-        if len(self.connections) > self.connections_max:
-            if not self._idle:
-                self.refused += 1
-                return False
-            self.shed += 1
-            self._drop(next(iter(self._idle)))
-        self.idle(connection)
-        return True
-
-    def idle(self, connection: ServiceProtocol) -> None:
-        self._idle.pop(connection, None)
-        self._idle[connection] = self.clock.monotonic_s()
-
-    def busy(self, connection: ServiceProtocol) -> None:
-        self._idle.pop(connection, None)
-
-    def stalled(self, connection: ServiceProtocol) -> None:
-        self._stalled.setdefault(connection, self.clock.monotonic_s())
-
-    def flowing(self, connection: ServiceProtocol) -> None:
-        self._stalled.pop(connection, None)
-
-    @property
-    def idle_count(self) -> int:
-        return len(self._idle)
-
-    @property
-    def stalled_count(self) -> int:
-        return len(self._stalled)
-
-    def expire(self) -> None:
-        """Drop what has been idle or stalled for too long."""
-        oldest_s = self.clock.monotonic_s() - idle_s_max
-        for waiting in (self._idle, self._stalled):
-            # Both are in order of time: the first that is young enough ends the search.
-            while waiting:
-                connection, since_s = next(iter(waiting.items()))
-                if since_s > oldest_s:
-                    break
-                self.expired += 1
-                self._drop(connection)
-
-    def _drop(self, connection: ServiceProtocol) -> None:
-        self._idle.pop(connection, None)
-        self._stalled.pop(connection, None)
-        # Not close(), which would wait for a client that does not read.
-        connection.transport.abort()
-
-    def add_to(self, metrics: Metrics) -> None:
-        figures: dict[str, tuple[str, Callable[[], int]]] = {
-            "http_connections": ("Client connections", lambda: len(self.connections)),
-            "http_connections_idle": ("Those without a request", lambda: self.idle_count),
-            "http_connections_stalled": ("Those not reading", lambda: self.stalled_count),
-            "http_connections_max": ("Bound on them", lambda: self.connections_max),
-        }
-        for name, (text, read) in figures.items():
-            metrics.add(name, "gauge", text, read)
-        ends: dict[str, Callable[[], int]] = {
-            "shed": lambda: self.shed,
-            "refused": lambda: self.refused,
-            "expired": lambda: self.expired,
-        }
-        metrics.add("http_connections_opened", "counter", "Accepted", lambda: self.opened)
-        metrics.add(
-            "http_connections_closed_by_us",
-            "counter",
-            "Closed for room, refused for lack of it, or idle for too long",
-            lambda: {name: read() for name, read in ends.items()},
-            labels=("why",),
-        )
-        metrics.add(
-            "http_malformed", "counter", "Requests that are not HTTP", lambda: self.malformed
-        )
 
 
 class ServiceProtocol(HttpToolsProtocol):
@@ -452,7 +348,7 @@ class Listener:
     def _unusable(self, error: OSError, port_variable: str) -> FatalError:
         where = f"port {self._port} on {self._host}"
         if error.errno == errno.EADDRINUSE:
-            return FatalError(
+            return RestartLater(
                 f"{where} is taken: stop what listens there, or set {port_variable} to another"
             )
         return FatalError(f"cannot listen on {where} ({port_variable}): {error.strerror or error}")

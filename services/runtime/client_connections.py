@@ -1,0 +1,119 @@
+"""The clients of an HTTP server: how many there may be at once, and how long each may idle.
+
+- Past `connections_max` a new connection closes the one that has been idle for longest. Idle is
+  one without a request being answered: between requests, silent, or with a head half sent.
+  When none is idle there is no room.
+- A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive, and
+  a client may leave its answer unread for as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from services.runtime.clock import Clock
+from services.runtime.metrics import Metrics
+
+# Longer than the minute that client pools keep a connection, so that they are first to let go.
+idle_s_max = 75.0
+
+
+class Connections(ServerState):
+    """uvicorn's server state, and which connections are idle, oldest first."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.connections_max = 1
+        # Set whenever a connection is gone.
+        self.lost = asyncio.Event()
+        # An insertion-ordered dict is the queue: whoever becomes idle joins at the end.
+        self._idle: dict[HttpToolsProtocol, float] = {}
+        # Those whose clients do not read what they asked for, in the same way.
+        self._stalled: dict[HttpToolsProtocol, float] = {}
+        self.opened = 0
+        self.shed = 0
+        self.refused = 0
+        self.expired = 0
+        self.malformed = 0
+
+    def add(self, connection: HttpToolsProtocol) -> bool:
+        """Take a new connection, at the cost of the idlest. False when there is no room."""
+        self.opened += 1
+        if len(self.connections) > self.connections_max:
+            if not self._idle:
+                self.refused += 1
+                return False
+            self.shed += 1
+            self._drop(next(iter(self._idle)))
+        self.idle(connection)
+        return True
+
+    def idle(self, connection: HttpToolsProtocol) -> None:
+        self._idle.pop(connection, None)
+        self._idle[connection] = self.clock.monotonic_s()
+
+    def busy(self, connection: HttpToolsProtocol) -> None:
+        self._idle.pop(connection, None)
+
+    def stalled(self, connection: HttpToolsProtocol) -> None:
+        self._stalled.setdefault(connection, self.clock.monotonic_s())
+
+    def flowing(self, connection: HttpToolsProtocol) -> None:
+        self._stalled.pop(connection, None)
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    @property
+    def stalled_count(self) -> int:
+        return len(self._stalled)
+
+    def expire(self) -> None:
+        """Drop what has been idle or stalled for too long."""
+        oldest_s = self.clock.monotonic_s() - idle_s_max
+        for waiting in (self._idle, self._stalled):
+            # Both are in order of time: the first that is young enough ends the search.
+            while waiting:
+                connection, since_s = next(iter(waiting.items()))
+                if since_s > oldest_s:
+                    break
+                self.expired += 1
+                self._drop(connection)
+
+    def _drop(self, connection: HttpToolsProtocol) -> None:
+        self._idle.pop(connection, None)
+        self._stalled.pop(connection, None)
+        # Not close(), which would wait for a client that does not read.
+        connection.transport.abort()
+
+    def add_to(self, metrics: Metrics) -> None:
+        figures: dict[str, tuple[str, Callable[[], int]]] = {
+            "http_connections": ("Client connections", lambda: len(self.connections)),
+            "http_connections_idle": ("Those without a request", lambda: self.idle_count),
+            "http_connections_stalled": ("Those not reading", lambda: self.stalled_count),
+            "http_connections_max": ("Bound on them", lambda: self.connections_max),
+        }
+        for name, (text, read) in figures.items():
+            metrics.add(name, "gauge", text, read)
+        ends: dict[str, Callable[[], int]] = {
+            "shed": lambda: self.shed,
+            "refused": lambda: self.refused,
+            "expired": lambda: self.expired,
+        }
+        metrics.add("http_connections_opened", "counter", "Accepted", lambda: self.opened)
+        metrics.add(
+            "http_connections_closed_by_us",
+            "counter",
+            "Closed for room, refused for lack of it, or idle for too long",
+            lambda: {name: read() for name, read in ends.items()},
+            labels=("why",),
+        )
+        metrics.add(
+            "http_malformed", "counter", "Requests that are not HTTP", lambda: self.malformed
+        )
