@@ -42,7 +42,7 @@ commands = {
 
 
 class CommandLine(click.Group):
-    """The commands by name; a FatalError from any of them is one line, not a traceback."""
+    """The commands by name; a FatalError from any of them is one line and its exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(commands)
@@ -69,7 +69,7 @@ class CommandLine(click.Group):
             return super().invoke(ctx)
         except FatalError as error:
             click.echo(f"ydht: {' '.join(str(error).split())}", err=True)
-            ctx.exit(1)
+            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             ctx.exit(interrupted_exit_code)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime.file_lock import FileLock
 
 # Processes whose supervisor was killed end like on SIGTERM, which may take them 10 s.
@@ -82,7 +82,7 @@ class DataDirectory:
                     return lock.descriptor
         except OSError as error:
             raise unusable(self.path, error) from error
-        raise FatalError(
+        raise RestartLater(
             f"{self._leftovers()} of an earlier `ydht up` in {self.path} "
             "did not end by itself: end it, then try again"
         )
@@ -144,7 +144,8 @@ def unusable(path: Path, error: OSError) -> FatalError:
         errno.EDQUOT: "make room, or ",
         errno.EACCES: "start as the user who owns it, or ",
     }.get(error.errno or 0, "")
-    return FatalError(
+    kind = RestartLater if error.errno in (errno.ENOSPC, errno.EDQUOT) else FatalError
+    return kind(
         f"data directory {path} can't be used: {error.strerror}{where}: "
         f"{remedy}choose another --data-dir"
     )

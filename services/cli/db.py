@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from services.cli.options import data_dir_option
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime.embedded import EmbeddedPostgres
 from services.runtime.migrations import DatabaseToolSettings, address_from, migrate
 from services.runtime.settings import load
@@ -89,7 +89,7 @@ async def run_server(
 
 
 async def _never_ending(server: EmbeddedPostgres) -> None:
-    raise FatalError(f"PostgreSQL ended by itself: {await server.wait()}")
+    raise RestartLater(f"PostgreSQL ended by itself: {await server.wait()}")
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

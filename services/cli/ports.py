@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import psutil  # type: ignore[import-untyped]
 
 from services.core.cluster import port_max
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime.settings import link_port_offset
 
 gateway_offset = 0
@@ -93,7 +93,7 @@ def plan_ports(base: int, *, nodes: int, replicators: int) -> PortPlan:
 
 
 def refuse_taken_ports(host: str, wanted: Mapping[int, str]) -> None:
-    """FatalError if a port of `wanted` (port to the service it is for) can't be listened on.
+    """RestartLater if a port of `wanted` (port to the service it is for) can't be listened on.
 
     The text names each such port, the service, and the process that has it. A port may still
     be lost between this check and the service's own bind; the service then says so itself.
@@ -104,7 +104,7 @@ def refuse_taken_ports(host: str, wanted: Mapping[int, str]) -> None:
         if (trouble := _trouble(host, port)) is not None
     ]
     if complaints:
-        raise FatalError(f"{'; '.join(complaints)}; --port-base moves all ports")
+        raise RestartLater(f"{'; '.join(complaints)}; --port-base moves all ports")
 
 
 def _trouble(host: str, port: int) -> str | None:

@@ -7,9 +7,11 @@
     ├── InternalError    500          a bug of ours, logged with the request id
     ├── PeerError        -            the other end of a link broke the protocol: close the link
     └── FatalError       -            this process must stop and say why (settings, corruption)
+        └── RestartLater -            so must it, but another start may do better (a taken port)
 
 The first four carry a code of `CATALOGUE` and travel to clients as problem+json (RFC 9457).
-The last two never leave a process. Any other exception is a bug and is answered `internal`.
+The others never leave a process; of the last two its exit code tells. Any other exception is a
+bug and is answered `internal`.
 """
 
 from __future__ import annotations
@@ -206,4 +208,20 @@ class PeerError(YdhtError):
 
 
 class FatalError(YdhtError):
-    """This process cannot go on. The text is one line: what is wrong, where, and what to do."""
+    """This process cannot go on, nor could its next start until somebody has mended the cause.
+
+    The text is one line: what is wrong, where, and what to do. The exit code is one that nothing
+    else ends with, so that a supervisor of any make can be told not to try again.
+    """
+
+    # EX_CONFIG of sysexits.h: not among the codes of shells, of Python and of click.
+    exit_code: ClassVar[int] = 78
+
+
+class RestartLater(FatalError):
+    """This process cannot go on, but the same start may succeed later, with nothing mended.
+
+    What failed it was passing, or may have been: a port, a full disk, another process.
+    """
+
+    exit_code = 1

@@ -25,7 +25,7 @@ from typing import Self, TypeVar
 
 import asyncpg
 
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime import embedded_home as home
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.disk import SystemDisk
@@ -207,7 +207,7 @@ class EmbeddedPostgres:
             raise _owned(self.data_dir, self._owner_lock)
         self._owner_lock.sign()
         if not await self._previous_gone(previous_s_max):
-            raise FatalError(
+            raise RestartLater(
                 f"processes of an earlier PostgreSQL still hold {self._server_lock.path} after"
                 f" {previous_s_max:.0f} s: see `fuser {self._server_lock.path}` and end them"
             )
@@ -290,7 +290,7 @@ class EmbeddedPostgres:
         finally:
             os.close(secret)
         if code != 0:
-            raise FatalError(f"a new database could not be made in {data}: {_reason(said)}")
+            raise RestartLater(f"a new database could not be made in {data}: {_reason(said)}")
         draft.rename(data)
         self._log(f"made a new, empty database in {data}")
         await _to_its_end(SystemDisk().sync_directory, data.parent)
@@ -320,7 +320,7 @@ class EmbeddedPostgres:
         deadline_s = asyncio.get_running_loop().time() + start_s_max
         while True:
             if process.returncode is not None:
-                raise FatalError(f"PostgreSQL did not start: {await self.wait()}")
+                raise RestartLater(f"PostgreSQL did not start: {await self.wait()}")
             try:
                 await self._connect()
             except asyncpg.InvalidPasswordError as error:
@@ -336,7 +336,7 @@ class EmbeddedPostgres:
             except (*_NOT_YET, asyncpg.PostgresError) as error:
                 # Starting, ending (the next turn finds out why), or busy with somebody else.
                 if asyncio.get_running_loop().time() > deadline_s:
-                    raise FatalError(
+                    raise RestartLater(
                         f"PostgreSQL let nobody in for {start_s_max:.0f} s"
                         f" ({str(error) or type(error).__name__}): {self._last_words()}"
                     ) from error
@@ -445,7 +445,9 @@ def _disk_errors(directory: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only: choose another --data-dir",
             errno.EACCES: "permission denied: start as the user who owns it",
         }.get(error.errno or 0, error.strerror or str(error))
-        raise FatalError(f"{error.filename or directory}: {advice}") from error
+        # What needs its owner's hand is not mended by waiting; room and devices may come back.
+        kind = FatalError if error.errno in (errno.EROFS, errno.EACCES) else RestartLater
+        raise kind(f"{error.filename or directory}: {advice}") from error
 
 
 async def _to_its_end(work: Callable[..., T], *arguments: object) -> T:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.core.errors import FatalError
+from services.core.errors import RestartLater
 from services.core.wire import DOWN, Frame, FrameDecoder, Hello
 from services.runtime import telemetry
 from services.runtime.connection import Connection
@@ -259,7 +259,7 @@ class LinkServer:
                 backlog=limits.openings_max,
             )
         except OSError as error:
-            raise FatalError(
+            raise RestartLater(
                 f"cannot listen for links on {self._host} port {self.port}: {error.strerror}"
             ) from error
         self.port = listening.getsockname()[1]

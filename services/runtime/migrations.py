@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import services
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime.database_url import DatabaseAddress, parse_database_url
 from services.runtime.embedded import embedded_address
 from services.runtime.embedded_home import is_runtime_directory
@@ -92,7 +92,7 @@ def migrate(address: DatabaseAddress, revision: str = "head") -> None:
         ) from error
     except (OSError, SQLAlchemyError) as error:
         cause = _one_line(getattr(error, "orig", None) or error)
-        raise FatalError(
+        raise RestartLater(
             f"the database could not be migrated: {cause}; {_advice(address)}"
         ) from error
 

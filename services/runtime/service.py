@@ -14,7 +14,8 @@ they are closed in the reverse order.
     4. /ready is 503, no connection is taken any more, requests in flight get their answers
     5. the lifespan closes
 
-A FatalError at any point is one line on stderr and exit code 1. A second signal hurries.
+A FatalError at any point is one line on stderr and its own exit code: 78 when a start would meet
+it again, 1 when the next one may do better, as after a bug. A second signal hurries.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import NoReturn, TypeVar
 import uvloop
 from starlette.applications import Starlette
 
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime import telemetry
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.descriptors import connections_within, raise_descriptor_limit
@@ -110,8 +111,7 @@ def main(
     try:
         settings = load(settings_type, os.environ)
     except FatalError as error:
-        _say(settings_type.service, error)
-        sys.exit(1)
+        sys.exit(_say(settings_type.service, error))
     sys.exit(run(settings, build_app, os.environ, protocol))
 
 
@@ -127,13 +127,12 @@ def run(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings, build_app, environ, protocol))
     except FatalError as error:
-        _say(settings.service, error)
+        return _say(settings.service, error)
     except BaseExceptionGroup as errors:
         fatal, others = errors.split(FatalError)
         if fatal is None or others is not None:
             raise
-        _say(settings.service, _first(fatal))
-    return 1
+        return _say(settings.service, _first(fatal))
 
 
 async def serve(
@@ -214,7 +213,7 @@ async def _close(lifespan: AbstractAsyncContextManager[object]) -> None:
     except TimeoutError:
         if not deadline.expired():
             raise
-        raise FatalError(
+        raise RestartLater(
             f"resources were not closed within {close_s_max:g} s; what is on disk is as safe "
             "as after a crash"
         ) from None
@@ -227,6 +226,8 @@ def _first(errors: BaseExceptionGroup[FatalError]) -> FatalError:
     return error if isinstance(error, FatalError) else FatalError(str(error))
 
 
-def _say(service: str, error: FatalError) -> None:
+def _say(service: str, error: FatalError) -> int:
+    """Say it as the last line of this process; the exit code that goes with it."""
     line = " ".join(str(error).split("\n"))
     sys.stderr.write(f"ydht {service}: {line}\n")
+    return error.exit_code

@@ -26,7 +26,7 @@ import asyncpg
 import pytest
 
 from services.cli.db import run_server
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime import embedded
 from services.runtime import embedded_home as home
 from services.runtime.database_url import DatabaseAddress
@@ -151,11 +151,11 @@ class Running:
         self.address = DatabaseAddress(host=host, database=database, user=user, password=password)
         return self.address
 
-    async def complaint(self) -> str:
-        """Its last words, once it has ended by itself with an error."""
+    async def complaint(self, kind: type[FatalError] = FatalError) -> str:
+        """Its last words, once it has ended by itself with an error of this kind."""
         assert self.process.stderr is not None
         said = (await self.process.stderr.read()).decode()
-        assert await self.process.wait() == 1, said
+        assert await self.process.wait() == kind.exit_code, said
         return said.rstrip("\n").split("\n")[-1]
 
     async def stop(self) -> None:
@@ -284,7 +284,7 @@ async def test_a_killed_server_ends_its_owner_with_one_line(
     async with ydht(starter, data_dir) as first:
         await store(await first.ready())
         os.kill(first.postmaster(), signal.SIGKILL)
-        complaint = await first.complaint()
+        complaint = await first.complaint(RestartLater)
         assert complaint == "ydht: PostgreSQL ended by itself: killed by SIGKILL"
     assert servers_on(data_dir) == []
     await start_again_and_find_the_data(starter, data_dir)
@@ -514,7 +514,7 @@ async def test_a_server_that_lets_nobody_in_is_given_up_with_its_reason(
         elsewhere = replace(server.address, database="postgres")
         await run(elsewhere, "ALTER DATABASE ydht ALLOW_CONNECTIONS false")
     monkeypatch.setattr(embedded, "start_s_max", 2.0)
-    with pytest.raises(FatalError, match=r"let nobody in for 2 s .*not currently accepting"):
+    with pytest.raises(RestartLater, match=r"let nobody in for 2 s .*not currently accepting"):
         await server.start()
     assert servers_on(tmp_path) == []
 
@@ -641,7 +641,7 @@ async def test_a_full_disk_is_named_as_such(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(home, "make_runtime_directory", no_room)
-    with pytest.raises(FatalError, match="the disk is full: make room"):
+    with pytest.raises(RestartLater, match="the disk is full: make room"):
         await EmbeddedPostgres(tmp_path, password, log=print).start()
 
 

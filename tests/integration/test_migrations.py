@@ -12,7 +12,7 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.embedded import embedded_address
 from services.runtime.migrations import alembic_config, migrate, scripts_directory
@@ -133,7 +133,7 @@ async def test_a_database_that_is_away_is_looked_for_where_its_address_came_from
     address = DatabaseAddress(
         host=host, port=1, user="ada", database="shop", password="not to be shown"
     )
-    with pytest.raises(FatalError, match="check DATABASE_URL: is it running there") as refusal:
+    with pytest.raises(RestartLater, match="check DATABASE_URL: is it running there") as refusal:
         await asyncio.to_thread(migrate, address)
     assert "not to be shown" not in str(refusal.value)
     assert "ydht db" not in str(refusal.value)
@@ -141,7 +141,7 @@ async def test_a_database_that_is_away_is_looked_for_where_its_address_came_from
 
 async def test_an_embedded_database_that_is_away_is_one_line_of_advice(tmp_path: Path) -> None:
     address = embedded_address(tmp_path, "not to be shown")
-    with pytest.raises(FatalError, match=r"is it running\? `ydht db` starts it$"):
+    with pytest.raises(RestartLater, match=r"is it running\? `ydht db` starts it$"):
         await asyncio.to_thread(migrate, address)
 
 

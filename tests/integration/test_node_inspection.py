@@ -207,6 +207,6 @@ def test_verify_names_damage_and_fails(node: Node, tmp_path: Path) -> None:
 
 def test_verify_of_what_is_no_node_is_one_line(tmp_path: Path) -> None:
     verified = CliRunner().invoke(main, ["node", "verify", str(tmp_path)])
-    assert verified.exit_code == 1
+    assert verified.exit_code == 78, "which is not that of damage"
     assert verified.output.count("\n") == 1
     assert "is not the directory of a node" in verified.output

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from services.cli import commands as cli
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime.env_file import read_env
 
 
@@ -66,15 +66,20 @@ def test_an_unknown_command_is_refused_by_name() -> None:
     assert "No such command 'fly'" in err
 
 
-def test_a_fatal_error_is_one_line_and_exit_code_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "code"), [(FatalError, 78), (RestartLater, 1)], ids=["for good", "passing"]
+)
+def test_a_fatal_error_is_one_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, kind: type[FatalError], code: int
+) -> None:
     @click.command()
     def fail() -> None:
-        raise FatalError("the disk\nis full")
+        raise kind("the disk\nis full")
 
     monkeypatch.setattr(sys.modules[__name__], "fail", fail, raising=False)
     lazy = cli.LazyCommand(__name__, "fail", "Fails.")
     monkeypatch.setitem(cli.commands, "fail", lazy)
-    assert run("fail") == (1, "", "ydht: the disk is full\n")
+    assert run("fail") == (code, "", "ydht: the disk is full\n")
 
 
 def test_what_goes_wrong_inside_a_command_shows_no_local_variables() -> None:
@@ -140,7 +145,7 @@ def test_a_data_directory_that_is_a_file_is_one_line(tmp_path: Path, command: st
     file = tmp_path / "file"
     file.write_text("")
     code, _, err = run(command, "--data-dir", str(file))
-    assert code == 1
+    assert code == 78
     expected = f"data directory {file} is not a directory: choose another --data-dir"
     assert err == f"ydht: {expected}\n"
 
@@ -185,7 +190,7 @@ def test_lost_secrets_of_existing_data_are_asked_for_and_not_replaced(
 ) -> None:
     (tmp_path / data).mkdir(parents=True)
     code, _, err = run(command, "--data-dir", str(tmp_path))
-    assert code == 1
+    assert code == 78
     assert err.startswith(f"ydht: {tmp_path}/ydht.env is missing, and ")
     assert "bring the file back" in err
     assert not (tmp_path / "ydht.env").exists()
@@ -211,7 +216,7 @@ def test_too_few_open_files_are_one_line(tmp_path: Path, command: str) -> None:
         text=True,
         check=False,
     )
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (78, "")
     assert result.stderr.startswith("ydht: at most 16 files may be open at once, and 64 are ")
     assert result.stderr.count("\n") == 1
 

@@ -14,7 +14,7 @@ from services.cli.ports import (
     refuse_taken_ports,
     replicators_max,
 )
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 
 
 def test_the_ports_of_the_default_installation_are_the_documented_ones() -> None:
@@ -91,7 +91,7 @@ def test_a_taken_port_is_named_with_its_service_and_its_process() -> None:
 def test_a_listener_on_all_addresses_takes_the_port_too() -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:  # noqa: S104 - the case under test
         port = taken.getsockname()[1]
-        with pytest.raises(FatalError, match=f"port {port}, for gateway, is taken"):
+        with pytest.raises(RestartLater, match=f"port {port}, for gateway, is taken"):
             refuse_taken_ports("127.0.0.1", {port: "gateway"})
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 import pytest
 
 from services.core.errors import (
     CATALOGUE,
     ClientError,
+    FatalError,
     FixRequest,
     InternalError,
+    RestartLater,
     RetryLater,
     UnknownOutcome,
 )
@@ -76,3 +80,11 @@ def test_the_words_old_clients_read_are_kept() -> None:
     assert CATALOGUE["invalid_consistency"].title == (
         "Invalid consistency level. Must be 'strong' or 'eventual'"
     )
+
+
+def test_what_needs_mending_and_what_may_pass_end_a_process_differently() -> None:
+    needs_mending, may_pass = FatalError("no secret"), RestartLater("port taken")
+    assert needs_mending.exit_code == os.EX_CONFIG
+    # Python's own for a bug: both may go better the next time.
+    assert may_pass.exit_code == 1
+    assert isinstance(may_pass, FatalError)
