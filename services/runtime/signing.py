@@ -11,7 +11,8 @@ subkey made for this purpose, of these lines:
     nonce                               22 base64url characters: 128 random bits
     name:value                          of every other X-Ydht-* header, lower-case, by name
 
-so that claims such as `X-Ydht-Tenant` are as trustworthy as the rest.
+so that claims such as `X-Ydht-Tenant` and `X-Ydht-Namespace` are as trustworthy as the rest.
+Whatever else a service lets a signed request say in a header must have such a name.
 
 The receiver takes a request signed within 30 s of its own clock, once: it remembers nonces for as
 long as their time would be accepted. Without room to remember, it refuses.
@@ -47,6 +48,8 @@ nonces_max = 100_000
 purpose_http = b"ydht http"
 
 _covered_prefix = "x-ydht-"
+# What HTTP allows around a value. Without this, strip() would also take the end of some UTF-8.
+_white_space = " \t"
 _form = re.compile(r"v1;(\d{1,16});([A-Za-z0-9_-]{22});([0-9a-f]{64})", re.ASCII)
 
 Headers = Iterable[tuple[str, str]]
@@ -76,10 +79,12 @@ class SignedAuth(httpx.Auth):
         self._signer = signer
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        raw = request.headers.raw
         request.headers[signature_header] = self._signer.sign(
             request.method,
             request.url.raw_path.decode("ascii"),
-            request.headers.multi_items(),
+            # As they are sent. httpx would decode them by a guess, and the receiver does not guess.
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw],
             request.content,
         )
         yield request
@@ -249,7 +254,7 @@ def _digest(
     key: bytes, method: str, target: str, headers: Headers, body: bytes, time_ms: str, nonce: str
 ) -> str:
     covered = sorted(
-        f"{name.lower()}:{value.strip()}"
+        f"{name.lower()}:{value.strip(_white_space)}"
         for name, value in headers
         if name.lower().startswith(_covered_prefix) and name.lower() != signature_header.lower()
     )

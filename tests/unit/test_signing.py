@@ -232,6 +232,29 @@ def test_no_header_value_makes_the_check_fail_otherwise(value: str) -> None:
     assert refused == "unauthorized"
 
 
+async def test_httpx_signs_the_bytes_of_headers_whatever_they_are() -> None:
+    two = Two()
+    names = ["größe".encode(), "鍵".encode(), b"\xff\xfe", "à".encode(), b"plain"]
+
+    def receive(request: httpx.Request) -> httpx.Response:
+        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in request.headers.raw]
+        # The last byte of a UTF-8 character is part of it, though some would take it for a space.
+        cut = [(name, value.removesuffix("\xa0")) for name, value in headers]
+        if cut != headers:
+            refusal = detail_of(two.verifier, "GET", "/store", cut, b"")
+            assert "does not match" in refusal
+        two.verifier.verify(request.method, request.url.path, headers, request.content)
+        return httpx.Response(204)
+
+    async with httpx.AsyncClient(
+        auth=SignedAuth(two.signer), transport=httpx.MockTransport(receive), base_url="http://peer"
+    ) as client:
+        for name in names:
+            answer = await client.get("/store", headers={b"X-Ydht-Namespace": name})
+            assert answer.status_code == 204
+    assert two.verifier.accepted == len(names)
+
+
 async def test_httpx_signs_what_it_really_sends() -> None:
     two = Two()
     received: list[str] = []
