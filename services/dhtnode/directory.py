@@ -14,13 +14,17 @@ gave, is not taken for the one that gave them.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from services.core.errors import FatalError
+import msgspec
+
+from services.core.errors import FatalError, RestartLater
 from services.dhtnode.frame import store_id_bytes
 from services.runtime.disk import Disk, Lock, lock_name
 
@@ -139,15 +143,60 @@ def _claim(disk: Disk, path: Path, node_id: str, new_store_id: bytes) -> bytes:
     return new_store_id
 
 
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Store(_Format):
+    node_id: str
+    store_id: Annotated[str, msgspec.Meta(pattern=f"^[0-9a-f]{{{2 * store_id_bytes}}}$")]
+
+
 def read_store(disk: Disk, directory: Path) -> tuple[str, bytes]:
-    """The node id and the store id of a directory."""
+    """The node id and the store id of a directory; FatalError if they are not to be had."""
     path = directory / store_name
     try:
-        store = json.loads(disk.read(path, _store_file_bytes_max))
-        known, owner = store["format"] == _store_format, str(store["node_id"])
-        store_id = bytes.fromhex(store["store_id"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FatalError(f"{path} does not say whose data this is: {error!r}") from error
-    if not known or len(store_id) != store_id_bytes:
-        raise FatalError(f"{path} has a format that this version does not know")
-    return owner, store_id
+        content = disk.read(path, _store_file_bytes_max)
+        if msgspec.json.decode(content, type=_Format).format != _store_format:
+            raise FatalError(f"{path} has a format that this version does not know")
+        store = msgspec.json.decode(content, type=_Store)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise _garbled(path, str(error.strerror)) from error
+    except ValueError as error:
+        # Of msgspec, and of what is not UTF-8.
+        raise _garbled(path, str(error)) from error
+    return store.node_id, bytes.fromhex(store.store_id)
+
+
+def _garbled(path: Path, what: str) -> FatalError:
+    return FatalError(
+        f"{path} does not say whose data this is ({what}): put back an intact copy of that file, "
+        "or replace the node"
+    )
+
+
+def disk_failure(error: OSError) -> FatalError:
+    """What ends a node that the disk has refused something: what, where, and what to do."""
+    where, why = error.filename, error.strerror
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return FatalError(
+            f"{where} may not be read or written by this account, uid {os.geteuid()} ({why}): run "
+            "the node as the owner of its data, or give the data to this account"
+        )
+    if error.errno == errno.EROFS:
+        return FatalError(
+            f"{where} may not be written ({why}): mount that file system for writing, or set "
+            "DATA_DIR to a directory elsewhere"
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RestartLater(f"{where} cannot be written ({why}): free space there, start again")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return RestartLater(
+            f"{where} cannot be opened ({why}): raise the limit on open files, start again"
+        )
+    return RestartLater(
+        f"the disk failed at {where}: {why}; nothing that was acknowledged is lost, mend the disk "
+        "and start again"
+    )

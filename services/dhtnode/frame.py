@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
@@ -79,6 +80,30 @@ class Corrupt(FatalError):
         self.file = str(file)
         self.offset = offset
         self.what = what
+
+
+class Foreign(Corrupt):
+    """A sound file of another store than that which the directory says it is."""
+
+    def __init__(self, file: Path, found: bytes, expected: bytes) -> None:
+        what = f"it belongs to the store {found.hex()}"
+        super().__init__(file, 0, what)
+        self.args = (
+            f"{file} belongs to the store {found.hex()}, and {file.with_name('store')} names "
+            f"{expected.hex()}: these two do not belong together, so this node does not start; "
+            "put back the one that was replaced, or replace the node",
+        )
+
+
+def bad_frame(file: Path, offset: int, sequence: int, later: int | None) -> Corrupt:
+    """The complaint of a frame that cannot be a torn write: `later` bytes behind it stands one
+    that was committed after it, or if None, in a later segment."""
+    proof = (
+        "a later segment follows"
+        if later is None
+        else f"a frame that was committed after it is intact at byte {offset + later}"
+    )
+    return Corrupt(file, offset, f"frame {sequence} is bad, and {proof}")
 
 
 class SegmentHead(NamedTuple):

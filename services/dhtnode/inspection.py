@@ -15,12 +15,20 @@ from services.core.errors import FatalError
 from services.core.messages import Reader
 from services.core.record import version
 from services.dhtnode.chunk import decode_chunk, entry_head
-from services.dhtnode.directory import read_store, segments_in, snapshots_in, store_name
+from services.dhtnode.directory import (
+    disk_failure,
+    read_store,
+    segments_in,
+    snapshots_in,
+    store_name,
+)
 from services.dhtnode.frame import (
     RECORD,
     SLOT,
     Corrupt,
+    Foreign,
     FrameReader,
+    bad_frame,
     decode_segment,
     find_later_batch,
     head_bytes,
@@ -137,8 +145,10 @@ class Inspector:
                 yield from self._empty(survey)
                 return
             head = decode_segment(read(file, 0, segment_head_bytes))
-            if head is None or head.store_id != self.found.store_id:
-                raise Corrupt(survey.path, 0, "it is not a segment of this store")
+            if head is None:
+                raise Corrupt(survey.path, 0, "it is not a segment")
+            if head.store_id != self.found.store_id:
+                raise Foreign(survey.path, head.store_id, self.found.store_id)
             frames = FrameReader(file, self._seed, head.first, offset=segment_head_bytes)
             yield from frames.walk(lambda kind, body: self._visit(survey, kind, body))
             survey.last, survey.used_bytes = frames.sequence - 1, frames.offset
@@ -149,7 +159,7 @@ class Inspector:
             later = find_later_batch(tail, self._seed, frames.sequence)
             # Only the last segment may end in a write that a crash has torn.
             if tail and (later is not None or survey.path != self._newest_segment):
-                raise Corrupt(survey.path, frames.offset, f"frame {frames.sequence} is bad")
+                raise bad_frame(survey.path, frames.offset, frames.sequence, later)
             survey.torn_bytes = len(tail)
 
     def _empty(self, survey: Survey) -> Iterator[int]:
@@ -164,8 +174,9 @@ class Inspector:
         expected = used[-1].last + 1 if used else 1
         newest = self._newest_segment
         overtaken = newest is not None and survey.path.name < newest.name
-        if tail and (overtaken or find_later_batch(tail, self._seed, expected) is not None):
-            raise Corrupt(survey.path, 0, f"frame {expected} is bad")
+        later = find_later_batch(tail, self._seed, expected)
+        if tail and (overtaken or later is not None):
+            raise bad_frame(survey.path, 0, expected, later)
         survey.torn_bytes = len(tail)
         yield survey.size_bytes
 
@@ -196,9 +207,12 @@ class Inspector:
 
 def inspect(disk: Disk, directory: Path) -> Inspector:
     """FatalError if the directory is not that of a node."""
-    if not disk.exists(directory / store_name):
-        raise FatalError(
-            f"{directory} is not the directory of a node (it holds no file {store_name!r}); "
-            "nodes have theirs in DATA_DIR/nodes"
-        )
-    return Inspector(disk, directory)
+    try:
+        if not disk.exists(directory / store_name):
+            raise FatalError(
+                f"{directory} is not the directory of a node (it holds no file {store_name!r}); "
+                "nodes have theirs in DATA_DIR/nodes"
+            )
+        return Inspector(disk, directory)
+    except OSError as error:
+        raise disk_failure(error) from error

@@ -17,9 +17,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from services.core.digest import digest_key
-from services.core.errors import FatalError, PeerError
-from services.core.wire import OK, Role
-from services.dhtnode.directory import NodeDirectory
+from services.core.errors import FatalError, PeerError, RetryLater
+from services.core.wire import Role
+from services.dhtnode.directory import NodeDirectory, disk_failure
 from services.dhtnode.frame import store_id_bytes
 from services.dhtnode.handlers import NodeHandlers
 from services.dhtnode.log import Batch, Log
@@ -45,6 +45,8 @@ from services.runtime.settings import link_port_offset
 # What is under way when a node is told to stop is a batch or two.
 drain_s_max: Final = 3.0
 map_bytes_max: Final = 1 << 20
+# How long a look at this replica over HTTP waits for the disk: as long as an operation may take.
+durable_wait_s_max: Final = 2.0
 batch_sizes: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -65,6 +67,8 @@ class Node:
         self._disk = disk
         self._directory: NodeDirectory | None = None
         self._links: list[Link] = []
+        # By batches that somebody waits for, what tells them whether it has become durable.
+        self._awaited: dict[Batch, asyncio.Future[bool]] = {}
         self._said = telemetry.logger("services.dhtnode")
 
     @property
@@ -82,7 +86,7 @@ class Node:
                 secrets.token_bytes(store_id_bytes),
             )
         except OSError as error:
-            raise _disk_failure(error) from error
+            raise disk_failure(error) from error
 
     @property
     def directory(self) -> NodeDirectory:
@@ -102,7 +106,7 @@ class Node:
             found = await self._recover(self.recovery)
             await self._serve(found, loops)
         except OSError as error:
-            raise _disk_failure(error) from error
+            raise disk_failure(error) from error
 
     async def _recover(self, recovery: Recovery) -> Recovered:
         began_s = self.service.clock.monotonic_s()
@@ -115,10 +119,6 @@ class Node:
         found = recovery.result
         for warning in found.warnings:
             self._said.warning("recovery", what=warning)
-        if (cut := found.cut) is not None:
-            self._said.warning(
-                "a torn write was cut", file=str(cut.path), offset=cut.offset, bytes=cut.bytes
-            )
         self._said.info(
             "recovered",
             keys=self.table.total.keys,
@@ -169,7 +169,12 @@ class Node:
             loops.start(name, run)
         for url in settings.replicator_urls:
             place = urlsplit(url)
-            link = Link(station, place.hostname or "", (place.port or 80) + link_port_offset)
+            link = Link(
+                station,
+                place.hostname or "",
+                (place.port or 80) + link_port_offset,
+                absence=f"no replicator yet at {url} (REPLICATOR_URLS); waiting",
+            )
             self._links.append(link)
             link.start()
         self._said.info("serving", links=settings.link_port, epoch=replica.epoch)
@@ -190,6 +195,7 @@ class Node:
         """Answer what is under way, make everything durable, and give the directory back."""
         # Once the disk has failed, what is under way cannot be answered any more.
         drain_s = 0.0 if self.service.failure is not None else drain_s_max
+        self._let_go()
         for link in self._links:
             await link.close(drain_s)
         if self.server is not None:
@@ -201,13 +207,41 @@ class Node:
         if self._directory is not None:
             self._directory.close()
 
-    async def until_durable(self) -> None:
-        """Return once everything that can be read now is durable."""
-        batch = self.log.newest if self.log is not None else None
-        if batch is not None:
-            waiter = _Waiter(asyncio.get_running_loop().create_future())
-            batch.replies.append((waiter, 0, OK, b""))
-            await waiter.done
+    async def until_durable(self, key: bytes | None = None) -> None:
+        """Return once what can be read now is durable: of this key, or of all.
+
+        RetryLater if the disk takes too long for that, has failed, or is being closed.
+        """
+        log = self.log
+        batch = None
+        if log is not None:
+            batch = log.newest if key is None else self.replica.changing(key)
+        if log is None or batch is None:
+            return
+        if log.failure is not None or log.closed:
+            raise self._ending()
+        told = self._awaited.get(batch)
+        if told is None:
+            told = self._awaited[batch] = asyncio.get_running_loop().create_future()
+        # Others may wait for the same batch, so whoever gives up leaves the future alone.
+        await asyncio.wait([told], timeout=durable_wait_s_max)
+        if not told.done():
+            raise RetryLater(
+                "overloaded",
+                f"{self.settings.node_id} has changes that did not become durable within "
+                f"{durable_wait_s_max:g} s; its disk is slow, or full",
+            )
+        if not told.result():
+            raise self._ending()
+
+    def _let_go(self) -> None:
+        """Tell those who wait for the disk that it keeps nothing any more."""
+        for told in self._awaited.values():
+            told.set_result(False)
+        self._awaited.clear()
+
+    def _ending(self) -> RetryLater:
+        return RetryLater("shutting_down", f"{self.settings.node_id} is about to end")
 
     async def _until_idle(self, log: Log) -> None:
         """Changes that nobody waits for, such as an epoch's, may still be on their way."""
@@ -244,11 +278,14 @@ class Node:
     def _durable(self, batch: Batch) -> None:
         self.batch_sizes.observe(batch.last - batch.first + 1)
         self.replica.durable(batch)
+        if (told := self._awaited.pop(batch, None)) is not None:
+            told.set_result(True)
         if self.upkeep is not None:
             self.upkeep.notice()
 
     def _disk_failed(self, error: OSError) -> None:
-        self.service.fail(_disk_failure(error))
+        self._let_go()
+        self.service.fail(disk_failure(error))
 
     # -- the map, kept for a start without replicators
 
@@ -272,21 +309,3 @@ class Node:
             self._said.warning("the cluster map could not be kept", reason=error.strerror)
         else:
             self.log.fail(error)
-
-
-def _disk_failure(error: OSError) -> FatalError:
-    return FatalError(
-        f"the disk failed at {error.filename}: {error.strerror}; nothing that was acknowledged is "
-        "lost, mend the disk and start again"
-    )
-
-
-class _Waiter:
-    """Waits for a batch in the place of a peer."""
-
-    def __init__(self, done: asyncio.Future[None]) -> None:
-        self.done = done
-
-    def reply(self, request_id: int, kind: int, body: bytes) -> None:
-        if not self.done.done():
-            self.done.set_result(None)

@@ -32,9 +32,11 @@ from pathlib import Path
 from services.dhtnode.directory import NodeDirectory, Segment
 from services.dhtnode.frame import (
     Corrupt,
+    Foreign,
     FrameReader,
     SegmentHead,
     Visit,
+    bad_frame,
     decode_segment,
     find_later_batch,
     is_zero,
@@ -176,7 +178,8 @@ class Recovery:
         try:
             chain = self._chain(used)
         except Corrupt as error:
-            if damage is None:
+            # Of another store the snapshots are as well, and none of them is to blame.
+            if damage is None or isinstance(error, Foreign):
                 raise
             raise damage from error
         loaded = [] if self._snapshot is None else [self._snapshot.path]
@@ -217,7 +220,7 @@ class Recovery:
             size = file.size()
             head = decode_segment(read(file, 0, segment_head_bytes))
         if head is not None and head.store_id != self._directory.store_id:
-            raise Corrupt(path, 0, f"it belongs to the store {head.store_id.hex()}")
+            raise Foreign(path, head.store_id, self._directory.store_id)
         if head is not None and head.size_bytes != size:
             what = f"it is {size} bytes long and was made {head.size_bytes}"
             raise Corrupt(path, min(size, head.size_bytes), what)
@@ -262,8 +265,7 @@ class Recovery:
                     self.result.next_index = found.index + 1
                 tail = yield from self._tail(file, frames.offset)
                 if tail and found is not chain[-1]:
-                    what = f"frame {sequence} is bad, and a later segment follows"
-                    raise Corrupt(found.path, frames.offset, what)
+                    raise bad_frame(found.path, frames.offset, sequence, None)
                 ending = _Ending(found, frames, self._judge(found.path, frames, tail))
         self.result.next_sequence = sequence
         return ending
@@ -280,12 +282,7 @@ class Recovery:
             return None
         later = find_later_batch(tail, self._seed, frames.sequence)
         if later is not None:
-            raise Corrupt(
-                path,
-                frames.offset,
-                f"frame {frames.sequence} is bad, and a frame that was committed after it is "
-                f"intact at byte {frames.offset + later}",
-            )
+            raise bad_frame(path, frames.offset, frames.sequence, later)
         return Cut(path, frames.offset, len(tail))
 
     def _check_reach(self, last: _Ending | None) -> None:

@@ -1,7 +1,8 @@
 """What a node shows of its own copy over HTTP, to whoever holds the cluster's secret.
 
 It is for looking at replication at work: this replica alone, whatever the others say. The tenant
-comes in the header `X-Ydht-Tenant`, the namespace in `X-Namespace`.
+comes in the header `X-Ydht-Tenant`, the namespace in `X-Ydht-Namespace` (`default` if it is not
+there); both are covered by the signature.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -32,6 +33,9 @@ limit_max: Final = 1_000
 key_path: Final = b"/store/"
 Endpoint = Callable[[Request], Awaitable[Response]]
 tenant_header: Final = "X-Ydht-Tenant"
+namespace_header: Final = "X-Ydht-Namespace"
+# What clients of the gateway use. Here no signature covers it, and it is not taken for a claim.
+unsigned_header: Final = "X-Namespace"
 _tenant: Final = re.compile(r"[0-9]{1,20}")
 
 
@@ -63,7 +67,7 @@ class Store:
         raw: bytes = request.scope["raw_path"]
         key = self._namespace(request) + check_key(unquote_to_bytes(raw[len(key_path) :]))
         found = self._node.table.peek(slot_of(key), key)
-        await self._node.until_durable()
+        await self._node.until_durable(key)
         if found is None or not visible(found, self._node.service.clock.wall_ms()):
             raise FixRequest("key_not_found", f"{node_id} has no value for this key")
         headers = {
@@ -77,7 +81,7 @@ class Store:
         """The keys that this replica has in a namespace, by pages."""
         prefix = self._namespace(request)
         query = Query(
-            prefix=request.query_params.get("prefix", "").encode(),
+            prefix=_prefix(request),
             start=_cursor(request),
             limit=_limit(request),
         )
@@ -111,12 +115,29 @@ class Store:
         tenant = request.headers.get(tenant_header, "")
         if not _tenant.fullmatch(tenant) or int(tenant) > tenant_max:
             raise FixRequest("invalid_header", f"{tenant_header} names the tenant by its number")
-        name = request.headers.get("X-Namespace", "default").encode("latin-1")
+        if unsigned_header in request.headers:
+            raise FixRequest(
+                "invalid_header", f"{unsigned_header} is not signed; use {namespace_header}"
+            )
+        name = request.headers.get(namespace_header, "default").encode("latin-1")
         return namespace_prefix(int(tenant), check_namespace(name))
 
     def _serving(self) -> None:
         if not self._node.serving:
             raise RetryLater("overloaded", f"{self._node.settings.node_id} is still recovering")
+
+
+def _prefix(request: Request) -> bytes:
+    """The bytes that were sent: Starlette would replace what is not UTF-8, and so look for
+    another prefix than it was asked for."""
+    raw: bytes = request.scope["query_string"]
+    query = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, encoding="latin-1")
+    prefix = dict(query).get("prefix", "").encode("latin-1")
+    try:
+        prefix.decode()
+    except UnicodeDecodeError as error:
+        raise FixRequest("invalid_key", f"prefix is not UTF-8 at byte {error.start}") from None
+    return prefix
 
 
 def _cursor(request: Request) -> bytes:

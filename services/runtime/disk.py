@@ -542,9 +542,11 @@ class SystemDisk(Disk):
             raise DirectoryInUse(directory, lock.holder())
         try:
             lock.sign()
-        except OSError:
-            lock.release()
-            raise
+        except OSError as error:
+            # On a full disk nobody learns our pid; the lock is ours all the same.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                lock.release()
+                raise
         return lock
 
     def run_soon(self, errand: Callable[[], None], done: Done) -> None:

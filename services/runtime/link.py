@@ -11,6 +11,7 @@ or a private network.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 from collections.abc import Callable
@@ -34,7 +35,9 @@ from services.runtime.opening import (
     shutting_down,
 )
 from services.runtime.peer import Handlers, OnAnswer, Peer
+from services.runtime.port_holder import holder_of
 from services.runtime.refusals import Refusals
+from services.runtime.settings import link_port_offset
 
 log = telemetry.logger(__name__)
 
@@ -78,7 +81,8 @@ class Station:
 class Link:
     """A client's end: one address, at most one connection, kept up from `start` to `close`.
 
-    Raises FatalError when the station's TLS files cannot be used.
+    `absence` is what to say, once, as long as nobody has ever been there: for one who is started
+    in no order with us. Raises FatalError when the station's TLS files cannot be used.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Link:
         port: int,
         *,
         admit: Admit = anyone,
+        absence: str | None = None,
         jitter: random.Random | None = None,
     ) -> None:
         self.host = host
@@ -95,6 +100,8 @@ class Link:
         self.last_error: str | None = None
         self._station = station
         self._admit = admit
+        self._absence = absence
+        self._reached = False
         # Read once, so that files that cannot be used stop the start, not some later reconnect.
         self._context = tls_context(station.tls, server=False) if station.tls else None
         # Reconnects are spread, not hidden: no secret hangs on this generator.
@@ -150,10 +157,16 @@ class Link:
                     wait_s = reconnect_s_min
             elif refusal != self.last_error:
                 # Said once, not at every retry.
-                log.warning("link is down", host=self.host, port=self.port, reason=refusal)
+                self._say_down(refusal)
                 self.last_error = refusal
             await asyncio.sleep(wait_s * self._jitter.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, reconnect_s_max)
+
+    def _say_down(self, reason: str) -> None:
+        if self._reached or self._absence is None:
+            log.warning("link is down", host=self.host, port=self.port, reason=reason)
+        elif self.last_error is None:
+            log.info(self._absence, reason=reason)
 
     async def _try(self) -> str | None:
         try:
@@ -197,6 +210,7 @@ class Link:
                     ssl=self._context,
                     ssl_shutdown_timeout=opening_s if self._context else None,
                 )
+                self._reached = True
                 return await outcome
         except TimeoutError:
             if outcome.done() and not outcome.cancelled():
@@ -259,9 +273,13 @@ class LinkServer:
                 backlog=limits.openings_max,
             )
         except OSError as error:
-            raise RestartLater(
-                f"cannot listen for links on {self._host} port {self.port}: {error.strerror}"
-            ) from error
+            where = f"port {self.port} on {self._host}, for links,"
+            if error.errno == errno.EADDRINUSE:
+                raise RestartLater(
+                    f"{where} is taken by {holder_of(self.port)}: stop that, or choose another "
+                    f"HTTP port (links are at {link_port_offset} above it)"
+                ) from error
+            raise RestartLater(f"cannot listen on {where} {error.strerror}") from error
         self.port = listening.getsockname()[1]
         if self._secured is not None:
             self._secured.start(listening, limits.openings_max, limits.opening_s)

@@ -52,7 +52,10 @@ _size_units = {
     "mib": 2**20,
     "gib": 2**30,
     "tib": 2**40,
+    "pib": 2**50,
+    "eib": 2**60,
 }
+_binary_units = ("", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def integer(minimum: int, maximum: int) -> Parser[int]:
@@ -114,10 +117,19 @@ def size_bytes(minimum: int = 0, maximum: int = 2**60) -> Parser[int]:
             raise ValueError("use a number of bytes, or one with a unit such as 512MiB or 2GB")
         value = int(match[1]) * unit
         if not minimum <= value <= maximum:
-            raise ValueError(f"use from {minimum} to {maximum} bytes")
+            raise ValueError(f"use a size from {format_size(minimum)} to {format_size(maximum)}")
         return value
 
     return parse
+
+
+def format_size(size_bytes: int) -> str:
+    """The shortest text that `size_bytes` reads as exactly this."""
+    units = iter(_binary_units)
+    unit = next(units)
+    while size_bytes and size_bytes % 1024 == 0 and (larger := next(units, None)) is not None:
+        size_bytes, unit = size_bytes // 1024, larger
+    return f"{size_bytes}{unit}"
 
 
 def text(characters_max: int = 256) -> Parser[str]:

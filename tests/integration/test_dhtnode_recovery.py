@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from services.core.errors import FatalError, PeerError
-from services.dhtnode.directory import NodeDirectory
+from services.core.errors import FatalError, PeerError, RestartLater
+from services.dhtnode.directory import NodeDirectory, disk_failure
 from services.dhtnode.frame import (
     RECORD,
     Corrupt,
@@ -509,24 +510,62 @@ def test_files_that_nobody_claims_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "why"),
     [
-        b"",
-        b"{}",
-        b"[1]",
-        b"\xff",
-        b'{"format": 1, "node_id": "node-1", "store_id": "xyz"}',
-        b'{"format": 1, "node_id": "node-1", "store_id": "00"}',
-        b'{"format": 2, "node_id": "node-1", "store_id": "000102030405060708090a0b0c0d0e0f"}',
+        (b"", "truncated"),
+        (b"{}", "missing required field `format`"),
+        (b"[1]", "Expected `object`"),
+        (b"\xff", "JSON is malformed"),
+        (b'{"format": 1, "store_id": "' + bytes(5_000), "larger than"),
+        (b'{"format": 1, "node_id": "\xff", "store_id": ""}', "utf-8"),
+        (b'{"format": 1, "node_id": "node-1"}', "missing required field `store_id`"),
+        (b'{"format": 1, "node_id": 7, "store_id": "00"}', "got `int` - at `$.node_id`"),
+        (b'{"format": 1, "node_id": "node-1", "store_id": "xyz"}', "`$.store_id`"),
+        (b'{"format": 1, "node_id": "node-1", "store_id": "00"}', "`$.store_id`"),
+        (
+            b'{"format": 2, "node_id": "node-1", "store_id": "000102030405060708090a0b0c0d0e0f"}',
+            "format that this version does not know",
+        ),
     ],
 )
-def test_a_store_file_that_says_nothing_is_refused(content: bytes) -> None:
+def test_a_store_file_that_says_nothing_is_refused(content: bytes, why: str) -> None:
     disk = fresh_disk()
     disk.make_directory(path)
     with disk.open(path / "store", "create") as file:
         file.write_at(0, content)
-    with pytest.raises(FatalError, match=r"/data/nodes/node-1/store"):
+    with pytest.raises(FatalError, match=r"/data/nodes/node-1/store") as caught:
         open_directory(disk)
+    said = str(caught.value)
+    assert why in said
+    assert "Error" not in said
+    assert "put back an intact copy of that file" in said or b": 2" in content
+
+
+@pytest.mark.parametrize(
+    ("code", "advice", "later"),
+    [
+        (errno.EACCES, f"not be read or written by this account, uid {os.geteuid()}", False),
+        (errno.EPERM, "run the node as the owner of its data", False),
+        (errno.EROFS, "mount that file system for writing", False),
+        (errno.ENOSPC, "free space there", True),
+        (errno.EDQUOT, "free space there", True),
+        (errno.EMFILE, "raise the limit on open files", True),
+        (errno.EIO, "the disk failed at", True),
+    ],
+)
+def test_what_a_disk_refuses_is_told_with_the_path_and_what_to_do(
+    code: int, advice: str, later: bool
+) -> None:
+    disk = fresh_disk()
+    open_directory(disk).close()
+    disk.fail("open", code, "*/store")
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        open_directory(disk)
+    told = disk_failure(caught.value)
+    for part in (advice, "/data/nodes/node-1/store", os.strerror(code)):
+        assert part in str(told)
+    assert isinstance(told, RestartLater) == later
+    assert ("the disk failed" in str(told)) == (code == errno.EIO)
 
 
 def test_what_was_left_unfinished_is_removed() -> None:

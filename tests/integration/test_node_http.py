@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
+import socket
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -12,9 +15,13 @@ from urllib.parse import quote_from_bytes
 import httpx
 import pytest
 
+from services.core.errors import FatalError, RestartLater
 from services.core.key import namespace_prefix
 from services.core.wire import OK
 from services.dhtnode.frame import head_bytes, segment_head_bytes
+from services.runtime.clock import SystemClock
+from services.runtime.settings import link_port_offset
+from services.runtime.signing import Signer, signature_header
 from tests.integration.node_process import (
     NodeClient,
     NodeProcess,
@@ -22,6 +29,7 @@ from tests.integration.node_process import (
     node_client,
     node_process,
     prefix,
+    secret,
 )
 from tests.waiting import wait_until
 
@@ -38,12 +46,13 @@ async def client(node: NodeProcess) -> AsyncIterator[NodeClient]:
         yield client
 
 
-async def refused(node: NodeProcess) -> str:
-    """The one line with which a process of this node refuses to start."""
+async def refused(node: NodeProcess, exit_code: int = FatalError.exit_code) -> str:
+    """The one line, the last, with which a process of this node refuses to start."""
     await node.start()
-    assert await node.ended() == 1
+    assert await node.ended() == exit_code
     lines = [line for line in node.said.splitlines() if line.startswith("ydht dhtnode: ")]
     assert len(lines) == 1, node.said
+    assert node.said.endswith(lines[0] + "\n")
     assert "Traceback" not in node.said
     return lines[0]
 
@@ -62,9 +71,13 @@ async def test_health_ready_and_replicators_that_nobody_reaches(node: NodeProces
         "service": "dhtnode",
         "reasons": {},
     }
-    # It serves without a replicator, and says that it looks for one.
-    await wait_until(lambda: "link is down" in node.said, "it says that nobody is there")
+    # It serves without a replicator, and says once that it looks for one.
+    waiting = "no replicator yet at http://127.0.0.1:9 (REPLICATOR_URLS); waiting"
+    await wait_until(lambda: waiting in node.said, "it says that nobody is there")
+    await asyncio.sleep(1)
+    assert node.said.count(waiting) == 1
     assert "Connection refused" in node.said
+    assert "link is down" not in node.said
 
 
 async def test_the_figures_agree_with_what_was_done_in_both_forms(
@@ -136,9 +149,35 @@ async def test_tenants_and_namespaces_are_walled_off(node: NodeProcess, client: 
     assert (await node.signed("/store/key")).content == b"seven"
     assert (await node.signed("/store/key", tenant=8)).status_code == 404
     assert (await node.signed("/store", tenant=8)).json()["keys"] == []
-    named = {"X-Namespace": "größe".encode()}
+    named = {"X-Ydht-Namespace": "größe".encode()}
     assert (await node.signed("/store/key", headers=named)).content == b"other"
     assert (await node.signed("/store", headers=named)).json()["count"] == 1
+
+
+async def test_the_namespace_is_part_of_what_is_signed(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    await client.write(namespace_prefix(7, b"other") + b"key", client.stamps.value(b"other"))
+    claims = {"X-Ydht-Tenant": "7", "X-Ydht-Namespace": "open"}
+    signature = Signer(secret, SystemClock()).sign("GET", "/store/key", claims.items(), b"")
+    claims["X-Ydht-Namespace"] = "other"
+    altered = await node.get("/store/key", **claims, **{signature_header: signature})
+    assert (altered.status_code, altered.json()["code"]) == (401, "unauthorized")
+    del claims["X-Ydht-Namespace"]
+    left_out = await node.get("/store/key", **claims, **{signature_header: signature})
+    assert left_out.status_code == 401
+
+
+async def test_a_prefix_is_the_bytes_that_were_sent(node: NodeProcess, client: NodeClient) -> None:
+    for name in ("größe", "gr\N{REPLACEMENT CHARACTER}", "gr+ e&="):
+        await client.put(name.encode(), b"x")
+    for prefix_sent, found in (
+        ("gr%C3%B6", ["größe"]),
+        ("gr%2B%20e%26=", ["gr+ e&="]),
+        ("gr", ["gr+ e&=", "größe", "gr\N{REPLACEMENT CHARACTER}"]),
+    ):
+        answer = (await node.signed(f"/store?limit=9&prefix={prefix_sent}")).json()
+        assert [entry["key"] for entry in answer["keys"]] == found
 
 
 async def test_the_keys_of_a_replica_are_listed_by_pages(
@@ -193,10 +232,14 @@ HOSTILE: list[tuple[str, dict[str, str | bytes], object, int, str]] = [
     ("/store/key", {}, 1 << 64, 400, "invalid_header"),
     ("/store/key", {}, "1" + "0" * 25, 400, "invalid_header"),
     ("/store/key", {}, "9" * 5_000, 400, "invalid_header"),
-    ("/store/key", {"X-Namespace": ""}, 7, 400, "invalid_namespace"),
-    ("/store/key", {"X-Namespace": "x" * 256}, 7, 400, "invalid_namespace"),
-    ("/store/key", {"X-Namespace": b"\xff"}, 7, 400, "invalid_namespace"),
-    ("/store/key", {"X-Namespace": "a\tb"}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Ydht-Namespace": ""}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Ydht-Namespace": "x" * 256}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Ydht-Namespace": b"\xff"}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Ydht-Namespace": "a\tb"}, 7, 400, "invalid_namespace"),
+    ("/store/key", {"X-Namespace": "default"}, 7, 400, "invalid_header"),
+    ("/store", {"X-Namespace": "other"}, 7, 400, "invalid_header"),
+    ("/store?prefix=%ff", {}, 7, 400, "invalid_key"),
+    ("/store?prefix=a&prefix=caf%c3", {}, 7, 400, "invalid_key"),
     ("/store?limit=0", {}, 7, 400, "invalid_body"),
     ("/store?limit=1001", {}, 7, 400, "invalid_body"),
     ("/store?limit=%D9%A1", {}, 7, 400, "invalid_body"),
@@ -219,7 +262,7 @@ async def test_hostile_requests_are_told_what_is_wrong(node: NodeProcess) -> Non
 async def test_other_methods_and_a_prefix_that_matches_nothing(node: NodeProcess) -> None:
     answer = await node.signed("/store/key", method="PUT")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
-    assert (await node.signed("/store?prefix=%ff&cursor=ffff")).json()["keys"] == []
+    assert (await node.signed("/store?prefix=%c3%bf&cursor=ffff")).json()["keys"] == []
     assert (await node.get("/snapshot")).status_code in (401, 405)
 
 
@@ -327,6 +370,53 @@ async def test_a_port_that_is_taken_stops_the_node_before_it_touches_its_directo
     node: NodeProcess, tmp_path: Path
 ) -> None:
     other = NodeProcess(tmp_path / "other", "node-2", DHTNODE_PORT=str(node.port))
-    line = await refused(other)
+    line = await refused(other, RestartLater.exit_code)
     assert "DHTNODE_PORT" in line
     assert not other.directory.exists()
+
+
+async def test_a_link_port_that_is_taken_is_named_with_who_has_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        link_port = taken.getsockname()[1]
+        port = str(link_port - link_port_offset)
+        one = NodeProcess(tmp_path / "data", DHTNODE_PORT=port)
+        line = await refused(one, RestartLater.exit_code)
+    assert f"port {link_port} on 127.0.0.1, for links, is taken by process {os.getpid()} (" in line
+
+
+async def test_a_store_file_of_another_store_is_not_blamed_on_the_log(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    await client.put(b"key", b"x")
+    assert (await node.signed("/snapshot", method="POST")).status_code == 202
+    await wait_until(lambda: "snapshot written" in node.said, "a snapshot is there")
+    assert await node.terminate() == 0
+    store = node.directory / "store"
+    intact = store.read_text()
+    store_id = json.loads(intact)["store_id"]
+    flipped = f"{int(store_id[0], 16) ^ 1:x}{store_id[1:]}"
+    store.write_text(intact.replace(store_id, flipped))
+    line = await refused(node)
+    assert "do not belong together" in line
+    for part in (str(store), store_id, flipped, "log-00"):
+        assert part in line
+    assert "damaged" not in line
+    # Nothing was put aside for it.
+    store.write_text(intact)
+    await node.serve()
+    assert (await node.signed("/store/key")).content == b"x"
+
+
+async def test_a_torn_write_is_told_once(node: NodeProcess, client: NodeClient) -> None:
+    await client.put(b"key", b"x")
+    await node.kill()
+    segment = node.directory / "log-0000000001"
+    content = segment.read_bytes().rstrip(b"\0")
+    with segment.open("r+b") as file:
+        file.seek(len(content) + 40)
+        file.write(b"torn")
+    await node.serve()
+    told = [line for line in node.said.splitlines() if "log-0000000001" in line]
+    assert len(told) == 1, node.said
+    assert "bytes of an unfinished write were cut at byte" in told[0]
+    assert (await node.signed("/store/key")).content == b"x"

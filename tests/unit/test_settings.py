@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from services.core.cluster import Member, node_id_chars_max, port_max
 from services.core.errors import FatalError
+from services.dhtnode.settings import NodeSettings
 from services.runtime import setting_values as values
 from services.runtime.env_file import file_bytes_max, generate_env, write_env
 from services.runtime.settings import (
@@ -106,7 +107,8 @@ def test_settings_are_frozen_and_show_no_secret(environ: dict[str, str]) -> None
         ("SHOP_TTL", "25h", "from 1s to 1d"),
         ("MEMORY_MAX", "lots", "512MiB or 2GB"),
         ("MEMORY_MAX", "12XB", "512MiB or 2GB"),
-        ("MEMORY_MAX", "1MiB", "from 67108864"),
+        ("MEMORY_MAX", "1MiB", "from 64MiB to 1EiB"),
+        ("DISK_RESERVE", "2EiB", "from 0 to 1EiB"),
         ("DISK_RESERVE", "-1", "512MiB or 2GB"),
         ("BIND_HOST", "http://host", "without scheme"),
         ("BIND_HOST", "host:80", "without scheme"),
@@ -386,6 +388,16 @@ def test_urls_lose_their_trailing_slash_and_keep_their_order() -> None:
 )
 def test_sizes_have_decimal_and_binary_units(text: str, expected: int) -> None:
     assert values.size_bytes()(text) == expected
+
+
+@given(st.integers(0, 2**60) | st.integers(0, 2**20).map(lambda number: number << 40))
+def test_a_size_is_shown_as_a_text_that_is_read_as_the_same(size_bytes: int) -> None:
+    assert values.size_bytes()(values.format_size(size_bytes)) == size_bytes
+
+
+def test_the_range_of_a_segment_is_told_in_units_for_people(environ: dict[str, str]) -> None:
+    with pytest.raises(FatalError, match=r"LOG_SEGMENT is '5MiB': use a size from 16MiB to 1GiB$"):
+        load(NodeSettings, {**environ, "LOG_SEGMENT": "5MiB"})
 
 
 @settings(max_examples=300)
