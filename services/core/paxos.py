@@ -119,6 +119,7 @@ class Proposal:
         "ballot",
         "beyond",
         "cells",
+        "chosen",
         "operation",
         "placement",
         "record",
@@ -133,6 +134,7 @@ class Proposal:
 
     def __init__(self, change: Change) -> None:
         self.beyond = version_zero
+        self.chosen = False
         self._change = change
         # The first ballot at which a change may have left, and what it was then based on.
         self._sent: Version | None = None
@@ -179,7 +181,10 @@ class Proposal:
         if self._preparing:
             return Step.WAIT
         self._voted |= bit
-        return Step.CHOSEN if self.placement.is_quorum(self._voted) else Step.WAIT
+        if not self.placement.is_quorum(self._voted):
+            return Step.WAIT
+        self.chosen = True
+        return Step.CHOSEN
 
     def refused(self, bit: int, by: Version) -> Step:
         """A replica holds this ballot or floor, so it neither promises nor accepts."""
@@ -282,3 +287,8 @@ class Reading:
     def record(self) -> bytes:
         """What was chosen last; `b""` if nothing ever was."""
         return self._record
+
+    @property
+    def ballot(self) -> Version:
+        """At which it was accepted."""
+        return self._ballot or version_zero

@@ -26,6 +26,7 @@ class Counters:
     wrong_epoch: int = 0
     # Strong operations: reads that one round trip decided, proposals, and further rounds of them.
     fast_reads: int = 0
+    read_repairs: int = 0
     proposals: int = 0
     rounds_again: int = 0
     refusals: int = 0

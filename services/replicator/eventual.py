@@ -177,15 +177,14 @@ class EventualWrites:
 
     def _send(self, write: _Write) -> None:
         """To every owner of the slot, as the map now says. Answers to earlier sends are void."""
-        fleet = self._fleet
-        route = fleet.route(write.slot)
+        route = self._fleet.route(write.slot)
         write.risked = write.risked or bool(write.acked or write.unheard)
         write.attempt += 1
         write.placement = route.placement
         write.acked = write.awaited = 0
         write.missed = []
         write.failures = None
-        message = encode_write(fleet.epoch, write.key, write.record)
+        message = encode_write(route.epoch, write.key, write.record)
         sent = 0
         for owner in route.owners:
             bit, node = owner

@@ -52,8 +52,10 @@ class Owner(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A slot in this moment: its placement, and its owners in the order in which to ask."""
+    """A slot in this moment: its placement and the epoch of that, which go together in all that
+    is asked, and its owners in the order in which to ask."""
 
+    epoch: int
     placement: Placement
     owners: tuple[Owner, ...]
 
@@ -144,6 +146,6 @@ class Fleet:
                 for index, node_id in enumerate(placement.owners)
             ]
             owners.sort(key=lambda owner: owner.node.rank)
-            route = self._by_placement[id(placement)] = Route(placement, tuple(owners))
+            route = self._by_placement[id(placement)] = Route(self.epoch, placement, tuple(owners))
         self._routes[slot] = route
         return route

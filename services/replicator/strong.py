@@ -1,0 +1,476 @@
+"""Strong operations: the driver of `paxos` over links.
+
+    fetch ──► READ a majority ──equal──► answer                               one round trip
+                    │ otherwise
+                    ▼
+    change ──► one at a time for each key here ──► PREPARE ──► ACCEPT ──► answer ──► LEARN
+                                                     ▲   again, after a pause   │
+                                                     └──────────────────────────┘
+
+A majority is asked first and the others only if it does not answer at once; what is to be
+accepted goes to all. Operations on one key wait for each other here, so that they meet rivals
+only from other replicators; each has its time, waiting included, and the queues are bounded.
+
+Until an ACCEPT with a change may have left, a failure is definite: nothing was done. From then on
+the answer is what was done, or that it is unknown.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from functools import partial
+from typing import Final
+
+from services.core.ballots import (
+    ACCEPT,
+    LEARN,
+    NACK,
+    PREPARE,
+    READ,
+    decode_seen,
+    encode_accept,
+    encode_learn,
+    encode_prepare,
+    encode_read,
+)
+from services.core.change import read
+from services.core.errors import RetryLater
+from services.core.hlc import check_version
+from services.core.messages import WRONG_EPOCH, u64
+from services.core.operations import UNKNOWN, unknown_answer
+from services.core.paxos import Change, Proposal, Reading, Step, no_operation
+from services.core.ring import slot_of
+from services.core.wire import OK
+from services.replicator.answers import Done, Failures, refusal, refusal_of
+from services.replicator.counters import Counters
+from services.replicator.eventual import Epochs, Hints
+from services.replicator.fleet import Fleet, Owner, Route
+from services.replicator.stamps import Stamps
+from services.runtime import telemetry
+from services.runtime.clock import Clock
+from services.runtime.peer import SENT
+
+operation_s: Final = 2.0
+# As long as a gateway waits before it asks the next replica for a read.
+hedge_s: Final = 0.025
+# Looks for who waits too long; runs while anything is under way.
+sweep_s: Final = 0.025
+# A rival's two round trips take about as long as the first pause; it doubles up to the last.
+pause_s_min: Final = 0.002
+pause_s_max: Final = 0.1
+# Until a newer map arrives, which takes a query.
+epoch_pause_s: Final = 0.02
+# On one key, and in all: each holds a value of up to a mebibyte.
+waiting_for_key_max: Final = 1_000
+waiting_max: Final = 20_000
+
+log = telemetry.logger(__name__)
+
+
+class _Operation:
+    """One operation on one key, from its arrival to its answer; and what late words mean to it."""
+
+    __slots__ = (
+        "answered",
+        "asked",
+        "deadline_s",
+        "done",
+        "failures",
+        "grows",
+        "hedge_at_s",
+        "key",
+        "pauses",
+        "proposal",
+        "reading",
+        "round",
+        "route",
+        "slot",
+        "unasked",
+    )
+
+    route: Route
+    # The owners that are not asked yet in this round, the next one last.
+    unasked: list[Owner]
+    reading: Reading | None
+
+    def __init__(
+        self, key: bytes, change: Change, done: Done, now_s: float, *, grows: bool
+    ) -> None:
+        self.key = key
+        self.slot = slot_of(key)
+        self.done = done
+        # Whether it may make the store larger, which a replica that is full refuses.
+        self.grows = grows
+        self.proposal = Proposal(change)
+        self.reading = None
+        self.deadline_s = now_s + operation_s
+        self.hedge_at_s = now_s + hedge_s
+        # What is answered to an earlier round is dropped by its number.
+        self.round = self.asked = self.pauses = 0
+        self.answered = False
+        self.failures = Failures()
+
+
+class StrongOperations:
+    def __init__(
+        self,
+        fleet: Fleet,
+        stamps: Stamps,
+        hints: Hints,
+        epochs: Epochs,
+        clock: Clock,
+        counters: Counters,
+        draw: random.Random,
+    ) -> None:
+        self._fleet = fleet
+        self._stamps = stamps
+        self._hints = hints
+        self._epochs = epochs
+        self._clock = clock
+        self._counters = counters
+        self._draw = draw
+        # By key: who proposes just now, and who waits for that to end.
+        self._queues: dict[bytes, deque[_Operation]] = {}
+        self._under_way: set[_Operation] = set()
+        self._sweeping = False
+
+    @property
+    def under_way(self) -> int:
+        return len(self._under_way)
+
+    def fetch(self, key: bytes, done: Done) -> None:
+        """Read the newest value that any acknowledged strong change has left."""
+        operation = self._begin(key, read, done, grows=False)
+        if operation is None:
+            return
+        operation.route = self._fleet.route(operation.slot)
+        operation.reading = Reading(operation.route.placement, self._clock.wall_ms())
+        self._start_round(operation)
+        self._ask(operation)
+
+    def change(self, key: bytes, change: Change, done: Done, *, grows: bool = True) -> None:
+        """Put the change through. `grows` tells whether it may make the store larger."""
+        operation = self._begin(key, change, done, grows=grows)
+        if operation is not None:
+            self._queue(operation)
+
+    def _begin(self, key: bytes, change: Change, done: Done, *, grows: bool) -> _Operation | None:
+        if len(self._under_way) >= waiting_max:
+            self._counters.refusals += 1
+            done(*refusal("overloaded", f"{waiting_max} strong operations are under way"))
+            return None
+        operation = _Operation(key, change, done, self._clock.monotonic_s(), grows=grows)
+        self._under_way.add(operation)
+        if not self._sweeping:
+            self._sweeping = True
+            self._clock.call_later(sweep_s, self._sweep)
+        return operation
+
+    # -- reading
+
+    def _seen(
+        self, operation: _Operation, round_: int, owner: Owner, kind: int, body: bytes
+    ) -> None:
+        reading = operation.reading
+        if round_ != operation.round or reading is None:
+            return
+        if kind != OK:
+            self._not_done(operation, owner, kind, body)
+            return
+        decided = reading.seen(owner.bit, decode_seen(body))
+        if decided is None:
+            return
+        if decided:
+            self._counters.fast_reads += 1
+            record = reading.record
+            self._repair(operation, reading, record)
+            self._end(operation, *read(record, no_operation)[1])
+        else:
+            self._propose_instead(operation)
+
+    def _repair(self, operation: _Operation, reading: Reading, record: bytes) -> None:
+        """Have replicas learn what was chosen if they turned out to be behind it."""
+        for owner in operation.route.owners:
+            cell = reading.cells.get(owner.bit)
+            if cell is not None and cell < record:
+                self._counters.read_repairs += 1
+                learn = encode_learn(operation.route.epoch, reading.ballot, operation.key, b"")
+                owner.node.link.notify(LEARN, learn)
+
+    def _propose_instead(self, operation: _Operation) -> None:
+        operation.reading = None
+        operation.round += 1
+        self._queue(operation)
+
+    # -- one at a time
+
+    def _queue(self, operation: _Operation) -> None:
+        queue = self._queues.get(operation.key)
+        if queue is None:
+            self._queues[operation.key] = deque((operation,))
+            self._propose(operation)
+        elif len(queue) > waiting_for_key_max:
+            self._refuse(operation, "overloaded", f"{waiting_for_key_max} wait for this key")
+        else:
+            queue.append(operation)
+
+    def _leave(self, operation: _Operation) -> None:
+        """The next one's turn, if this one was at the head. In a loop, as the next may be over at
+        once, and so may a thousand more."""
+        queue = self._queues.get(operation.key)
+        if queue is None or queue[0] is not operation:
+            return
+        while queue and queue[0].answered:
+            # While it stays at the head nobody who ends in here takes another turn.
+            following = queue[1] if len(queue) > 1 else None
+            if following is not None and not following.answered:
+                self._propose(following)
+            queue.popleft()
+        if not queue:
+            del self._queues[operation.key]
+
+    # -- proposing
+
+    def _propose(self, operation: _Operation) -> None:
+        """Begin a round with a new ballot."""
+        proposal = operation.proposal
+        try:
+            ballot = self._stamps.tick()
+        except RetryLater as error:
+            self._cannot(operation, error)
+            return
+        self._counters.proposals += 1
+        operation.route = self._fleet.route(operation.slot)
+        proposal.begin(ballot, operation.route.placement)
+        self._start_round(operation)
+        self._ask(operation)
+
+    def _start_round(self, operation: _Operation) -> None:
+        operation.round += 1
+        operation.asked = 0
+        operation.unasked = list(reversed(operation.route.owners))
+        operation.hedge_at_s = self._clock.monotonic_s() + hedge_s
+        operation.failures = Failures()
+
+    def _ask(self, operation: _Operation, *, all_of_them: bool = False) -> None:
+        """READ or PREPARE as many as make a quorum, or everybody who was not asked yet."""
+        epoch, key = operation.route.epoch, operation.key
+        proposal, reading = operation.proposal, operation.reading
+        if reading is not None:
+            kind, message, heard = READ, encode_read(epoch, key), self._seen
+        else:
+            kind, heard = PREPARE, self._prepared
+            message = encode_prepare(epoch, proposal.ballot, key, grows=operation.grows)
+        placement = operation.route.placement
+        round_ = operation.round
+        while operation.unasked and (all_of_them or not placement.is_quorum(operation.asked)):
+            owner = operation.unasked.pop()
+            answered = partial(heard, operation, round_, owner)
+            asked = owner.node.link.request(kind, message, answered, operation_s)
+            if asked == SENT:
+                operation.asked |= owner.bit
+            elif not self._do_without(operation, owner, asked):
+                return
+
+    def _do_without(self, operation: _Operation, owner: Owner, kind: int) -> bool:
+        """Note that this owner failed; whether the round goes on."""
+        operation.failures.note(owner.node.node_id, kind)
+        operation.asked &= ~owner.bit
+        if operation.reading is not None:
+            left = operation.asked | sum(owner.bit for owner in operation.unasked)
+            if operation.route.placement.is_quorum(left):
+                return True
+            step = Step.BLOCKED
+        else:
+            step = operation.proposal.failed(owner.bit)
+        self._step(operation, step)
+        return step is Step.WAIT
+
+    def _not_done(self, operation: _Operation, owner: Owner, kind: int, body: bytes) -> None:
+        """A replica has not done what this round asked for."""
+        if kind == WRONG_EPOCH:
+            self._counters.wrong_epoch += 1
+            self._epochs.outdated(u64.unpack(body)[0])
+            self._again(operation, epoch_pause_s)
+        elif self._do_without(operation, owner, kind):
+            self._ask(operation)
+
+    def _prepared(
+        self, operation: _Operation, round_: int, owner: Owner, kind: int, body: bytes
+    ) -> None:
+        if round_ != operation.round:
+            return
+        if kind == OK:
+            self._step(operation, operation.proposal.promised(owner.bit, decode_seen(body)))
+        elif kind == NACK:
+            self._step(operation, operation.proposal.refused(owner.bit, check_version(body)))
+        else:
+            self._not_done(operation, owner, kind, body)
+
+    def _step(self, operation: _Operation, step: Step) -> None:
+        if step is Step.WAIT:
+            return
+        if step is Step.ACCEPT:
+            self._accept(operation)
+        elif step is Step.CHOSEN:
+            self._chosen(operation)
+        elif step is Step.UNKNOWN:
+            self._unknown(operation, "another change came in between")
+        elif step is Step.AGAIN:
+            try:
+                self._stamps.merge(operation.proposal.beyond)
+            except RetryLater as error:
+                self._cannot(operation, error)
+                return
+            self._again(operation, self._pause_s(operation))
+        elif operation.proposal.committed:
+            self._again(operation, self._pause_s(operation))
+        else:
+            self._end(operation, *operation.failures.refusal(), refused=True)
+
+    # -- accepting
+
+    def _accept(self, operation: _Operation) -> None:
+        """Ask every owner, also those that have promised nothing."""
+        proposal = operation.proposal
+        operation.round += 1
+        operation.unasked = []
+        operation.failures = Failures()
+        message = encode_accept(
+            operation.route.epoch,
+            proposal.ballot,
+            proposal.operation,
+            operation.key,
+            proposal.record,
+        )
+        round_ = operation.round
+        for owner in operation.route.owners:
+            answered = partial(self._accepted, operation, round_, owner)
+            asked = owner.node.link.request(ACCEPT, message, answered, operation_s)
+            if asked != SENT:
+                operation.failures.note(owner.node.node_id, asked)
+                step = proposal.failed(owner.bit)
+                if step is not Step.WAIT:
+                    self._step(operation, step)
+                    return
+
+    def _accepted(
+        self, operation: _Operation, round_: int, owner: Owner, kind: int, body: bytes
+    ) -> None:
+        if round_ != operation.round:
+            return
+        proposal = operation.proposal
+        if operation.answered:
+            if kind != OK:
+                self._missed(operation, owner, kind)
+        elif kind == OK:
+            self._step(operation, proposal.accepted(owner.bit))
+        elif kind == NACK:
+            operation.failures.note(owner.node.node_id, kind)
+            self._step(operation, proposal.refused(owner.bit, check_version(body)))
+        elif kind == WRONG_EPOCH:
+            self._not_done(operation, owner, kind, body)
+        else:
+            operation.failures.note(owner.node.node_id, kind)
+            self._step(operation, proposal.failed(owner.bit))
+
+    def _chosen(self, operation: _Operation) -> None:
+        """Answer, then have the cells learn, as eventual reads look there."""
+        proposal = operation.proposal
+        self._end(operation, *proposal.answer)
+        record = proposal.record
+        if not record:
+            return
+        learn = encode_learn(operation.route.epoch, proposal.ballot, operation.key, b"")
+        failed = operation.failures.by_node
+        for owner in operation.route.owners:
+            if proposal.cells.get(owner.bit) == record:
+                continue
+            if (kind := failed.get(owner.node.node_id)) is not None:
+                self._missed(operation, owner, kind)
+            else:
+                owner.node.link.notify(LEARN, learn)
+
+    def _missed(self, operation: _Operation, owner: Owner, kind: int) -> None:
+        """This owner did not accept what was chosen; its cell is to have it all the same."""
+        proposal = operation.proposal
+        if not proposal.record or not proposal.chosen:
+            return
+        self._counters.failed_replicas += 1
+        if kind == NACK:
+            learn = encode_learn(
+                operation.route.epoch, proposal.ballot, operation.key, proposal.record
+            )
+            owner.node.link.notify(LEARN, learn)
+        else:
+            self._hints.keep(owner.node.node_id, operation.key, proposal.record)
+
+    # -- ending, or not yet
+
+    def _pause_s(self, operation: _Operation) -> float:
+        operation.pauses += 1
+        longest_s = min(pause_s_min * 2**operation.pauses, pause_s_max)
+        return self._draw.uniform(0.0, longest_s)
+
+    def _again(self, operation: _Operation, pause_s: float) -> None:
+        """Another round, soon. What this one is still told is void."""
+        self._counters.rounds_again += 1
+        operation.round += 1
+        round_ = operation.round
+
+        def again() -> None:
+            if operation.round != round_ or operation.answered:
+                return
+            if operation.reading is not None:
+                self._propose_instead(operation)
+            else:
+                self._propose(operation)
+
+        self._clock.call_later(pause_s, again)
+
+    def _cannot(self, operation: _Operation, error: RetryLater) -> None:
+        """This replicator must not go on with it."""
+        if operation.proposal.committed:
+            self._unknown(operation, error.detail)
+        else:
+            self._end(operation, *refusal_of(error), refused=True)
+
+    def _refuse(self, operation: _Operation, code: str, text: str) -> None:
+        self._end(operation, *refusal(code, text), refused=True)
+
+    def _unknown(self, operation: _Operation, why: str) -> None:
+        identity = operation.proposal.operation
+        self._counters.unknown_outcomes += 1
+        log.info("outcome unknown", operation=identity.hex(), why=why)
+        self._end(operation, UNKNOWN, unknown_answer(identity, why))
+
+    def _end(self, operation: _Operation, kind: int, body: bytes, *, refused: bool = False) -> None:
+        if operation.answered:
+            return
+        operation.answered = True
+        self._under_way.discard(operation)
+        if refused:
+            self._counters.refusals += 1
+        operation.done(kind, body)
+        self._leave(operation)
+
+    def _sweep(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for operation in list(self._under_way):
+            if now_s >= operation.deadline_s:
+                self._too_late(operation)
+            elif operation.unasked and now_s >= operation.hedge_at_s and not operation.answered:
+                self._ask(operation, all_of_them=True)
+        self._sweeping = bool(self._under_way)
+        if self._sweeping:
+            self._clock.call_later(sweep_s, self._sweep)
+
+    def _too_late(self, operation: _Operation) -> None:
+        text = f"no quorum within {operation_s:g} s: {operation.failures}"
+        if operation.proposal.committed:
+            self._unknown(operation, text)
+        elif operation.round:
+            self._refuse(operation, "no_quorum", text)
+        else:
+            self._refuse(operation, "overloaded", f"{operation_s:g} s went by in the key's queue")
