@@ -15,10 +15,9 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import psutil  # type: ignore[import-untyped]
-
 from services.core.cluster import port_max
 from services.core.errors import FatalError, RestartLater
+from services.runtime.port_holder import holder_of
 from services.runtime.settings import link_port_offset
 
 gateway_offset = 0
@@ -117,23 +116,6 @@ def _trouble(host: str, port: int) -> str | None:
             probe.listen(1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return f"is taken by {_holder(port)}"
+                return f"is taken by {holder_of(port)}"
             return f"can't be listened on at {host}: {error.strerror}"
     return None
-
-
-def _holder(port: int) -> str:
-    """The process that has the port, preferring listeners over outgoing connections."""
-    try:
-        found = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port]
-    except psutil.Error:
-        found = []
-    found.sort(key=lambda connection: connection.status != psutil.CONN_LISTEN)
-    for connection in found:
-        if connection.pid is None:
-            continue
-        try:
-            return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
-        except psutil.Error:
-            continue
-    return "a process that this user can't see"

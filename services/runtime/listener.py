@@ -27,6 +27,7 @@ from services.core.errors import ClientError, FatalError, FixRequest, RestartLat
 from services.runtime.client_connections import Connections, idle_s_max
 from services.runtime.clock import Clock
 from services.runtime.edge import new_request_id
+from services.runtime.port_holder import holder_of
 from services.runtime.problem import problem_type
 
 # What a browser's cookies and a long URL need; the contract names this figure to clients.
@@ -349,6 +350,7 @@ class Listener:
         where = f"port {self._port} on {self._host}"
         if error.errno == errno.EADDRINUSE:
             return RestartLater(
-                f"{where} is taken: stop what listens there, or set {port_variable} to another"
+                f"{where} is taken by {holder_of(self._port)}: stop that, or set {port_variable} "
+                "to another"
             )
         return FatalError(f"cannot listen on {where} ({port_variable}): {error.strerror or error}")

@@ -372,6 +372,7 @@ async def test_a_port_that_is_taken_stops_the_node_before_it_touches_its_directo
     other = NodeProcess(tmp_path / "other", "node-2", DHTNODE_PORT=str(node.port))
     line = await refused(other, RestartLater.exit_code)
     assert "DHTNODE_PORT" in line
+    assert f"is taken by process {node.process.pid} (" in line
     assert not other.directory.exists()
 
 
