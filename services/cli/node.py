@@ -45,7 +45,8 @@ def verify(directory: Path) -> None:
     """Check every checksum of a node's files. Exit code 1 if something is damaged."""
     found = _inspected(directory)
     frames = sum(survey.frames for survey in found.files)
-    click.echo(f"{found.node_id}: {len(found.files)} files, {frames:,} frames checked")
+    files, checked = _counted(len(found.files), "file"), _counted(frames, "frame")
+    click.echo(f"{found.node_id}: {files}, {checked} checked")
     _report(found)
     torn = any(survey.torn_bytes for survey in found.files)
     click.echo("All else is sound." if torn else "Everything is sound.")
@@ -89,6 +90,10 @@ def _report(found: Inspection) -> None:
         click.echo(f"ydht: {damage}", err=True)
     if found.damage:
         sys.exit(1)
+
+
+def _counted(count: int, of: str) -> str:
+    return f"{count:,} {of}" if count == 1 else f"{count:,} {of}s"
 
 
 def _size(size_bytes: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -142,7 +144,44 @@ def test_a_changed_bit_is_damage_with_file_and_offset(node: Node) -> None:
     node.disk.flip_bit(place / name, 5_000, 3)
     (damage,) = node.inspected().damage
     assert name in damage
-    assert "damaged at byte" in damage
+    proof = re.search(
+        r"damaged at byte (\d+): frame \d+ is bad, and a frame that was committed after it is "
+        r"intact at byte (\d+)",
+        damage,
+    )
+    assert proof is not None
+    bad, intact = (int(offset) for offset in proof.groups())
+    assert bad <= 5_000 < intact
+
+
+def test_damage_before_a_later_segment_is_told_as_that(node: Node) -> None:
+    last = node.disk.open(place / "log-0000000001", "read").size() - 1
+    node.write(1, b"later")
+    used = next(s for s in node.inspected().files if s.path.name == "log-0000000001").used_bytes
+    assert used < last
+    with node.disk.open(place / "log-0000000001", "write") as file:
+        file.write_at(used, b"\x01")
+    (damage,) = node.inspected().damage
+    assert f"damaged at byte {used}" in damage
+    assert "is bad, and a later segment follows" in damage
+
+
+def test_a_store_file_of_another_store_is_not_blamed_on_the_log(node: Node) -> None:
+    content = node.disk.read(place / "store", 4_096).replace(b"0001", b"0011", 1)
+    node.disk.replace(place / "store", content)
+    inspector = inspect(node.disk, place)
+    assert list(inspector.steps())
+    damage = inspector.found.damage
+    assert len(damage) == len([s for s in inspector.found.files if s.kind == "segment"]) > 1
+    for each in damage:
+        assert "these two do not belong together" in each
+        assert "damaged" not in each
+
+
+def test_a_directory_that_may_not_be_read_is_told_in_one_line(node: Node) -> None:
+    node.disk.fail("open", errno.EACCES, "*/store")
+    with pytest.raises(FatalError, match="store may not be read or written by this account"):
+        inspect(node.disk, place)
 
 
 def test_a_changed_bit_in_the_head_of_a_segment_is_damage_too(node: Node) -> None:
@@ -191,6 +230,18 @@ def test_the_commands_show_a_sound_node(node: Node, tmp_path: Path) -> None:
     verified = CliRunner().invoke(main, ["node", "verify", str(directory)])
     assert verified.exit_code == 0
     assert "Everything is sound." in verified.output
+
+
+def test_verify_counts_in_good_english(tmp_path: Path) -> None:
+    lone = Node()
+    lone.write(1, b"x")
+    directory = copied(lone, tmp_path)
+    (directory / "log-0000000002").unlink()
+    verified = CliRunner().invoke(main, ["node", "verify", str(directory)])
+    assert "node-1: 1 file, 1 frame checked" in verified.output
+    (directory / "log-0000000001").unlink()
+    verified = CliRunner().invoke(main, ["node", "verify", str(directory)])
+    assert "node-1: 0 files, 0 frames checked" in verified.output
 
 
 def test_verify_names_damage_and_fails(node: Node, tmp_path: Path) -> None:
