@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 from services.core.hlc import rfc3339
 from services.dhtnode.node import Node
 from services.runtime.metrics import Metrics
@@ -22,7 +20,7 @@ def add_figures(metrics: Metrics, node: Node) -> None:
     add("catching_up", "gauge", "1 while writes may be missing", lambda: _catching_up(node))
     add("puts_refused", "gauge", "1 while storage is full", lambda: int(bool(node.replica.full)))
     add("recovery_seconds", "gauge", "What the recovery took", lambda: node.recovery_s)
-    add("frozen_objects", "gauge", "Objects that full collections pass over", gc.get_freeze_count)
+    add("frozen_objects", "gauge", "What full collections pass over", lambda: node.frozen_objects)
     metrics.add_counters("replica", "of the replica", node.replica.counters)
     metrics.add_counters("link", "of all links", node.link_counters)
     add("links_open", "gauge", "Links that others hold to this node", lambda: _links_open(node))

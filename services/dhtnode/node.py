@@ -59,6 +59,7 @@ class Node:
         self.membership = Membership(self.replica, self._keep_map)
         self.batch_sizes = Histogram(batch_sizes)
         self.recovery_s = 0.0
+        self.frozen_objects = 0
         self.link_counters = LinkCounters()
         self.recovery: Recovery | None = None
         self.log: Log | None = None
@@ -116,6 +117,8 @@ class Node:
         # What was loaded stays for good. A full collection would look through all of it again, and
         # hold up requests by 10 ms with millions of keys.
         gc.freeze()
+        # To count them walks through all of them: done once, and not whenever somebody asks.
+        self.frozen_objects = gc.get_freeze_count()
         found = recovery.result
         for warning in found.warnings:
             self._said.warning("recovery", what=warning)
