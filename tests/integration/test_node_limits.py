@@ -257,12 +257,22 @@ async def test_a_full_disk_refuses_puts_alone_and_takes_them_again_when_there_is
 
 
 async def _fill_free_and_restart(disk: Path) -> None:
-    async with node_process(disk / "data") as node:
+    # What the process says lies beside this, on a disk with room.
+    data_dir = disk.with_name("data")
+    data_dir.symlink_to(disk)
+    async with node_process(data_dir) as node:
         async with node_client(node) as client:
             acknowledged = await fill(client, 256 << 10)
             assert len(acknowledged) > 200
             await _check_full(node, client, acknowledged)
             await node.kill()
+        for _ in range(2):
+            use_up(disk / "junk")
+            await node.serve()
+            async with node_client(node) as client:
+                await _check_entirely_full(node, client, acknowledged)
+            assert await node.terminate() == 0
+        (disk / "junk").unlink()
         await node.serve()
         async with node_client(node) as client:
             await check_all(client, acknowledged)
@@ -274,6 +284,32 @@ async def _fill_free_and_restart(disk: Path) -> None:
         await node.serve()
         async with node_client(node) as client:
             await check_all(client, acknowledged)
+
+
+def use_up(junk: Path) -> None:
+    """Fill a file system to its last page."""
+    with junk.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
+async def _check_entirely_full(
+    node: NodeProcess, client: NodeClient, acknowledged: dict[bytes, bytes]
+) -> None:
+    """Without room for a single frame a node says so at once to whoever writes, and reads go on."""
+    alive = [key for key, record in acknowledged.items() if not is_tombstone(record)]
+    async with asyncio.timeout(5):
+        assert (await client.put(b"more", b"x"))[0] == m.STORAGE_FULL
+        kind, why = await client.write(alive[0], client.stamps.tombstone())
+        assert kind == m.STORAGE_FULL
+        assert b"not for deletes either (No space left on device)" in why
+        kind, why = await client.write(alive[0], client.stamps.tombstone(), epoch=9)
+        assert kind == m.STORAGE_FULL
+        assert await client.ask(m.EPOCH, cluster_map(node)) == (OK, bytes(8))
+    await check_all(client, acknowledged)
+    name = alive[0].removeprefix(prefix).decode()
+    assert (await node.signed(f"/store/{name}")).status_code == 200
+    assert (await node.signed("/store?limit=1")).json()["count"] == 1
 
 
 async def _check_full(
