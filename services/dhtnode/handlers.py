@@ -1,17 +1,20 @@
 """What a node does with each kind of message: the table that its link server is given.
 
-Reads and writes of keys go straight to the replica. What looks at many keys is bounded by the
-request, and answered once everything it has seen is durable.
+Reads and writes of one key go straight to the replica. What is about many keys is bounded by the
+request, waits for its turn with all else of that kind (`turns.Turns`), and is answered once
+everything it has seen is durable. Such handlers are generators, which yield where they may be
+interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
 from services.core.digest import summary_of
 from services.core.errors import PeerError
+from services.core.hlc import Version
 from services.core.messages import (
     CACHES,
     CAUGHT_UP,
@@ -44,55 +47,72 @@ from services.core.messages import (
 )
 from services.core.ring import leaf_count, slot_count
 from services.core.wire import OK
-from services.dhtnode.listing import Query
+from services.dhtnode.listing import Entry, Query, examined_max
 from services.dhtnode.membership import Membership
 from services.dhtnode.replica import Replica
+from services.dhtnode.turns import Soon, Turns
 from services.runtime.clock import Clock
+from services.runtime.link_limits import LinkCounters
 from services.runtime.peer import Handler, Handlers, Peer
 
-# About 2 ms of merging new keys into the order of a namespace; then others have their turn.
-index_budget: Final = 8192
+# About a millisecond of merging new keys into the order of a namespace, a whole turn.
+index_budget: Final = 4096
+# A page is looked for in pieces of half a millisecond.
+page_piece_keys: Final = 256
+page_pieces_max: Final = examined_max // page_piece_keys
 # An answer with a piece of a slot: large enough to be worth a round trip, made in a millisecond.
 piece_bytes: Final = 256 << 10
 versions_max: Final = 4096
 # An empty cache takes 19 KB; declaring this many holds the loop for a few milliseconds.
 caches_max: Final = 128
-# About two milliseconds.
+# About two milliseconds, and many times that while the keys of a cache change sides.
 digests_max: Final = 1024
 reason_bytes_max: Final = 512
 
-Soon = Callable[[Callable[[], None]], object]
+Long = Callable[[Peer, int, bytes], Iterator[None]]
 
 
 class NodeHandlers:
     """Answers every kind of message, from the replica and what it knows of the cluster."""
 
-    def __init__(self, replica: Replica, membership: Membership, clock: Clock, soon: Soon) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        membership: Membership,
+        clock: Clock,
+        soon: Soon,
+        counters: LinkCounters,
+    ) -> None:
         self._replica = replica
         self._table = replica.table
         self._membership = membership
         self._clock = clock
-        self._soon = soon
+        self._turns = Turns(clock, soon, self._malformed, counters)
 
     def table(self) -> Handlers:
         replica = self._replica
-        answering: dict[int, Handler] = {
+        at_once: dict[int, Handler] = {
             GET: replica.get,
-            GET_MANY: replica.get_many,
             WRITE: replica.write,
-            WRITE_MANY: replica.write_many,
-            LIST: self._list,
-            SCAN: self._scan,
             COUNT: self._count,
-            DIGESTS: self._digests,
             LEAVES: self._leaves,
-            VERSIONS: self._versions,
-            SLOT: self._slot,
             EPOCH: self._epoch,
             CACHES: self._caches,
             CAUGHT_UP: self._caught_up,
         }
-        return {kind: partial(self._guarded, handler) for kind, handler in answering.items()}
+        by_turns: dict[int, Long] = {
+            GET_MANY: replica.get_many,
+            LIST: self._list,
+            SCAN: self._scan,
+            DIGESTS: self._digests,
+            VERSIONS: self._versions,
+            SLOT: self._slot,
+        }
+        return {
+            **{kind: partial(self._guarded, handler) for kind, handler in at_once.items()},
+            **{kind: partial(self._queued, handler) for kind, handler in by_turns.items()},
+            WRITE_MANY: partial(self._queued, replica.write_many, changes=True),
+        }
 
     def _guarded(self, handler: Handler, peer: Peer, request_id: int, body: bytes) -> None:
         """A message that makes no sense is answered as such; anything else that is raised is a
@@ -100,56 +120,65 @@ class NodeHandlers:
         try:
             handler(peer, request_id, body)
         except PeerError as error:
-            self._replica.counters.malformed += 1
-            peer.reply(request_id, MALFORMED, str(error).encode()[:reason_bytes_max])
+            self._malformed(peer, request_id, error)
+
+    def _queued(
+        self, handler: Long, peer: Peer, request_id: int, body: bytes, *, changes: bool = False
+    ) -> None:
+        self._turns.add(peer, request_id, handler(peer, request_id, body), changes=changes)
+
+    def _malformed(self, peer: Peer, request_id: int, error: PeerError) -> None:
+        self._replica.counters.malformed += 1
+        peer.reply(request_id, MALFORMED, str(error).encode()[:reason_bytes_max])
 
     # -- listings
 
-    def _list(self, peer: Peer, request_id: int, body: bytes) -> None:
+    def _list(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         query = decode_list_query(body)
-        self._once_ordered(query, lambda: self._answer_list(peer, request_id, query))
-
-    def _scan(self, peer: Peer, request_id: int, body: bytes) -> None:
-        query = decode_list_query(body)
-        self._once_ordered(query, lambda: self._answer_scan(peer, request_id, query))
-
-    def _once_ordered(self, query: ListQuery, answer: Callable[[], None]) -> None:
-        """Merge the keys that are new, some at a time, into the order of the namespace; then
-        answer. Keys that come meanwhile are not waited for."""
-        mark = self._table.index_mark(query.namespace)
-
-        def merge() -> None:
-            if self._table.index_slice(query.namespace, mark, index_budget):
-                answer()
-            else:
-                self._soon(merge)
-
-        merge()
-
-    def _answer_list(self, peer: Peer, request_id: int, query: ListQuery) -> None:
-        page = self._table.page(query.namespace, _look_for(query), self._clock.wall_ms())
-        entries = [
-            ListEntry(
-                entry.key,
-                entry.value_bytes,
-                entry.version,
-                entry.expires_at_ms,
-                entry.created_at_ms,
+        yield from self._ordered(query)
+        entries: list[ListEntry] = []
+        groups: list[bytes] = []
+        start: bytes | None = query.start
+        for _ in range(page_pieces_max):
+            room = query.limit - len(entries) - len(groups)
+            if start is None or not room:
+                break
+            page = self._table.page(
+                query.namespace, _piece(query, start, room), self._clock.wall_ms()
             )
-            for entry in page.entries
-        ]
-        answer = encode_body(ListPage(entries, page.groups, page.next))
+            entries += map(_entry, page.entries)
+            groups += page.groups
+            start = page.next
+            yield
+        answer = encode_body(ListPage(entries, groups, start))
         self._replica.after_changes(peer, request_id, OK, answer)
 
-    def _answer_scan(self, peer: Peer, request_id: int, query: ListQuery) -> None:
-        found = self._table.scan(
-            query.namespace,
-            _look_for(query),
-            self._clock.wall_ms(),
-            tombstones=query.tombstones,
-        )
-        answer = encode_body(ScanPage(found.found, found.next))
-        self._replica.after_changes(peer, request_id, OK, answer)
+    def _scan(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
+        query = decode_list_query(body)
+        yield from self._ordered(query)
+        found: list[tuple[bytes, Version]] = []
+        start: bytes | None = query.start
+        for _ in range(page_pieces_max):
+            room = query.limit - len(found)
+            if start is None or not room:
+                break
+            piece = self._table.scan(
+                query.namespace,
+                _piece(query, start, room),
+                self._clock.wall_ms(),
+                tombstones=query.tombstones,
+            )
+            found += piece.found
+            start = piece.next
+            yield
+        self._replica.after_changes(peer, request_id, OK, encode_body(ScanPage(found, start)))
+
+    def _ordered(self, query: ListQuery) -> Iterator[None]:
+        """Merge the keys that are new into the order of the namespace. Keys that come meanwhile
+        are not waited for."""
+        mark = self._table.index_mark(query.namespace)
+        while not self._table.index_slice(query.namespace, mark, index_budget):
+            yield
 
     def _count(self, peer: Peer, request_id: int, body: bytes) -> None:
         if len(body) == 8:
@@ -161,15 +190,17 @@ class NodeHandlers:
 
     # -- slots
 
-    def _digests(self, peer: Peer, request_id: int, body: bytes) -> None:
+    def _digests(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         reader = Reader(body)
         first, count = reader.slot(), reader.u16()
         reader.end()
         if not 0 < count <= min(digests_max, slot_count - first):
             raise PeerError(f"{count} slots from slot {first} on; {digests_max} go at a time")
-        leaves = self._table.leaves
-        answer = b"".join(summary_of(leaves(slot)) for slot in range(first, first + count))
-        self._replica.after_changes(peer, request_id, OK, answer)
+        summaries: list[bytes] = []
+        for slot in range(first, first + count):
+            summaries.append(summary_of(self._table.leaves(slot)))
+            yield
+        self._replica.after_changes(peer, request_id, OK, b"".join(summaries))
 
     def _leaves(self, peer: Peer, request_id: int, body: bytes) -> None:
         reader = Reader(body)
@@ -177,9 +208,10 @@ class NodeHandlers:
         reader.end()
         self._replica.after_changes(peer, request_id, OK, self._table.leaves(slot))
 
-    def _versions(self, peer: Peer, request_id: int, body: bytes) -> None:
+    def _versions(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         reader = Reader(body)
         slot, mask, after = reader.slot(), reader.u64(), reader.rest()
+        yield
         leaves = [leaf for leaf in range(leaf_count) if mask >> leaf & 1]
         found = sorted(item for item in self._table.versions(slot, leaves) if item[0] > after)
         parts = [b"\1" if len(found) > versions_max else b"\0"]
@@ -187,9 +219,10 @@ class NodeHandlers:
             parts += (u16.pack(len(key)), key, version)
         self._replica.after_changes(peer, request_id, OK, b"".join(parts))
 
-    def _slot(self, peer: Peer, request_id: int, body: bytes) -> None:
+    def _slot(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         reader = Reader(body)
         slot, after = reader.slot(), reader.rest()
+        yield
         chunk, last = self._table.export_piece(slot, after, piece_bytes)
         self._replica.after_changes(peer, request_id, OK, u16.pack(len(last)) + last + chunk)
 
@@ -214,5 +247,12 @@ class NodeHandlers:
         peer.reply(request_id, OK, b"")
 
 
-def _look_for(query: ListQuery) -> Query:
-    return Query(query.prefix, query.start, query.limit, query.delimiter, query.slots)
+def _piece(query: ListQuery, start: bytes, room: int) -> Query:
+    """What to look for next. Pages follow each other exactly, so their pieces do."""
+    return Query(query.prefix, start, room, query.delimiter, query.slots, page_piece_keys)
+
+
+def _entry(entry: Entry) -> ListEntry:
+    return ListEntry(
+        entry.key, entry.value_bytes, entry.version, entry.expires_at_ms, entry.created_at_ms
+    )

@@ -257,7 +257,9 @@ class Node:
 
     def _station(self) -> Station:
         soon = asyncio.get_running_loop().call_soon
-        handlers = NodeHandlers(self.replica, self.membership, self.service.clock, soon)
+        handlers = NodeHandlers(
+            self.replica, self.membership, self.service.clock, soon, self.link_counters
+        )
         identity = Identity(
             Role.NODE,
             self.settings.node_id,

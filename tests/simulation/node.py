@@ -37,6 +37,7 @@ from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk, Operation
 from services.runtime.fake_link import FakeLink, FakeNetwork, Weather
 from services.runtime.link import Station
+from services.runtime.link_limits import LinkCounters
 from services.runtime.opening import Identity
 from services.runtime.peer import SENT
 from tests.simulation.scenario import Outcome
@@ -325,9 +326,11 @@ class Life:
 
     def _listen(self) -> None:
         membership = Membership(self.replica, lambda data: None)
-        handlers = NodeHandlers(self.replica, membership, self.clock, self._soon)
+        counters = LinkCounters()
+        # A clock that is busy, so that long requests take many turns and others come in between.
+        handlers = NodeHandlers(self.replica, membership, self.busy_clock, self._soon, counters)
         identity = Identity(Role.NODE, "node-1", secret, lambda: self.replica.epoch)
-        self.station = Station(identity, handlers.table())
+        self.station = Station(identity, handlers.table(), counters=counters)
         self.world.network.attach(self.station, self.clock)
 
     def work(self) -> None:

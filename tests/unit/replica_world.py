@@ -119,7 +119,9 @@ class World:
 
     def ask(self, handler: str, body: bytes) -> int:
         self.asked += 1
-        getattr(self.replica, handler)(self.asker, self.asked, body)
+        steps = getattr(self.replica, handler)(self.asker, self.asked, body)
+        for _ in steps or ():
+            pass
         return self.asked
 
     def answer(self, request_id: int) -> Answer | None:
