@@ -122,17 +122,21 @@ class HybridClock:
         clock.raise_ceiling(ceiling_ms)                       only now may it be used
 
     A clock that has just been made stamps nothing until its first ceiling has been raised.
+
+    One that does not refuse leads (`refuse_leads=False`) follows whatever it merges, however far
+    ahead of the wall clock. It is for simulations, which show by it that safety needs no clocks.
     """
 
-    __slots__ = ("_ceiling_hlc", "_hlc", "_sealed", "_stamper", "_stamper_bytes")
+    __slots__ = ("_ceiling_hlc", "_hlc", "_refuses_leads", "_sealed", "_stamper", "_stamper_bytes")
 
-    def __init__(self, stamper: int, stored_ceiling_ms: int) -> None:
+    def __init__(self, stamper: int, stored_ceiling_ms: int, *, refuse_leads: bool = True) -> None:
         if not 0 <= stamper <= stamper_max:
             raise ValueError(f"a stamper is 0 to {stamper_max}, not {stamper}")
         if not 0 <= stored_ceiling_ms <= time_ms_max:
             raise ValueError(f"a ceiling is 0 to {time_ms_max} ms, not {stored_ceiling_ms}")
         self._stamper = stamper
         self._stamper_bytes = stamper.to_bytes(4, "big")
+        self._refuses_leads = refuse_leads
         self._ceiling_hlc = stored_ceiling_ms << counter_bits
         # The last stamp of the earlier life lay below the ceiling; the first of this one is
         # at it, or where the wall clock stands if that is later.
@@ -165,7 +169,7 @@ class HybridClock:
         wall_hlc = wall_ms << counter_bits
         if hlc < wall_hlc:
             hlc = wall_hlc
-        elif hlc - wall_hlc > _lead_hlc_max:
+        elif self._refuses_leads and hlc - wall_hlc > _lead_hlc_max:
             raise _skewed("the clock stands at", hlc >> counter_bits, wall_ms)
         if hlc >= self._ceiling_hlc:
             raise self._at_ceiling()
@@ -181,7 +185,7 @@ class HybridClock:
         hlc = int.from_bytes(version[:8], "big")
         if hlc <= self._hlc:
             return
-        if hlc - (wall_ms << counter_bits) > _lead_hlc_max:
+        if self._refuses_leads and hlc - (wall_ms << counter_bits) > _lead_hlc_max:
             raise _skewed("a replica holds a version of", hlc >> counter_bits, wall_ms)
         self._hlc = hlc
 
@@ -191,9 +195,10 @@ class HybridClock:
             return None
         # By the wall clock alone: wherever stamping is allowed, that is near enough, and a
         # process that dies again and again does not push its ceiling further each time.
-        if self.ceiling_ms - wall_ms >= ceiling_reserve_ms:
+        now_ms = wall_ms if self._refuses_leads else max(wall_ms, self.time_ms)
+        if self.ceiling_ms - now_ms >= ceiling_reserve_ms:
             return None
-        due_ms = min(wall_ms + ceiling_ahead_ms, time_ms_max)
+        due_ms = min(now_ms + ceiling_ahead_ms, time_ms_max)
         return due_ms if due_ms > self.ceiling_ms else None
 
     def raise_ceiling(self, ceiling_ms: int) -> None:

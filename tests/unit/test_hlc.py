@@ -210,6 +210,26 @@ def test_an_insane_wall_clock_never_breaks_a_tick(wall_ms: int) -> None:
     clock.tick(now_ms)
 
 
+def test_a_clock_that_refuses_no_leads_follows_what_it_merges_and_still_needs_its_ceiling() -> None:
+    clock = HybridClock(1, 0, refuse_leads=False)
+    clock.raise_ceiling(now_ms + ceiling_ahead_ms)
+    far = version_at(now_ms + 30_000, 5)
+    clock.merge(far, now_ms)
+    with pytest.raises(RetryLater) as caught:
+        clock.tick(now_ms)
+    assert caught.value.code == "overloaded"
+    due_ms = clock.ceiling_due(now_ms)
+    assert due_ms == now_ms + 30_000 + ceiling_ahead_ms
+    clock.raise_ceiling(due_ms)
+    assert clock.tick(now_ms) == version_at(now_ms + 30_000, 6, 1)
+    assert clock.tick(now_ms - 30_000) == version_at(now_ms + 30_000, 7, 1)
+    # Its successor is as far ahead, and stamps at once.
+    successor = HybridClock(1, clock.seal(), refuse_leads=False)
+    assert successor.ceiling_due(now_ms) == now_ms + 30_000 + ceiling_ahead_ms
+    successor.raise_ceiling(now_ms + 30_000 + ceiling_ahead_ms)
+    assert successor.tick(now_ms) > version_at(now_ms + 30_000, 7, 1)
+
+
 def test_the_end_of_time_is_a_refusal_and_not_an_overflow() -> None:
     clock = HybridClock(0, time_ms_max - 1)
     clock.raise_ceiling(time_ms_max)
