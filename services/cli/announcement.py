@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.rows import Row, Stage
+from services.cli.standing import is_ready
 
 
-def up_document(rows: Sequence[Row], pids: Mapping[str, int]) -> dict[str, Any]:
+def up_document(
+    rows: Sequence[Row], pids: Mapping[str, int], down: Mapping[str, str]
+) -> dict[str, Any]:
     """The content of `up.json`: the address of every service, and the pid of every process.
 
-    Nodes are many and stand under `nodes`; the others stand under their own names.
+    Nodes are many and stand under `nodes`; the others stand under their own names. While somebody
+    is down, `down` has why, by name; `ready` is whether the others are enough.
     """
-    document: dict[str, Any] = {"ready": True, "pid": os.getpid()}
+    document: dict[str, Any] = {"ready": is_ready(rows, down), "pid": os.getpid()}
     for row in rows:
         if row.url is not None and row.stage is not Stage.NODES:
             document[row.name] = row.url
@@ -23,20 +27,28 @@ def up_document(rows: Sequence[Row], pids: Mapping[str, int]) -> dict[str, Any]:
     if nodes:
         document["nodes"] = {row.name: {"url": row.url, "pid": pids.get(row.name)} for row in nodes}
     document["pids"] = dict(pids)
+    if down:
+        document["down"] = dict(down)
     return document
 
 
-def where_everything_is(rows: Sequence[Row], pids: Mapping[str, int], directory: Path) -> str:
+def where_everything_is(
+    rows: Sequence[Row], pids: Mapping[str, int], down: Mapping[str, str], directory: Path
+) -> str:
     """A plain table for the terminal: every service, its process, and how to reach it."""
     lines = [("service", "pid", "reached at")]
-    lines += [(row.name, str(pids.get(row.name, "-")), row.url or "-")
-              for row in rows if not row.one_shot]  # fmt: skip
+    lines += [
+        (row.name, str(pids.get(row.name, "-")), "DOWN" if row.name in down else row.url or "-")
+        for row in rows
+        if not row.one_shot
+    ]
     width = max(len(name) for name, _, _ in lines)
     table = [f"  {name:<{width}}  {pid:>8}  {place}" for name, pid, place in lines]
     return "\n".join(
         [
             "",
-            "Everything is ready.",
+            _headline(rows, down),
+            *(f"  {why}" for why in down.values()),
             "",
             *table,
             "",
@@ -45,3 +57,12 @@ def where_everything_is(rows: Sequence[Row], pids: Mapping[str, int], directory:
             "",
         ]
     )
+
+
+def _headline(rows: Sequence[Row], down: Mapping[str, str]) -> str:
+    if not down:
+        return "Everything is ready."
+    missing = " and ".join(down)
+    if is_ready(rows, down):
+        return f"WARNING: ready, but without {missing}. The others do its work; mend it soon."
+    return f"WARNING: not ready, for {missing} {'is' if len(down) == 1 else 'are'} down."

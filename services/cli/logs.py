@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Sequence
@@ -26,8 +27,11 @@ read_bytes_max = 64 * 1024
 terminal_bytes_max = 256 * 1024
 # One write is at most what a pipe that reports itself writable surely takes (PIPE_BUF on Linux).
 terminal_write_bytes = 4096
-# How many of a service's last lines are kept, to be quoted when it fails to start.
+# How many of a process's last lines are kept, to find the one that says why it ended: behind it
+# may stand the frame of a traceback and a line or two of somebody else's.
 last_lines_max = 5
+# How much of that line is quoted; the log has all of it.
+quoted_chars_max = 500
 
 # Wide enough for `replicator-2`; longer names push their own lines only.
 name_columns = 12
@@ -36,6 +40,15 @@ name_colours = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "br
 # Services print what clients send them. Shown raw, a control character could move the cursor,
 # rename the window or worse, so the terminal gets its escape instead. Files keep the bytes.
 _controls = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
+
+
+# How our own processes end when they must: `ydht dhtnode: …`, or `ydht: …` of a command.
+_own_words = re.compile(r"ydht(?: [\w-]+)?: (?P<words>.+)")
+
+
+def _shown(line: bytes) -> str:
+    """A line as text that is safe to show."""
+    return line.decode(errors="backslashreplace").rstrip("\r").translate(_controls)
 
 
 class LineSplitter:
@@ -123,8 +136,7 @@ class Terminal:
             if len(self._buffer) >= self._bytes_max:
                 self._dropped += len(lines) - number
                 break
-            text = line.decode(errors="backslashreplace").rstrip("\r").translate(_controls)
-            self._buffer += f"{prefix}{text}\n".encode()
+            self._buffer += f"{prefix}{_shown(line)}\n".encode()
         self._flush()
 
     def print(self, text: str) -> None:
@@ -216,6 +228,7 @@ def _open_again(descriptor: int) -> tuple[int, bool]:
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
             return os.open(f"/proc/self/fd/{descriptor}", flags), False
         except OSError:
+            # Refused, or there is no /proc. The other way needs nothing, and does as well.
             pass
     return os.dup(descriptor), True
 
@@ -225,7 +238,7 @@ class ServiceLog:
 
     def __init__(self, name: str, file: RotatingFile, terminal: Terminal) -> None:
         self.name = name
-        self.last_lines: deque[bytes] = deque(maxlen=last_lines_max)
+        self._last_lines: deque[bytes] = deque(maxlen=last_lines_max)
         self._file = file
         self._terminal = terminal
         self._splitter = LineSplitter()
@@ -234,6 +247,23 @@ class ServiceLog:
     @property
     def path(self) -> Path:
         return self._file.path
+
+    @property
+    def last_word(self) -> str | None:
+        """The line by which the newest process says why it ended, without our own name before it.
+
+        Ours end with a line that begins with `ydht`. Of others it is the last with a word in it.
+        """
+        lines = [_shown(line).strip() for line in reversed(self._last_lines)]
+        named = [found for line in lines if (found := _own_words.fullmatch(line)) is not None]
+        if named:
+            return named[0]["words"][:quoted_chars_max]
+        with_words = (line for line in lines if any(map(str.isalnum, line)))
+        return next(with_words, "")[:quoted_chars_max] or None
+
+    def forget(self) -> None:
+        """Another process begins: what the last one said is not its cause."""
+        self._last_lines.clear()
 
     def take(self, data: bytes) -> None:
         self._heard(self._splitter.feed(data))
@@ -252,7 +282,7 @@ class ServiceLog:
 
     def _heard(self, lines: list[bytes]) -> None:
         if lines:
-            self.last_lines.extend(lines[-last_lines_max:])
+            self._last_lines.extend(lines[-last_lines_max:])
             self._keep(lines)
 
     def _keep(self, lines: list[bytes]) -> None:

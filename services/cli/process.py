@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from services.cli.logs import OutputPipe, ServiceLog
 from services.cli.rows import Probe, Row, probe_s_max
-from services.core.errors import FatalError
+from services.core.errors import FatalError, RestartLater
 from services.runtime.supervised import descriptor_variable
 
 # A child that is starting is asked this often whether it is ready; a start takes 1 s or so.
@@ -42,7 +42,8 @@ class Surroundings:
     supervisor_fd: int
     inherited_fds: tuple[int, ...]
     luck: random.Random
-    on_pid_change: Callable[[], None]
+    # A child has another pid, or another trouble.
+    on_change: Callable[[], None]
 
 
 @dataclass(slots=True, frozen=True)
@@ -66,9 +67,10 @@ class Ending:
 class Child:
     """The process of one row, over all its lives.
 
-    `keep` runs until the child is asked to stop, the command of a one-shot row ends well, or
-    the start fails for good. `started` is done at the first readiness: with None, or with the
-    FatalError that says why it will never be.
+    `keep` runs until the child is asked to stop, the command of a one-shot row ends well, or the
+    child is given up. `started` is done at the first readiness, with None, or when the start of
+    everything should wait no longer, with the FatalError that says why. A redundant child is then
+    still tried, for as long as that makes sense; others are given up.
     """
 
     def __init__(self, row: Row, log: ServiceLog, surroundings: Surroundings) -> None:
@@ -77,6 +79,10 @@ class Child:
         # Of the process that lives; its group may outlive it for a while.
         self.pid: int | None = None
         self._group: int | None = None
+        # Why it is not up; None while it is.
+        self.trouble: str | None = "not started yet"
+        # Why it stays out for good, if it does.
+        self.given_up: FatalError | None = None
         self.started: asyncio.Future[FatalError | None]
         self.started = asyncio.get_running_loop().create_future()
         # Set when no process is left and none will be started.
@@ -118,15 +124,16 @@ class Child:
 
     async def _live_once(self) -> Ending:
         """Start the command and see it through to its end."""
+        self.log.forget()
         pipe = OutputPipe(self.log)
         try:
             process = await self._spawn(pipe)
         except OSError as error:
             pipe.close()
             return Ending(None, f"could not be started: {error.strerror} ({error.filename})")
-        self._process, self._ready_at_s = process, None
+        self._process, self._ready_at_s, self._never_ready = process, None, None
         self.pid = self._group = process.pid
-        self._surroundings.on_pid_change()
+        self._surroundings.on_change()
         if self._stopping.is_set():
             # Asked while the process came into being: there was nobody to ask yet.
             self.ask_to_stop()
@@ -137,12 +144,13 @@ class Child:
             code = await process.wait()
             if watching is not None:
                 watching.cancel()
+        ending = Ending.of(code)
         self._process = self.pid = None
-        self._surroundings.on_pid_change()
+        self._now(None if self._has_ended_well(ending) else ending.words)
         await self._clear_group(process.pid)
         await pipe.finish(output_s_max)
         self._group = None
-        return Ending.of(code)
+        return ending
 
     async def _spawn(self, pipe: OutputPipe) -> asyncio.subprocess.Process:
         shared = self._surroundings
@@ -180,10 +188,12 @@ class Child:
                     self._kill_group()
                     return
                 self._say(f"not ready for {limit_s:g} s more: {reason}")
+                self._now(f"not ready: {reason}")
                 named_at_s = loop.time()
             await asyncio.sleep(probe_every_s)
         self._ready_at_s = loop.time()
         self._say(f"ready (pid {pid})")
+        self._now(None)
         if not self.started.done():
             self.started.set_result(None)
 
@@ -204,18 +214,31 @@ class Child:
 
     def _is_over(self, ending: Ending) -> bool:
         """Count the death, and decide whether it was the last."""
-        if self.row.one_shot and ending.code == 0:
+        if self._has_ended_well(ending):
             self.started.set_result(None)
             return True
         if self._was_healthy():
             self._deaths = 0
         self._deaths += 1
-        if self.started.done():
-            return False
-        if self._never_ready is None and self._deaths < self.row.restarts.tries:
-            return False
-        self.started.set_result(self._start_failure(ending))
-        return True
+        restarts = self.row.restarts
+        failure = self._failure(ending)
+        # It says itself that the next start would meet the same.
+        over = ending.code == FatalError.exit_code or self._deaths >= restarts.deaths_max
+        if over and (self.row.redundant or self.started.done()):
+            # Otherwise everything stops now, and ends with the same words.
+            self._say(f"{failure}; it stays out until you start everything again")
+        if not self.started.done() and (
+            over or self._never_ready is not None or self._deaths >= restarts.tries
+        ):
+            self.started.set_result(failure)
+            over = over or not self.row.redundant
+        self.given_up = failure if over else None
+        failing = "failing: " if self._deaths >= restarts.failing_deaths and not over else ""
+        self._now(f"{failing}{failure}")
+        return over
+
+    def _has_ended_well(self, ending: Ending) -> bool:
+        return self.row.one_shot and ending.code == 0
 
     def _was_healthy(self) -> bool:
         if self._ready_at_s is None:
@@ -223,24 +246,36 @@ class Child:
         ready_s = asyncio.get_running_loop().time() - self._ready_at_s
         return ready_s >= self.row.restarts.healthy_s
 
-    def _start_failure(self, ending: Ending) -> FatalError:
-        name = self.row.name
+    def _failure(self, ending: Ending) -> FatalError:
+        """What this death was, quoting what the process itself said of it."""
+        name, where = self.row.name, f"(see {self.log.path})"
+        # Who was killed had no time to say why: its last line is about something else.
+        said = "" if ending.code is None or ending.code < 0 else f": {self.log.last_word or '-'}"
+        if ending.code == FatalError.exit_code:
+            return FatalError(f"{name} refuses to run{said} {where}")
         if self._never_ready is not None:
-            what = f"{name} was not ready within {self.row.ready_s_max:g} s: {self._never_ready}"
+            limit_s = self.row.ready_s_max
+            return RestartLater(
+                f"{name} was not ready within {limit_s:g} s: {self._never_ready} {where}"
+            )
+        if self.started.done():
+            when = f" ({self._deaths} deaths in a row)" if self._deaths > 1 else ""
         else:
-            what = f"{name} {ending.words} before it was ready, {self._deaths} times in a row"
-        # What is wrong for good is said in the same words at every try, and quoted once.
-        newest_first = dict.fromkeys(reversed(self.log.last_lines))
-        lines = " / ".join(line.decode(errors="replace") for line in reversed(newest_first))
-        said = f"its last lines: {lines}" if lines else "it said nothing"
-        return FatalError(f"{what}; {said} (see {self.log.path})")
+            when = f" before it was ready, {self._deaths} times in a row"
+        return RestartLater(f"{name} {ending.words}{when}{said} {where}")
 
     async def _wait_before_restart(self, ending: Ending) -> None:
         wait_s = self.row.restarts.wait_s(self._deaths, self._surroundings.luck.random())
-        self._say(f"{self.row.name} {ending.words}; starting it again in {wait_s:.1f} s")
+        failing = self._deaths >= self.row.restarts.failing_deaths
+        often = f" and is failing ({self._deaths} deaths in a row)" if failing else ""
+        self._say(f"{self.row.name} {ending.words}{often}; starting it again in {wait_s:.1f} s")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._stopping.wait()
+
+    def _now(self, trouble: str | None) -> None:
+        self.trouble = trouble
+        self._surroundings.on_change()
 
     def _say(self, text: str) -> None:
         """A line of our own in the service's log, told apart from the service's."""

@@ -49,13 +49,18 @@ class Restarts:
     """How soon a process that died is started again.
 
     The wait doubles from `first_s` to `longest_s` and starts over once the process has been
-    ready for `healthy_s`. Before its first readiness a process gets `tries` starts in all.
+    ready for `healthy_s`. The start of everything waits for `tries` starts of a process that does
+    not get ready. After `failing_deaths` in a row a process is named as failing, and after
+    `deaths_max`, which take five minutes or more, it stays out. One that refuses for good stays
+    out at once.
     """
 
     first_s: float = 0.25
-    longest_s: float = 15.0
+    longest_s: float = 60.0
     healthy_s: float = 30.0
     tries: int = 3
+    failing_deaths: int = 5
+    deaths_max: int = 15
 
     def wait_s(self, deaths: int, luck: float) -> float:
         """The wait after the given number of deaths in a row, from 1 up.
@@ -84,6 +89,8 @@ class Row:
     probe: Probe | None = None
     ready_s_max: float = ready_s_default
     one_shot: bool = False
+    # The others of its stage do its work while it is down: one of them may be missing.
+    redundant: bool = False
     restarts: Restarts = Restarts()
     # Called before anything is started: FatalError if this row would be in somebody's way.
     refuse: Callable[[], None] | None = None

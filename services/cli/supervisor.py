@@ -1,7 +1,8 @@
 """Start a table of services in order, keep them up, and stop them in order.
 
 start     stage by stage; a stage begins when every row of the one before is ready
-keep up   a service that dies is named and started again; the others go on
+keep up   a service that dies is named and started again; the others go on. One that refuses for
+          good, or dies again and again, stays out; what that means for all is in standing.py
 stop      the stages backwards, each with a limit to its time
 
 A stop has `stop_s_max`. A stage may use all that is left of it but what the stages after it need
@@ -25,6 +26,7 @@ from services.cli.logs import RotatingFile, ServiceLog, Terminal
 from services.cli.ports import refuse_taken_ports
 from services.cli.process import Child, Surroundings
 from services.cli.rows import Row, Stage
+from services.cli.standing import is_ready, nobody_left, together, troubles
 from services.cli.stop_requests import StopRequests
 from services.core.errors import FatalError
 
@@ -50,7 +52,7 @@ async def supervise(
     environment: Mapping[str, str],
     terminal_fd: int = 1,
 ) -> None:
-    """Run the rows until asked to stop. FatalError when they can't be started, with all stopped.
+    """Run the rows until asked to stop. FatalError when that can't be, with all stopped.
 
     `host` is where services listen: nothing is started unless every port of the table is free
     there and no row refuses. The directory stays the caller's to close.
@@ -95,7 +97,11 @@ class Supervisor:
         self._requests = requests
         self._children: dict[str, Child] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        # Between the end of the start and the beginning of the stop.
+        self._published = False
         self._ready = False
+        self._failure: FatalError | None = None
+        # There is no going on: because of a failure, or of a bug in watching somebody.
         self._broken = asyncio.Event()
 
     async def run(
@@ -107,29 +113,25 @@ class Supervisor:
             supervisor_fd=supervisor_fd,
             inherited_fds=inherited_fds,
             luck=random.SystemRandom(),
-            on_pid_change=self._publish,
+            on_change=self._changed,
         )
         try:
-            failure = await self._start(surroundings)
-            if failure is None and not self._stop_due():
-                self._ready = True
-                self._publish()
-                self._terminal.print(
-                    where_everything_is(self._rows, self._pids(), self._directory.path)
-                )
+            await self._start(surroundings)
+            if not self._stop_due():
+                self._announce()
                 await self._until_stop_due()
         finally:
             # In order, whatever happened: a bug of ours is no reason to kill anybody.
-            self._ready = False
+            self._published = False
             await self._stop()
             ended = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         bugs = [bug for bug in ended if isinstance(bug, Exception)]
         if bugs:
             raise ExceptionGroup("services were stopped because of bugs in watching them", bugs)
-        if failure is not None:
-            raise failure
+        if self._failure is not None:
+            raise self._failure
 
-    async def _start(self, surroundings: Surroundings) -> FatalError | None:
+    async def _start(self, surroundings: Surroundings) -> None:
         """Start stage after stage, until all are ready, one fails, or a stop is due."""
         for stage in sorted({row.stage for row in self._rows}):
             started = []
@@ -140,27 +142,24 @@ class Supervisor:
                 self._children[row.name] = child
                 self._tasks[row.name] = task = asyncio.create_task(child.keep())
                 task.add_done_callback(self._kept)
-                started.append(child.started)
-            failure = await self._first_failure(started)
-            if failure is not None or self._stop_due():
-                return failure
-        return None
+                started.append(child)
+            await self._until_started(started)
+            if self._stop_due():
+                return
 
-    async def _first_failure(
-        self, started: Sequence[asyncio.Future[FatalError | None]]
-    ) -> FatalError | None:
-        """Wait until all are ready, or one failed, or a stop is due."""
+    async def _until_started(self, children: Sequence[Child]) -> None:
+        """Wait until all are ready or failed, one failed that is needed, or a stop is due."""
         stop_due = asyncio.create_task(self._until_stop_due())
         try:
-            waiting = set(started)
+            waiting = {child.started for child in children}
             while waiting and not stop_due.done():
                 either: set[asyncio.Future[Any]] = {*waiting, stop_due}
                 done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 waiting -= done
-                for future in started:
-                    if future.done() and (failure := future.result()) is not None:
-                        return failure
-            return None
+                failed = [(child.row, why) for child in children if (why := _why_failed(child))]
+                needed = [why for row, why in failed if not row.redundant]
+                if needed or len(failed) == len(children):
+                    self._fail(together(needed or [why for _, why in failed]))
         finally:
             stop_due.cancel()
             await asyncio.wait([stop_due])
@@ -169,6 +168,12 @@ class Supervisor:
         """A child is kept no more; after a bug everything is stopped, and then it is raised."""
         if not task.cancelled() and task.exception() is not None:
             self._broken.set()
+
+    def _fail(self, failure: FatalError) -> None:
+        """Stop everything because of this; the first one counts."""
+        if self._failure is None:
+            self._failure = failure
+        self._broken.set()
 
     def _stop_due(self) -> bool:
         return self._requests.first.is_set() or self._broken.is_set()
@@ -221,15 +226,38 @@ class Supervisor:
     def _pids(self) -> dict[str, int]:
         return {name: child.pid for name, child in self._children.items() if child.pid is not None}
 
-    def _publish(self) -> None:
-        """Bring `up.json` up to date, once and as long as everything is up."""
-        if not self._ready:
+    def _announce(self) -> None:
+        """The start is over: say where everything is, and from now on keep `up.json` true."""
+        self._published = True
+        down = troubles(self._children.values())
+        self._ready = is_ready(self._rows, down)
+        self._publish(down)
+        pids, place = self._pids(), self._directory.path
+        self._terminal.print(where_everything_is(self._rows, pids, down, place))
+
+    def _changed(self) -> None:
+        """A child came up, went down, or was given up."""
+        if (failure := nobody_left(list(self._children.values()))) is not None:
+            self._fail(failure)
+        if not self._published:
             return
+        down = troubles(self._children.values())
+        ready = is_ready(self._rows, down)
+        if ready != self._ready:
+            self._ready = ready
+            self._log.say("ready again" if ready else f"not ready without {', '.join(down)}")
+        self._publish(down)
+
+    def _publish(self, down: Mapping[str, str]) -> None:
         try:
-            self._directory.publish(up_document(self._rows, self._pids()))
+            self._directory.publish(up_document(self._rows, self._pids(), down))
         except OSError as error:
             # The services do well without it; a full disk has louder witnesses.
             self._log.say(f"up.json can't be written: {error.strerror}")
+
+
+def _why_failed(child: Child) -> FatalError | None:
+    return child.started.result() if child.started.done() else None
 
 
 def _names(children: Sequence[Child]) -> str:

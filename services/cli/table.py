@@ -85,6 +85,7 @@ def _nodes(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
                 "REPLICATOR_URLS": replicators,
             },
             node_ready_s_max,
+            redundant=True,
         )
         for number, port in enumerate(ports.nodes, start=1)
     )
@@ -98,6 +99,8 @@ def _service(
     port: int,
     environment: Mapping[str, str],
     ready_s_max: float = ready_s_default,
+    *,
+    redundant: bool = False,
 ) -> Row:
     """The row of one of our services: ready when its /ready says so."""
     url = _url(settings, port)
@@ -110,6 +113,7 @@ def _service(
         url=url,
         probe=http_ready(f"{url}/ready"),
         ready_s_max=ready_s_max,
+        redundant=redundant,
     )
 
 

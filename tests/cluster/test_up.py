@@ -141,13 +141,32 @@ async def test_a_killed_database_is_started_again_and_no_row_is_lost(
         assert servers_of(data_dir) == []
 
 
+async def test_one_damaged_node_stays_out_and_everything_else_is_up(data_dir: Path) -> None:
+    async with supervised(up_command(data_dir), data_dir) as up:
+        await up.until_up()
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
+    store = data_dir / "nodes" / "node-2" / "store"
+    store.write_text(store.read_text().replace("node-2", "node-7"))
+    async with supervised(up_command(data_dir), data_dir) as up:
+        await up.until_shown("WARNING: ready, but without node-2.")
+        document = up.document()
+        assert document["ready"] is True
+        assert list(document["down"]) == ["node-2"]
+        assert "belongs to node 'node-7', and this is 'node-2'" in document["down"]["node-2"]
+        assert {"postgres", "node-1", "node-3"} <= document["pids"].keys()
+        assert up.shown.count("starting it again") == 0
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
+
+
 async def test_beside_a_database_that_somebody_else_runs_nothing_is_started(data_dir: Path) -> None:
     db = ["-m", "services.cli", "db", "--data-dir", str(data_dir)]
     assert CliRunner().invoke(init, ["--data-dir", str(data_dir)]).exit_code == 0
     async with supervised(db, data_dir) as other:
         await other.until_shown("PostgreSQL is ready")
         async with supervised(up_command(data_dir), data_dir) as up:
-            assert await up.ended() == 1
+            assert await up.ended() == 78
             assert "starting" not in up.shown
             owner = f"is already run by process {other.process.pid}: stop that one"
             assert owner in up.shown.splitlines()[-1]

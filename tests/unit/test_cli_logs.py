@@ -18,6 +18,7 @@ from services.cli.logs import (
     ServiceLog,
     Terminal,
     line_bytes_max,
+    quoted_chars_max,
     read_bytes_max,
 )
 from tests.waiting import wait_until
@@ -196,7 +197,32 @@ async def test_the_last_line_counts_without_its_end_and_an_orphan_does_not_hold_
     log.close()
     terminal.close()
     assert (tmp_path / "node-1.log").read_text() == "first\nsecond\n"
-    assert list(log.last_lines) == [b"first", b"second"]
+    assert log.last_word == "second"
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ([b"info serving", b"ydht dhtnode: the disk failed"], "the disk failed"),
+        ([b"ydht: no port", b"draining", b"stopped"], "no port"),
+        ([b"ValueError: no number", b"  +-------", b""], "ValueError: no number"),
+        ([b"ydht dhtnode: a\x1b[2J trick"], "a\\x1b[2J trick"),
+        ([b"x" * 9000], "x" * quoted_chars_max),
+        ([b"--", b""], None),
+        ([], None),
+    ],
+)
+async def test_the_last_word_is_the_line_that_says_why(
+    tmp_path: Path, pipe: tuple[int, int], said: list[bytes], word: str | None
+) -> None:
+    terminal = Terminal(pipe[1])
+    log = ServiceLog("node-1", RotatingFile(tmp_path / "node-1.log"), terminal)
+    log.take(b"".join(line + b"\n" for line in said))
+    assert log.last_word == word
+    log.forget()
+    assert log.last_word is None, "another process has said nothing yet"
+    log.close()
+    terminal.close()
 
 
 async def test_a_full_disk_costs_lines_and_is_said_once(

@@ -68,7 +68,7 @@ def _rows() -> list[Row]:
 
 def test_the_document_has_addresses_by_name_nodes_together_and_every_pid() -> None:
     pids = {"postgres": 11, "node-1": 12, "gateway": 13}
-    document = up_document(_rows(), pids)
+    document = up_document(_rows(), pids, {})
     supervisor = document.pop("pid")
     assert isinstance(supervisor, int)
     assert document == {

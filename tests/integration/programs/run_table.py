@@ -1,7 +1,8 @@
 """Supervise a table given as JSON: `run_table.py DATA_DIR TABLE`, as `ydht up` does its own.
 
 Each entry has `name`, `stage`, `command` (arguments of Python), and if need be `port`,
-`one_shot`, `ready_s_max`, `first_s` and `healthy_s`. Restarts are quicker than in life.
+`one_shot`, `redundant`, `ready_s_max`, `first_s`, `healthy_s` and `deaths_max`. Restarts are
+quicker than in life.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ def row(entry: dict[str, Any]) -> Row:
         url=url,
         probe=http_ready(f"{url}/ready") if url else None,
         one_shot=entry.get("one_shot", False),
+        redundant=entry.get("redundant", False),
         ready_s_max=entry.get("ready_s_max", 30.0),
         restarts=Restarts(
             first_s=first_s,
             longest_s=max(0.4, first_s),
             healthy_s=entry.get("healthy_s", 60.0),
             tries=3,
+            failing_deaths=5,
+            deaths_max=entry.get("deaths_max", 600),
         ),
     )
 
@@ -51,7 +55,8 @@ def main(data_dir: str, table: str) -> None:
         finally:
             directory.close()
     except FatalError as error:
-        sys.exit(f"ydht: {error}")
+        sys.stderr.write(f"ydht: {error}\n")
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
