@@ -83,10 +83,7 @@ class Replica:
     def __init__(self, table: Table, clock: Clock) -> None:
         self.table = table
         self.counters = ReplicaCounters()
-        self.promises = Promises()
         self.floors: dict[int, Version] = {}
-        # Slots that are ours by the map, and whose data have not arrived yet.
-        self.not_ready: frozenset[int] = frozenset()
         # By the prefix of a namespace that is a cache, how many keys it may have here.
         self.caches: dict[bytes, int] = {}
         self.epoch = 0
@@ -94,7 +91,7 @@ class Replica:
         self.full: str | None = None
         self._cache_changes = 0
         self._clock = clock
-        self.high_water = HighWater()
+        self._high_water = HighWater()
         self._epoch_bytes = u64.pack(0)
         # The batch with the latest change of the epoch, until that batch is durable.
         self._adopting: Batch | None = None
@@ -120,19 +117,6 @@ class Replica:
         """The batch with the latest change of this key, until that batch is durable."""
         return self._changing.get(key)
 
-    def note_change(self, key: bytes, batch: Batch) -> None:
-        """This batch has a change of this key, which nobody may see before it is durable."""
-        batch.keys.add(key)
-        self._changing[key] = batch
-
-    def reply_with(
-        self, batch: Batch, peer: Peer, request_id: int, kind: int, body: bytes
-    ) -> None:
-        """Answer once this batch is durable, and the epoch in which it is answered."""
-        if self._adopting is not None and self._adopting.first > batch.first:
-            batch = self._adopting
-        batch.replies.append((peer, request_id, kind, body))
-
     # -- what recovery brings back
 
     def replay(self, kind: int, body: bytes) -> None:
@@ -143,12 +127,12 @@ class Replica:
             old = self.table.peek(place >> leaf_bits, key)
             if old is None or old < record:
                 self.table.replace(place, key, old, record)
-            self.high_water.take(record[:version_bytes])
+            self._high_water.take(record[:version_bytes])
         elif kind == frame.FLOOR:
             reader = Reader(body)
             slot, floor = reader.slot(), check_version(reader.rest())
             self.floors[slot] = max(floor, self.floors.get(slot, floor))
-            self.high_water.take(floor)
+            self._high_water.take(floor)
         elif kind == frame.EPOCH:
             if len(body) != u64.size:
                 raise PeerError(f"an epoch has {u64.size} bytes, not {len(body)}")
@@ -162,40 +146,15 @@ class Replica:
             reader = Reader(body)
             self._declare(reader.u64(), check_namespace_prefix(reader.rest()))
         elif kind == frame.CLOCK:
-            self.high_water.take(check_version(body))
-        elif kind == frame.PROMISES:
-            self.promises.import_chunk(body)
-        elif kind in (frame.PROMISED, frame.ACCEPTED, frame.LEARNED):
-            self._replay_promise(kind, body)
+            self._high_water.take(check_version(body))
         else:
             raise PeerError(f"a change of the unknown kind {kind}; was it written by a newer ydht?")
-
-    def _replay_promise(self, kind: int, body: bytes) -> None:
-        promises = self.promises
-        if kind == frame.ACCEPTED:
-            key, found = decode_accepted(body)
-            ballot = found.ballot
-        else:
-            ballot, key = decode_promised(body)
-        place = place_of(key)
-        slot = place >> leaf_bits
-        held = promises.get(slot, key)
-        if kind == frame.ACCEPTED:
-            promises.merge(slot, key, found)
-        elif kind == frame.PROMISED:
-            promises.merge(slot, key, held._replace(promised=ballot))
-        elif held.ballot == ballot and held.record:
-            # What a later ballot has replaced was learned before the snapshot took the cell.
-            old = self.table.peek(slot, key)
-            if old is None or old < held.record:
-                self.table.replace(place, key, old, held.record)
-        self.high_water.take(ballot)
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Everything of this replica as frames for a snapshot, each quick to make. Changes may
         come in between: what is replayed over them makes the state exact."""
         yield frame.EPOCH, self._epoch_bytes
-        yield frame.CLOCK, self.high_water.latest
+        yield frame.CLOCK, self._high_water.latest
         for slot, floor in list(self.floors.items()):
             yield frame.FLOOR, u16.pack(slot) + floor
         # Before the records, so that those of caches never enter the digests.
@@ -204,9 +163,6 @@ class Replica:
             yield frame.CACHE, u64.pack(items_max) + prefix
         empty = 0
         for slot in range(slot_count):
-            # Before its records: a cell that comes later has learned at least as much.
-            for chunk in self.promises.export_slot(slot, chunk_bytes):
-                yield frame.PROMISES, chunk
             chunks = self.table.export_slot(slot, chunk_bytes)
             if (chunk := next(chunks, None)) is None:
                 empty += 1
@@ -272,9 +228,9 @@ class Replica:
         if body[:8] != self._epoch_bytes:
             # What makes no sense brings no epoch along.
             if (objection := self._objection(key, body[end:])) is not None:
-                self.reply_in_epoch(peer, request_id, *objection)
+                self._reply_in_epoch(peer, request_id, *objection)
                 return
-            if not self.meets_epoch(peer, request_id, body):
+            if not self._meets_epoch(peer, request_id, body):
                 return
         outcome = self._store(key, body[end:], body[8:])
         if isinstance(outcome, Batch):
@@ -290,7 +246,7 @@ class Replica:
         it may forget the older write."""
         batch = self._changing.get(key) if status[0] == NEWER else None
         if batch is None or (self._adopting is not None and self._adopting.first > batch.first):
-            self.reply_in_epoch(peer, request_id, *status)
+            self._reply_in_epoch(peer, request_id, *status)
         else:
             batch.replies.append((peer, request_id, *status))
 
@@ -300,7 +256,7 @@ class Replica:
         _, items = decode_write_many(body)
         yield
         epoch = body[:8]
-        if epoch != self._epoch_bytes and not self.meets_epoch(peer, request_id, body):
+        if epoch != self._epoch_bytes and not self._meets_epoch(peer, request_id, body):
             return
         statuses: list[Status] = []
         last: Batch | None = None
@@ -364,7 +320,7 @@ class Replica:
         if log.overloaded:
             counters.overloaded += 1
             return OVERLOADED, b""
-        high_water = self.high_water
+        high_water = self._high_water
         now_ms = self._clock.wall_ms()
         if high_water.too_far_ahead(version, now_ms):
             counters.ahead += 1
@@ -421,7 +377,7 @@ class Replica:
 
     # -- epochs
 
-    def meets_epoch(self, peer: Peer, request_id: int, body: bytes) -> bool:
+    def _meets_epoch(self, peer: Peer, request_id: int, body: bytes) -> bool:
         """Whether the message is of our epoch or a later one, which then becomes ours, durably.
         If not, it is answered. PeerError for an epoch that cannot be."""
         if len(body) < write_head_bytes:
@@ -429,12 +385,12 @@ class Replica:
         epoch = u64.unpack_from(body)[0]
         if epoch < self.epoch:
             self.counters.wrong_epoch += 1
-            self.reply_in_epoch(peer, request_id, WRONG_EPOCH, self._epoch_bytes)
+            self._reply_in_epoch(peer, request_id, WRONG_EPOCH, self._epoch_bytes)
             return False
         self.adopt_epoch(epoch)
         if self.epoch < epoch:
             self.counters.full += 1
-            self.reply_in_epoch(peer, request_id, *self._no_room())
+            self._reply_in_epoch(peer, request_id, *self._no_room())
             return False
         return True
 
@@ -451,7 +407,7 @@ class Replica:
         self._adopting = self.log.append(frame.EPOCH, self._epoch_bytes)
         return self._adopting
 
-    def reply_in_epoch(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
+    def _reply_in_epoch(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
         """Answer what changed nothing, once our epoch is durable: an answer given in an epoch says
         that this replica has left the ones before for good."""
         if self._adopting is None:
