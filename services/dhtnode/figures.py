@@ -22,6 +22,10 @@ def add_figures(metrics: Metrics, node: Node) -> None:
     add("recovery_seconds", "gauge", "What the recovery took", lambda: node.recovery_s)
     add("frozen_objects", "gauge", "What full collections pass over", lambda: node.frozen_objects)
     metrics.add_counters("replica", "of the replica", node.replica.counters)
+    acceptor = node.acceptor
+    metrics.add_counters("acceptor", "of the acceptor of strong operations", acceptor.counters)
+    add("promises", "gauge", "Keys with a promise", lambda: acceptor.promises.count)
+    add("unlearned", "gauge", "Keys accepted and not learned", lambda: acceptor.unlearned)
     metrics.add_counters("link", "of all links", node.link_counters)
     add("links_open", "gauge", "Links that others hold to this node", lambda: _links_open(node))
     _add_log(metrics, node)

@@ -42,11 +42,15 @@ FLOOR = 4
 REMOVE = 5
 CLOCK = 6
 CACHE = 7
-# 8 to 15 are for what the acceptors of strong operations promise.
+# Of the acceptors of strong operations; promises.py has their bodies.
+PROMISED = 8
+ACCEPTED = 9
+LEARNED = 10
 SLOT = 32
 LEAVES = 33
 START = 34
 END = 35
+PROMISES = 36
 
 format_version = 1
 store_id_bytes = 16

@@ -89,9 +89,11 @@ class NodeHandlers:
         self._clock = clock
         self._turns = Turns(clock, soon, self._malformed, counters)
 
-    def table(self) -> Handlers:
+    def table(self, acceptor: Handlers) -> Handlers:
+        """All kinds, also those that the acceptor has handlers for."""
         replica = self._replica
         at_once: dict[int, Handler] = {
+            **acceptor,
             GET: replica.get,
             WRITE: replica.write,
             COUNT: self._count,

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from services.core.digest import digest_key
 from services.core.errors import FatalError, PeerError, RetryLater
 from services.core.wire import Role
+from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory, disk_failure
 from services.dhtnode.frame import store_id_bytes
 from services.dhtnode.handlers import NodeHandlers
@@ -56,6 +57,7 @@ class Node:
         self.service = service
         self.table = Table(digest_key(settings.cluster_secret))
         self.replica = Replica(self.table, service.clock)
+        self.acceptor = Acceptor(self.replica, service.clock)
         self.membership = Membership(self.replica, self._keep_map)
         self.batch_sizes = Histogram(batch_sizes)
         self.recovery_s = 0.0
@@ -112,6 +114,8 @@ class Node:
     async def _recover(self, recovery: Recovery) -> Recovered:
         began_s = self.service.clock.monotonic_s()
         for _ in recovery.steps():
+            await asyncio.sleep(0)
+        for _ in self.acceptor.settle():
             await asyncio.sleep(0)
         self.recovery_s = self.service.clock.monotonic_s() - began_s
         # What was loaded stays for good. A full collection would look through all of it again, and
@@ -269,7 +273,7 @@ class Node:
         )
         return Station(
             identity,
-            handlers.table(),
+            handlers.table(self.acceptor.handlers()),
             counters=self.link_counters,
             tls=tls_files(self.settings),
             on_up=self._came,

@@ -23,6 +23,7 @@ from services.core.messages import (
     BELOW_FLOOR,
     MALFORMED,
     NEWER,
+    NOT_READY,
     STORAGE_FULL,
     WRONG_EPOCH,
     Reader,
@@ -42,6 +43,7 @@ from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
 from services.dhtnode.frame import head_bytes
 from services.dhtnode.log import Batch, Log
+from services.dhtnode.promises import Promises, decode_accepted, decode_promised
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
 from services.runtime.peer import Peer
@@ -83,7 +85,10 @@ class Replica:
     def __init__(self, table: Table, clock: Clock) -> None:
         self.table = table
         self.counters = ReplicaCounters()
+        self.promises = Promises()
         self.floors: dict[int, Version] = {}
+        # Slots that are ours by the map, and whose data have not arrived yet.
+        self.not_ready: frozenset[int] = frozenset()
         # By the prefix of a namespace that is a cache, how many keys it may have here.
         self.caches: dict[bytes, int] = {}
         self.epoch = 0
@@ -91,7 +96,7 @@ class Replica:
         self.full: str | None = None
         self._cache_changes = 0
         self._clock = clock
-        self._high_water = HighWater()
+        self.high_water = HighWater()
         self._epoch_bytes = u64.pack(0)
         # The batch with the latest change of the epoch, until that batch is durable.
         self._adopting: Batch | None = None
@@ -117,6 +122,22 @@ class Replica:
         """The batch with the latest change of this key, until that batch is durable."""
         return self._changing.get(key)
 
+    @property
+    def memory_bytes(self) -> int:
+        """An estimate of what all that is held takes."""
+        return self.table.memory_bytes + self.promises.memory_bytes
+
+    def note_change(self, key: bytes, batch: Batch) -> None:
+        """This batch has a change of this key, which nobody may see before it is durable."""
+        batch.keys.add(key)
+        self._changing[key] = batch
+
+    def reply_with(self, batch: Batch, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
+        """Answer once this batch is durable, and the epoch in which it is answered."""
+        if self._adopting is not None and self._adopting.first > batch.first:
+            batch = self._adopting
+        batch.replies.append((peer, request_id, kind, body))
+
     # -- what recovery brings back
 
     def replay(self, kind: int, body: bytes) -> None:
@@ -127,12 +148,12 @@ class Replica:
             old = self.table.peek(place >> leaf_bits, key)
             if old is None or old < record:
                 self.table.replace(place, key, old, record)
-            self._high_water.take(record[:version_bytes])
+            self.high_water.take(record[:version_bytes])
         elif kind == frame.FLOOR:
             reader = Reader(body)
             slot, floor = reader.slot(), check_version(reader.rest())
             self.floors[slot] = max(floor, self.floors.get(slot, floor))
-            self._high_water.take(floor)
+            self.high_water.take(floor)
         elif kind == frame.EPOCH:
             if len(body) != u64.size:
                 raise PeerError(f"an epoch has {u64.size} bytes, not {len(body)}")
@@ -146,15 +167,40 @@ class Replica:
             reader = Reader(body)
             self._declare(reader.u64(), check_namespace_prefix(reader.rest()))
         elif kind == frame.CLOCK:
-            self._high_water.take(check_version(body))
+            self.high_water.take(check_version(body))
+        elif kind == frame.PROMISES:
+            self.promises.import_chunk(body)
+        elif kind in (frame.PROMISED, frame.ACCEPTED, frame.LEARNED):
+            self._replay_promise(kind, body)
         else:
             raise PeerError(f"a change of the unknown kind {kind}; was it written by a newer ydht?")
+
+    def _replay_promise(self, kind: int, body: bytes) -> None:
+        promises = self.promises
+        if kind == frame.ACCEPTED:
+            key, found = decode_accepted(body)
+            ballot = found.ballot
+        else:
+            ballot, key = decode_promised(body)
+        place = place_of(key)
+        slot = place >> leaf_bits
+        held = promises.get(slot, key)
+        if kind == frame.ACCEPTED:
+            promises.merge(slot, key, found)
+        elif kind == frame.PROMISED:
+            promises.merge(slot, key, held._replace(promised=ballot))
+        elif held.ballot == ballot and held.record:
+            # What a later ballot has replaced was learned before the snapshot took the cell.
+            old = self.table.peek(slot, key)
+            if old is None or old < held.record:
+                self.table.replace(place, key, old, held.record)
+        self.high_water.take(ballot)
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Everything of this replica as frames for a snapshot, each quick to make. Changes may
         come in between: what is replayed over them makes the state exact."""
         yield frame.EPOCH, self._epoch_bytes
-        yield frame.CLOCK, self._high_water.latest
+        yield frame.CLOCK, self.high_water.latest
         for slot, floor in list(self.floors.items()):
             yield frame.FLOOR, u16.pack(slot) + floor
         # Before the records, so that those of caches never enter the digests.
@@ -163,6 +209,9 @@ class Replica:
             yield frame.CACHE, u64.pack(items_max) + prefix
         empty = 0
         for slot in range(slot_count):
+            # Before its records: a cell that comes later has learned at least as much.
+            for promises in self.promises.export_slot(slot, chunk_bytes):
+                yield frame.PROMISES, promises
             chunks = self.table.export_slot(slot, chunk_bytes)
             if (chunk := next(chunks, None)) is None:
                 empty += 1
@@ -228,9 +277,9 @@ class Replica:
         if body[:8] != self._epoch_bytes:
             # What makes no sense brings no epoch along.
             if (objection := self._objection(key, body[end:])) is not None:
-                self._reply_in_epoch(peer, request_id, *objection)
+                self.reply_in_epoch(peer, request_id, *objection)
                 return
-            if not self._meets_epoch(peer, request_id, body):
+            if not self.meets_epoch(peer, request_id, body):
                 return
         outcome = self._store(key, body[end:], body[8:])
         if isinstance(outcome, Batch):
@@ -246,7 +295,7 @@ class Replica:
         it may forget the older write."""
         batch = self._changing.get(key) if status[0] == NEWER else None
         if batch is None or (self._adopting is not None and self._adopting.first > batch.first):
-            self._reply_in_epoch(peer, request_id, *status)
+            self.reply_in_epoch(peer, request_id, *status)
         else:
             batch.replies.append((peer, request_id, *status))
 
@@ -256,7 +305,7 @@ class Replica:
         _, items = decode_write_many(body)
         yield
         epoch = body[:8]
-        if epoch != self._epoch_bytes and not self._meets_epoch(peer, request_id, body):
+        if epoch != self._epoch_bytes and not self.meets_epoch(peer, request_id, body):
             return
         statuses: list[Status] = []
         last: Batch | None = None
@@ -306,6 +355,8 @@ class Replica:
         place = place_of(key)
         slot = place >> leaf_bits
         version = record[:version_bytes]
+        if slot in self.not_ready:
+            return NOT_READY, b""
         if self.floors and version <= self.floors.get(slot, b""):
             counters.below_floor += 1
             return BELOW_FLOOR, self.floors[slot]
@@ -320,7 +371,7 @@ class Replica:
         if log.overloaded:
             counters.overloaded += 1
             return OVERLOADED, b""
-        high_water = self._high_water
+        high_water = self.high_water
         now_ms = self._clock.wall_ms()
         if high_water.too_far_ahead(version, now_ms):
             counters.ahead += 1
@@ -330,12 +381,11 @@ class Replica:
             return STORAGE_FULL, self.full.encode()[:detail_bytes_max]
         if log.shortage is not None and not log.has_room(len(change)):
             counters.full += 1
-            return self._no_room()
+            return self.no_room()
         high_water.take(version)
         self.table.replace(place, key, old, record)
         batch = log.append(frame.RECORD, change)
-        batch.keys.add(key)
-        self._changing[key] = batch
+        self.note_change(key, batch)
         return batch
 
     def _objection(self, key: bytes, record: bytes) -> Status | None:
@@ -348,7 +398,7 @@ class Replica:
             return MALFORMED, str(error).encode()[:detail_bytes_max]
         return None
 
-    def _no_room(self) -> Status:
+    def no_room(self) -> Status:
         """The refusal of what a full disk could not keep, be it a delete or an epoch."""
         shortage = self.log.shortage
         why = "it is full" if shortage is None else shortage.strerror
@@ -361,7 +411,7 @@ class Replica:
         is changed, if the log has no room for that."""
         changes = changed_caches(self.caches, caches)
         if not self.log.has_room(sum(head_bytes + u64.size + len(prefix) for prefix, _ in changes)):
-            raise PeerError(self._no_room()[1].decode())
+            raise PeerError(self.no_room()[1].decode())
         for prefix, items_max in changes:
             self._declare(items_max, prefix)
             self.log.append(frame.CACHE, u64.pack(items_max) + prefix)
@@ -377,7 +427,7 @@ class Replica:
 
     # -- epochs
 
-    def _meets_epoch(self, peer: Peer, request_id: int, body: bytes) -> bool:
+    def meets_epoch(self, peer: Peer, request_id: int, body: bytes) -> bool:
         """Whether the message is of our epoch or a later one, which then becomes ours, durably.
         If not, it is answered. PeerError for an epoch that cannot be."""
         if len(body) < write_head_bytes:
@@ -385,12 +435,12 @@ class Replica:
         epoch = u64.unpack_from(body)[0]
         if epoch < self.epoch:
             self.counters.wrong_epoch += 1
-            self._reply_in_epoch(peer, request_id, WRONG_EPOCH, self._epoch_bytes)
+            self.reply_in_epoch(peer, request_id, WRONG_EPOCH, self._epoch_bytes)
             return False
         self.adopt_epoch(epoch)
         if self.epoch < epoch:
             self.counters.full += 1
-            self._reply_in_epoch(peer, request_id, *self._no_room())
+            self.reply_in_epoch(peer, request_id, *self.no_room())
             return False
         return True
 
@@ -407,7 +457,7 @@ class Replica:
         self._adopting = self.log.append(frame.EPOCH, self._epoch_bytes)
         return self._adopting
 
-    def _reply_in_epoch(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
+    def reply_in_epoch(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
         """Answer what changed nothing, once our epoch is durable: an answer given in an epoch says
         that this replica has left the ones before for good."""
         if self._adopting is None:

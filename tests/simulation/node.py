@@ -25,6 +25,7 @@ from services.core.key import namespace_prefix
 from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_of
 from services.core.wire import LOST, OK, OVERLOADED, TIMEOUT, Role
+from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.handlers import NodeHandlers
 from services.dhtnode.log import Batch, Log
@@ -330,7 +331,10 @@ class Life:
         # A clock that is busy, so that long requests take many turns and others come in between.
         handlers = NodeHandlers(self.replica, membership, self.busy_clock, self._soon, counters)
         identity = Identity(Role.NODE, "node-1", secret, lambda: self.replica.epoch)
-        self.station = Station(identity, handlers.table(), counters=counters)
+        acceptor = Acceptor(self.replica, self.clock)
+        for _ in acceptor.settle():
+            pass
+        self.station = Station(identity, handlers.table(acceptor.handlers()), counters=counters)
         self.world.network.attach(self.station, self.clock)
 
     def work(self) -> None:
@@ -397,7 +401,8 @@ class Life:
             )
             self.snapshot.start()
 
-    def _written(self, snapshot: SnapshotWriter, error: OSError | None) -> None:
+    def _written(self, snapshot: SnapshotWriter, error: Exception | None) -> None:
+        assert error is None or isinstance(error, OSError), "a bug in the frames of a snapshot"
         self.snapshot = None
         self.world.outcome.count("snapshots" if error is None else "snapshots without space")
 

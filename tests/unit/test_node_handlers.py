@@ -41,7 +41,7 @@ class Station:
         membership = Membership(replica, lambda data: None)
         self.handlers = NodeHandlers(
             replica, membership, clock, self.due.append, self.counters
-        ).table()
+        ).table({})
 
     def ask(self, kind: int, body: bytes) -> int:
         self.world.asked += 1

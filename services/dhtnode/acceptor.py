@@ -1,0 +1,274 @@
+"""The acceptor of strong operations on this replica: `paxos` made durable.
+
+What is promised or accepted is logged like any write, and answered once its batch is durable;
+messages of one batch see each other in the order in which they came. A read of a key waits for
+whatever undurable change there is of it, of its cell or of its promise.
+
+    READ · PREPARE · ACCEPT ──► Seen, NACK or OK          LEARN ──► the cell, not answered
+
+A key that was accepted and not yet learned is remembered with the time: its coordinator may have
+died after a majority had accepted, and then some replicator finishes it (UNLEARNED).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from services.core import paxos
+from services.core.ballots import (
+    ACCEPT,
+    LEARN,
+    NACK,
+    PREPARE,
+    READ,
+    UNLEARNED,
+    decode_accept,
+    decode_learn,
+    decode_prepare,
+    decode_unlearned,
+    encode_seen,
+    epoch_bytes,
+)
+from services.core.errors import PeerError
+from services.core.hlc import Version, version_bytes, version_zero
+from services.core.key import check_storage_key
+from services.core.messages import AHEAD, NOT_READY, STORAGE_FULL, encode_get_many, u16, u64
+from services.core.paxos import Promise
+from services.core.record import check, is_tombstone
+from services.core.ring import leaf_bits, place_of, slot_of
+from services.core.wire import OK, OVERLOADED
+from services.dhtnode import frame
+from services.dhtnode.log import Batch
+from services.dhtnode.promises import check_accepted, encode_accepted, encode_promised
+from services.dhtnode.replica import Replica
+from services.runtime.clock import Clock
+from services.runtime.peer import Handler, Peer
+
+# About a millisecond.
+settled_in_a_turn: Final = 1_000
+
+Refused = tuple[int, bytes]
+"""The kind and the body of an answer that says why nothing was done."""
+
+
+@dataclass(slots=True)
+class AcceptorCounters:
+    """What the acceptor did since its start."""
+
+    reads: int = 0
+    prepares: int = 0
+    accepts: int = 0
+    nacks: int = 0
+    learns: int = 0
+
+
+class Acceptor:
+    """The rules of one replica for what is promised. It shares log, table and epoch with the
+    replica's own, which are for eventual writes."""
+
+    def __init__(self, replica: Replica, clock: Clock) -> None:
+        self.counters = AcceptorCounters()
+        self.promises = replica.promises
+        self._replica = replica
+        self._table = replica.table
+        self._clock = clock
+        # By key, since when something accepted has not been learned; the oldest first.
+        self._unlearned: dict[bytes, float] = {}
+
+    @property
+    def unlearned(self) -> int:
+        return len(self._unlearned)
+
+    def handlers(self) -> dict[int, Handler]:
+        return {
+            READ: self.read,
+            PREPARE: self.prepare,
+            ACCEPT: self.accept,
+            LEARN: self.learn,
+            UNLEARNED: self.list_unlearned,
+        }
+
+    def settle(self) -> Iterator[None]:
+        """The log was replayed: find what was accepted and not learned, and hold records once.
+        It yields where others may have their turn."""
+        now_s = self._clock.monotonic_s()
+        for number, (slot, key, held) in enumerate(self.promises):
+            if number % settled_in_a_turn == 0:
+                yield
+            if not held.record:
+                continue
+            cell = self._table.peek(slot, key) or b""
+            if cell == held.record:
+                self.promises.put(slot, key, held._replace(record=cell))
+            elif cell < held.record:
+                self._unlearned[key] = now_s
+
+    # -- reading and promising
+
+    def read(self, peer: Peer, request_id: int, body: bytes) -> None:
+        replica = self._replica
+        if not replica.meets_epoch(peer, request_id, body):
+            return
+        key = body[epoch_bytes:]
+        self.counters.reads += 1
+        slot = slot_of(key)
+        if slot in replica.not_ready:
+            replica.reply_in_epoch(peer, request_id, NOT_READY, b"")
+            return
+        seen = self._seen(slot, key, self.promises.get(slot, key))
+        batch = replica.changing(key)
+        if batch is None:
+            replica.reply_in_epoch(peer, request_id, OK, seen)
+        else:
+            replica.reply_with(batch, peer, request_id, OK, seen)
+
+    def prepare(self, peer: Peer, request_id: int, body: bytes) -> None:
+        replica = self._replica
+        ballot, grows, key = decode_prepare(body)
+        check_storage_key(key)
+        if not replica.meets_epoch(peer, request_id, body):
+            return
+        self.counters.prepares += 1
+        slot = slot_of(key)
+        refused = self._refusal(slot, ballot, len(body))
+        if refused is None and grows and replica.full is not None:
+            refused = STORAGE_FULL, replica.full.encode()
+        if refused is not None:
+            replica.reply_in_epoch(peer, request_id, *refused)
+            return
+        held = self.promises.get(slot, key)
+        floor = replica.floors.get(slot, version_zero)
+        promise = paxos.prepare(held, floor, ballot)
+        if promise is None:
+            self._nack(peer, request_id, paxos.hindrance(held, floor))
+            return
+        seen = self._seen(slot, key, held)
+        self.promises.put(slot, key, promise)
+        batch = self._log(frame.PROMISED, encode_promised(ballot, key), key, ballot)
+        batch.replies.append((peer, request_id, OK, seen))
+
+    def _seen(self, slot: int, key: bytes, held: Promise) -> bytes:
+        cell = self._table.peek(slot, key) or b""
+        floor = self._replica.floors.get(slot, version_zero)
+        return encode_seen(held.ballot, held.operation, floor, held.record, cell)
+
+    # -- accepting and learning
+
+    def accept(self, peer: Peer, request_id: int, body: bytes) -> None:
+        replica = self._replica
+        ballot, operation, key, record = decode_accept(body)
+        check_storage_key(key)
+        if check_accepted(record)[:version_bytes] > ballot:
+            raise PeerError("a record that is newer than the ballot it is to be accepted at")
+        if not replica.meets_epoch(peer, request_id, body):
+            return
+        self.counters.accepts += 1
+        slot = slot_of(key)
+        refused = self._refusal(slot, ballot, len(body))
+        if refused is None and replica.full is not None and record and not is_tombstone(record):
+            refused = STORAGE_FULL, replica.full.encode()
+        if refused is not None:
+            replica.reply_in_epoch(peer, request_id, *refused)
+            return
+        held = self.promises.get(slot, key)
+        floor = replica.floors.get(slot, version_zero)
+        promise = paxos.accept(held, floor, ballot, operation, record)
+        if promise is None:
+            self._nack(peer, request_id, paxos.hindrance(held, floor))
+        elif promise is held:
+            # The same once more, from a retry.
+            batch = replica.changing(key)
+            if batch is None:
+                replica.reply_in_epoch(peer, request_id, OK, b"")
+            else:
+                replica.reply_with(batch, peer, request_id, OK, b"")
+        else:
+            self._hold(slot, key, promise)
+            accepted = encode_accepted(ballot, operation, key, record)
+            batch = self._log(frame.ACCEPTED, accepted, key, ballot)
+            batch.replies.append((peer, request_id, OK, b""))
+
+    def _hold(self, slot: int, key: bytes, promise: Promise) -> None:
+        cell = self._table.peek(slot, key) or b""
+        self._unlearned.pop(key, None)
+        if cell == promise.record:
+            promise = promise._replace(record=cell)
+        elif cell < promise.record:
+            self._unlearned[key] = self._clock.monotonic_s()
+        self.promises.put(slot, key, promise)
+
+    def learn(self, peer: Peer, request_id: int, body: bytes) -> None:
+        """Take what was chosen into the cell. Whatever is wrong, it is dropped: a replicator finds
+        what is accepted and not learned, and comparing replicas the rest."""
+        replica = self._replica
+        ballot, key, record = decode_learn(body)
+        check_storage_key(key)
+        if not replica.meets_epoch(peer, request_id, body):
+            return
+        place = place_of(key)
+        slot = place >> leaf_bits
+        held = self.promises.get(slot, key)
+        mine = held.ballot == ballot
+        if not record and mine:
+            record = held.record
+        size = len(key) + len(record)
+        if not record or self._refusal(slot, ballot, size) or self._floored(slot, ballot):
+            return
+        self.counters.learns += 1
+        old = self._table.peek(slot, key)
+        if old is None or old < check(record):
+            if mine:
+                # The log has the record already.
+                kind, change = frame.LEARNED, encode_promised(ballot, key)
+            else:
+                kind, change = frame.RECORD, u16.pack(len(key)) + key + record
+            self._table.replace(place, key, old, record)
+            self._log(kind, change, key, ballot)
+        if held.record <= record:
+            self._unlearned.pop(key, None)
+
+    def _floored(self, slot: int, version: Version) -> bool:
+        return version <= self._replica.floors.get(slot, version_zero)
+
+    def list_unlearned(self, peer: Peer, request_id: int, body: bytes) -> None:
+        age_ms, limit = decode_unlearned(body)
+        before_s = self._clock.monotonic_s() - age_ms / 1000
+        found: list[bytes] = []
+        for key, since_s in self._unlearned.items():
+            if since_s > before_s or len(found) == limit:
+                break
+            found.append(key)
+        self._replica.after_changes(peer, request_id, OK, encode_get_many(found))
+
+    # -- what all have in common
+
+    def _refusal(self, slot: int, ballot: Version, size: int) -> Refused | None:
+        """Why nothing of this ballot and size can be taken now, whatever is held."""
+        replica = self._replica
+        log = replica.log
+        if slot in replica.not_ready:
+            return NOT_READY, b""
+        if log.overloaded:
+            replica.counters.overloaded += 1
+            return OVERLOADED, b""
+        if log.shortage is not None and not log.has_room(size):
+            replica.counters.full += 1
+            return replica.no_room()
+        now_ms = self._clock.wall_ms()
+        if replica.high_water.too_far_ahead(ballot, now_ms):
+            replica.counters.ahead += 1
+            return AHEAD, u64.pack(now_ms)
+        return None
+
+    def _nack(self, peer: Peer, request_id: int, by: Version) -> None:
+        self.counters.nacks += 1
+        self._replica.reply_in_epoch(peer, request_id, NACK, by)
+
+    def _log(self, kind: int, change: bytes, key: bytes, ballot: Version) -> Batch:
+        replica = self._replica
+        replica.high_water.take(ballot)
+        batch = replica.log.append(kind, change)
+        replica.note_change(key, batch)
+        return batch

@@ -1,0 +1,140 @@
+"""What the acceptors of this replica hold: `slot → {storage key → Promise}`, and its bytes.
+
+    PROMISED   ballot 12 · key
+    ACCEPTED   ballot 12 · operation 12 · key_len u16 · key · record
+    LEARNED    ballot 12 · key                     the cell took what was accepted at this ballot
+    PROMISES   slot u16 · entry …                  of a snapshot
+    entry      promised 12 · ballot 12 · operation 12 · key_len u16 · record_len u32 · key · record
+
+A promise takes about 250 bytes, and no second copy of a record that the table has as well: an
+accepted record and the cell that learned it are one object.
+
+Replay may meet frames that are older than what a snapshot has brought: a ballot only ever grows,
+so the greater one tells what is newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final
+
+from services.core.errors import PeerError
+from services.core.hlc import Version
+from services.core.key import check_storage_key
+from services.core.messages import Reader
+from services.core.paxos import Promise, nothing_promised
+from services.core.record import check
+from services.core.ring import slot_of
+
+# A tuple, its ballots, and its share of a dictionary.
+promise_memory_bytes: Final = 250
+
+_ballot_bytes: Final = 12
+_accepted_head = Struct(">12s12sH")
+_slot_head = Struct(">H")
+_entry_head = Struct(">12s12s12sHI")
+
+
+def encode_promised(ballot: Version, key: bytes) -> bytes:
+    return ballot + key
+
+
+def decode_promised(body: bytes) -> tuple[Version, bytes]:
+    """Of PROMISED and of LEARNED: the ballot, and the key."""
+    return body[:_ballot_bytes], check_storage_key(body[_ballot_bytes:])
+
+
+def encode_accepted(ballot: Version, operation: Version, key: bytes, record: bytes) -> bytes:
+    return _accepted_head.pack(ballot, operation, len(key)) + key + record
+
+
+def decode_accepted(body: bytes) -> tuple[bytes, Promise]:
+    """The key, and what is held for it afterwards."""
+    reader = Reader(body)
+    ballot, operation, size = _accepted_head.unpack(reader.take(_accepted_head.size))
+    key = check_storage_key(reader.take(size))
+    return key, Promise(ballot, ballot, operation, check_accepted(reader.rest()))
+
+
+def check_accepted(record: bytes) -> bytes:
+    """The record itself if it may be accepted: nothing may."""
+    return check(record) if record else record
+
+
+class Promises:
+    """All promises of a replica. The rules for them are those of `paxos`; this only holds."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, dict[bytes, Promise]] = {}
+        self.count = 0
+
+    def get(self, slot: int, key: bytes) -> Promise:
+        held = self._slots.get(slot)
+        return nothing_promised if held is None else held.get(key, nothing_promised)
+
+    def put(self, slot: int, key: bytes, promise: Promise) -> None:
+        held = self._slots.get(slot)
+        if held is None:
+            held = self._slots[slot] = {}
+        before = len(held)
+        held[key] = promise
+        self.count += len(held) - before
+
+    def merge(self, slot: int, key: bytes, found: Promise) -> None:
+        """Hold what is newer of what is held and what a log or a snapshot says was held."""
+        held = self.get(slot, key)
+        accepted = found if found.ballot > held.ballot else held
+        promised = max(held.promised, found.promised)
+        self.put(slot, key, accepted._replace(promised=promised))
+
+    @property
+    def memory_bytes(self) -> int:
+        """An estimate of what they take besides the records, which the table counts."""
+        return self.count * promise_memory_bytes
+
+    def items(self, slot: int) -> list[tuple[bytes, Promise]]:
+        return list(self._slots.get(slot, {}).items())
+
+    def __iter__(self) -> Iterator[tuple[int, bytes, Promise]]:
+        for slot in list(self._slots):
+            for key, promise in self.items(slot):
+                yield slot, key, promise
+
+    def wipe(self, slot: int) -> None:
+        self.count -= len(self._slots.pop(slot, {}))
+
+    # -- snapshots
+
+    def export_slot(self, slot: int, chunk_bytes: int) -> Iterator[bytes]:
+        """Chunks of about this size, all as of the first one's turn."""
+        parts, size = [_slot_head.pack(slot)], 0
+        for key, (promised, ballot, operation, record) in self.items(slot):
+            head = _entry_head.pack(promised, ballot, operation, len(key), len(record))
+            parts += (head, key, record)
+            size += len(head) + len(key) + len(record)
+            if size >= chunk_bytes:
+                yield b"".join(parts)
+                parts, size = [_slot_head.pack(slot)], 0
+        if size:
+            yield b"".join(parts)
+
+    def import_chunk(self, body: bytes) -> None:
+        """Merge what a chunk brings. PeerError for one that was not made here."""
+        reader = Reader(body)
+        slot = reader.slot()
+        rest = memoryview(reader.rest())
+        position = 0
+        while position < len(rest):
+            if len(rest) - position < _entry_head.size:
+                raise PeerError(f"promises of slot {slot} end inside of one")
+            promised, ballot, operation, key_size, size = _entry_head.unpack_from(rest, position)
+            start = position + _entry_head.size
+            position = start + key_size + size
+            if position > len(rest):
+                raise PeerError(f"promises of slot {slot} end inside of one")
+            key = check_storage_key(bytes(rest[start : start + key_size]))
+            if slot_of(key) != slot:
+                raise PeerError(f"a promise for a key of slot {slot_of(key)} among those of {slot}")
+            record = check_accepted(bytes(rest[start + key_size : position]))
+            self.merge(slot, key, Promise(promised, ballot, operation, record))
