@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import signal
+# What the module `signal` wraps into enums. Importing that takes a millisecond in which Ctrl-C
+# would show a traceback; this one is part of the interpreter.
+import _signal  # type: ignore[import-not-found]
 
 
 def main() -> None:
@@ -10,10 +12,11 @@ def main() -> None:
 
     Ctrl-C ends the process at once and silently, until a command that has something to put in
     order says otherwise. It may come while modules are being imported: they come after that.
+    Only what Python does before it reads its first line of ours is out of reach.
     """
     # Unless it is ignored, as in a job that a shell has put into the background.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     from services.cli.commands import main
 
     main(prog_name="ydht")

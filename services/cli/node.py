@@ -54,7 +54,9 @@ def verify(directory: Path) -> None:
 
 def _inspected(directory: Path) -> Inspection:
     inspector = inspect(SystemDisk(), directory)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # Elsewhere than on a terminal nothing can be taken back, and an empty line would be left.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Reading", total=1.0)
         try:
             for share in inspector.steps():

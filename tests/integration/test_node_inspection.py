@@ -225,6 +225,7 @@ def test_the_commands_show_a_sound_node(node: Node, tmp_path: Path) -> None:
     directory = copied(node, tmp_path)
     shown = CliRunner().invoke(main, ["node", "inspect", str(directory)])
     assert shown.exit_code == 0
+    assert shown.stderr == "", "nothing but complaints, when it is no terminal"
     assert "node-1, store 000102030405060708090a0b0c0d0e0f, 200 keys" in shown.output
     assert "log-0000000001" in shown.output
     verified = CliRunner().invoke(main, ["node", "verify", str(directory)])

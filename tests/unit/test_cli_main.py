@@ -221,16 +221,19 @@ def test_too_few_open_files_are_one_line(tmp_path: Path, command: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_ctrl_c_during_the_imports_is_silent() -> None:
-    # The moment is made certain: it comes when the first module of ours is looked for.
+@pytest.mark.parametrize("ours", [True, False])
+def test_ctrl_c_during_the_imports_is_silent(*, ours: bool) -> None:
+    # The moment is made certain: it comes when the commands, or the first module that is not ours,
+    # are looked for.
+    moment = "name == 'services.cli.commands'" if ours else "not name.startswith('services')"
     script = (
-        "import os, signal, sys\n"
-        "from services.cli.__main__ import main\n"
+        "import os, sys\n"
         "class CtrlC:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'services.cli.commands':\n"
-        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if {moment}:\n"
+        "            os.kill(os.getpid(), 2)\n"
         "sys.meta_path.insert(0, CtrlC())\n"
+        "from services.cli.__main__ import main\n"
         "main()\n"
     )
     result = subprocess.run(  # noqa: S603  The script above.
