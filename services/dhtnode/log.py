@@ -104,6 +104,8 @@ class Log:
         self.undurable_bytes = 0
         self.counters = Counters()
         self.failure: OSError | None = None
+        # Why the next segment could not be made; None while nothing stands in its way.
+        self.shortage: OSError | None = None
         self.on_durable = on_durable
         self.on_failure = on_failure
         self._directory = directory
@@ -212,11 +214,6 @@ class Log:
         return self._preparation.ready
 
     @property
-    def shortage(self) -> OSError | None:
-        """Why the next segment could not be made; None while nothing stands in its way."""
-        return self._preparation.shortage
-
-    @property
     def overloaded(self) -> bool:
         return self.undurable_bytes > self._undurable_bytes_max or self.failure is not None
 
@@ -257,6 +254,7 @@ class Log:
 
     def _feed(self) -> None:
         """There is a spare segment, or no room for one; somebody may have waited to know."""
+        self.shortage = self._preparation.shortage
         if self._starved:
             self._starved = False
             self._commit()
