@@ -25,6 +25,9 @@ from collections.abc import Callable, Iterator
 
 # Sorting a run takes about 1 ms, and so does everything else that is done with as many keys.
 run_keys = 4096
+# What a key takes beside its bytes from its removal to its merging: the head of the object with its
+# rounding, and two places in runs, its own and that of the key that came for it.
+removed_key_bytes = 41 + 16
 # A chunk is replaced whole when a key comes into it, in some 10 to 20 µs at this size.
 chunk_keys = 128
 _chunk_keys_max = 2 * chunk_keys
@@ -54,8 +57,10 @@ class Index:
         "_fresh",
         "_merged",
         "_merging",
+        "_merging_gone_bytes",
         "_present",
         "_removed",
+        "_removed_bytes",
         "_runs",
         "_sealed",
         "_was_dirty",
@@ -75,6 +80,9 @@ class Index:
         # How many keys were removed since the last batch was taken, and if any were in that one.
         self._removed = 0
         self._was_dirty = False
+        # What removed keys take that are held by runs alone; and by those that are being merged.
+        self._removed_bytes = 0
+        self._merging_gone_bytes = 0
         # Keys in tuples that the cycle collector has not seen yet.
         self._young = 0
 
@@ -96,15 +104,24 @@ class Index:
         while len(self._fresh) >= run_keys:
             self._seal()
 
-    def touch_removed(self, key: bytes) -> None:
-        """Note that a key has vanished."""
+    def touch_removed(self, key: bytes) -> int:
+        """Note that a key has vanished; by how much `lag_bytes` grows."""
+        held_bytes = removed_key_bytes + len(key)
         self._removed += 1
+        self._removed_bytes += held_bytes
         self.touch(key)
+        return held_bytes
 
     @property
     def behind(self) -> int:
         """How many touched keys are not merged yet."""
         return self.mark - self._merged
+
+    @property
+    def lag_bytes(self) -> int:
+        """What is held by keys that were removed and are not merged yet. Those that are there
+        have their place in the index anyway."""
+        return self._removed_bytes + self._merging_gone_bytes
 
     @property
     def removed(self) -> int:
@@ -154,6 +171,7 @@ class Index:
         # A key that is removed and comes back is touched once more. If it came back only after
         # this batch was taken, but before it was merged, it will be met again in the next one.
         removed, self._removed = self._removed > 0, 0
+        self._merging_gone_bytes, self._removed_bytes = self._removed_bytes, 0
         careful = removed or self._was_dirty
         self._was_dirty = removed
         for number, run in enumerate(runs):
@@ -168,6 +186,7 @@ class Index:
             else:
                 yield from self._merge_new(piece)
         self._merged = mark
+        self._merging_gone_bytes = 0
 
     def _merge_new(self, piece: list[bytes]) -> Iterator[int]:
         """Merge sorted keys none of which is in the index."""

@@ -9,9 +9,10 @@ from services.core.record import head_bytes
 from services.dhtnode.index import Index, run_keys
 from services.dhtnode.recency import Recency
 
-# So many keys, or a quarter of what there is, may vanish before an index is brought up to date
-# without a listing that needs it. It bounds the memory of a namespace whose keys come and go.
-_removed_min = 4 * run_keys
+# So many keys and a quarter of what there is may vanish before an index is brought up to date
+# without a listing that needs it. It bounds the memory of a namespace whose keys come and go, and
+# that of very many such namespaces. More at a time are merged at less cost for each.
+_removed_min = run_keys // 4
 
 
 class Counts:
@@ -96,15 +97,18 @@ class Namespaces:
     """All namespaces that there are, by what their storage keys begin with. They spring up with
     their first record and vanish with the last."""
 
-    __slots__ = ("_present", "_tenants", "by_prefix", "lagging", "total")
+    __slots__ = ("_lagging", "_present", "_tenants", "by_prefix", "lag_bytes", "total")
 
     def __init__(self, present: Callable[[bytes], bool]) -> None:
         self._present = present
         self._tenants: dict[bytes, Tenant] = {}
         self.by_prefix: dict[bytes, Namespace] = {}
         self.total = Counts()
-        # Those whose index wants to be brought up to date, although no listing waits for it.
-        self.lagging: dict[bytes, Namespace] = {}
+        # Those whose index wants to be brought up to date, although no listing waits for it, with
+        # how far. What comes meanwhile is left for the next time: a merge of much is cheaper.
+        self._lagging: dict[bytes, int] = {}
+        # What indexes hold besides the keys that there are.
+        self.lag_bytes = 0
 
     def open(self, prefix: bytes) -> Namespace:
         """The namespace, new if need be."""
@@ -122,9 +126,9 @@ class Namespaces:
 
     def removed(self, namespace: Namespace, key: bytes) -> None:
         """The record of a key has gone, and is counted no more."""
-        namespace.index.touch_removed(key)
-        if namespace.index_lags:
-            self.lagging[namespace.prefix] = namespace
+        self.lag_bytes += namespace.index.touch_removed(key)
+        if namespace.index_lags and namespace.prefix not in self._lagging:
+            self._lagging[namespace.prefix] = namespace.index.mark
         if not namespace.records:
             self.close_if_empty(namespace)
 
@@ -134,19 +138,33 @@ class Namespaces:
         prefix = namespace.prefix
         if namespace.index.is_large:
             # Freeing that many keys at once would hold the loop; emptying the index does not.
-            self.lagging[prefix] = namespace
+            self._lagging[prefix] = namespace.index.mark
             return
-        self.lagging.pop(prefix, None)
+        self._lagging.pop(prefix, None)
+        self.lag_bytes -= namespace.index.lag_bytes
         del self.by_prefix[prefix]
         del namespace.tenant.namespaces[prefix]
         if not namespace.tenant.namespaces:
             del self._tenants[prefix[:8]]
 
+    def merge_slice(self, namespace: Namespace, mark: int, budget: int) -> bool:
+        """`Index.merge_slice`, and what that frees."""
+        before = namespace.index.lag_bytes
+        merged = namespace.index.merge_slice(mark, budget)
+        self.lag_bytes += namespace.index.lag_bytes - before
+        return merged
+
+    @property
+    def lag(self) -> int:
+        """How many touched keys there are in the indexes that want to be brought up to date."""
+        return sum(self.by_prefix[prefix].index.behind for prefix in self._lagging)
+
     def tend_slice(self, budget: int) -> bool:
         """Bring an index that lags behind nearer to the present; whether none lags."""
-        for namespace in self.lagging.values():
-            if namespace.index.merge_slice(namespace.index.mark, budget):
-                del self.lagging[namespace.prefix]
+        for prefix, mark in self._lagging.items():
+            namespace = self.by_prefix[prefix]
+            if self.merge_slice(namespace, mark, budget):
+                del self._lagging[prefix]
                 self.close_if_empty(namespace)
-            return not self.lagging
+            return not self._lagging
         return True

@@ -178,6 +178,7 @@ class Table:
             + self._raw_bytes
             + self.total.records * record_memory_bytes
             + self._caches.ordered * recency_memory_bytes
+            + self._namespaces.lag_bytes
         )
 
     def _present(self, key: bytes) -> bool:
@@ -211,7 +212,7 @@ class Table:
     def index_slice(self, prefix: bytes, mark: int, budget: int) -> bool:
         """Merge some of what a listing needs; whether it may start. 8192 takes about 2 ms."""
         namespace = self._by_prefix.get(prefix)
-        return namespace is None or namespace.index.merge_slice(mark, budget)
+        return namespace is None or self._namespaces.merge_slice(namespace, mark, budget)
 
     def page(self, prefix: bytes, query: Query, now_ms: int) -> Page:
         """A page of the namespace with this prefix, of the keys that its index has."""
@@ -401,6 +402,11 @@ class Table:
     def evicted(self) -> int:
         """How many records caches have given up so far."""
         return self._caches.evicted
+
+    @property
+    def index_lag(self) -> int:
+        """How many keys, come or gone, wait to be merged into indexes that `tend_slice` tends."""
+        return self._namespaces.lag
 
     def tend_slice(self, budget: int) -> bool:
         """Do some of what declarations of caches, and indexes that lag behind, have left to do;

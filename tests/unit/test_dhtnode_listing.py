@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable
 from itertools import islice
 
@@ -17,7 +18,7 @@ from services.core.record import value_body
 from services.core.ring import slot_count, slot_of
 from services.dhtnode.index import Index, run_keys
 from services.dhtnode.listing import Query, successor
-from services.dhtnode.recency import Recency
+from services.dhtnode.recency import Recency, lone_part_keys_max
 from services.dhtnode.table import Table
 from tests.contract.plain_table import PlainTable
 
@@ -250,6 +251,36 @@ def test_a_namespace_whose_keys_come_and_go_does_not_grow() -> None:
 # The order of use.
 
 
+def test_an_empty_order_of_use_takes_little() -> None:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        many = [Recency() for _ in range(1_000)]
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(many[0]) == 0
+    assert taken < 600 * 1_000
+
+
+@pytest.mark.parametrize("around", [lone_part_keys_max - 1, lone_part_keys_max + 1])
+def test_the_order_of_use_survives_its_own_growth(around: int) -> None:
+    recency = Recency()
+    keys = [b"%d" % number for number in range(around)]
+    for key in keys:
+        recency.touch(key)
+    # Queued as the oldest, and not the oldest any more when the part is divided.
+    recency.touch(keys[0])
+    recency.discard(keys[1])
+    late = [b"late-%d" % number for number in range(5)]
+    for key in late:
+        recency.touch(key)
+    expected = [*keys[2:], keys[0], *late]
+    assert len(recency) == len(expected)
+    assert [recency.pop_oldest() for _ in expected] == expected
+    assert len(recency) == 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_oldest_key_is_the_one_that_a_list_would_name(seed: int) -> None:
     rng = random.Random(seed)
@@ -348,4 +379,39 @@ def test_memory_is_estimated_from_what_is_there() -> None:
         pass
     for key in keys:
         table.remove(slot_of(key), key)
+    held = table.memory_bytes - empty
+    assert held >= sum(map(len, keys)), "the index still holds what was evicted and removed"
+    assert table.index_slice(prefix, table.index_mark(prefix), 1 << 40)
     assert table.memory_bytes == empty
+
+
+def test_an_estimate_of_memory_counts_what_the_indexes_of_churning_namespaces_hold() -> None:
+    table = Table(digest_key(""))
+    spaces = [namespace_prefix(tenant, b"here") for tenant in range(1, 30)]
+    keys = (space + b"%0500d" % number for number in range(400) for space in spaces)
+    before = 0
+    tracemalloc.start()
+    try:
+        for space in spaces:
+            table.declare_cache(space, 10)
+        empty = table.memory_bytes
+        before = tracemalloc.get_traced_memory()[0]
+        for key in keys:
+            table.put(slot_of(key), key, record())
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown > 29 * 390 * 500, "evicted keys are still held"
+    assert 0.8 * grown < table.memory_bytes - empty < 1.25 * grown
+    for space in spaces:
+        table.index_slice(space, table.index_mark(space), 1 << 40)
+        table.forget_cache(space)
+    while not table.tend_slice(1 << 40):
+        pass
+    for space in spaces:
+        for slot, key in [
+            (slot_of(space + b"%0500d" % n), space + b"%0500d" % n) for n in range(400)
+        ]:
+            table.remove(slot, key)
+    assert table.namespaces(7) == {}
+    assert table.memory_bytes == empty, "a namespace that vanishes takes its lag with it"
