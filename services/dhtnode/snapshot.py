@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from services.core.errors import PeerError
@@ -63,7 +64,8 @@ class SnapshotWriter:
 
     `on_finished` hears once that the snapshot is durable (None), or that there was no space for
     it and nothing is left of it (the error); try again later then. Any other error of the disk
-    goes to the log's `fail`, and `on_finished` is not called.
+    goes to the log's `fail`, and `on_finished` is not called. Neither is it when `source` raises:
+    that is a bug, of which `on_bug` hears when nothing is left of the snapshot.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class SnapshotWriter:
         clock: Clock,
         source: Iterator[tuple[int, bytes]],
         on_finished: Finished,
+        on_bug: Callable[[Exception], None] | None = None,
     ) -> None:
         self.frames = 0
         self.records = 0
@@ -84,6 +87,7 @@ class SnapshotWriter:
         self._clock = clock
         self._source = source
         self._on_finished = on_finished
+        self._on_bug = on_bug
         self._seed = seed_of(directory.store_id)
         self._file: File | None = None
         self._buffer: list[bytes] = []
@@ -113,6 +117,19 @@ class SnapshotWriter:
     def _slice(self) -> None:
         """Take frames until time or buffer are used up."""
         self._timer = None
+        try:
+            self._take_frames()
+        except Exception as error:
+            # Nobody awaits a timer: its owner has to be told.
+            if self._on_bug is None:
+                raise
+            self._give_up(partial(self._on_bug, error))
+            return
+        if self._buffered >= write_bytes:
+            self._hand_over()
+        self._go_on(rest_s)
+
+    def _take_frames(self) -> None:
         until_s = self._clock.monotonic_s() + slice_s
         for kind, body in self._source:
             self._add(encode(self._seed, self.frames + 1, self.first, kind, body))
@@ -123,9 +140,6 @@ class SnapshotWriter:
             self._exhausted = True
             # What the table held had been appended, if not yet made durable.
             self._through = self._log.next_sequence - 1
-        if self._buffered >= write_bytes:
-            self._hand_over()
-        self._go_on(rest_s)
 
     def _go_on(self, delay_s: float) -> None:
         """Choose what comes next, unless a write has to end first: that calls again."""
@@ -215,10 +229,15 @@ class SnapshotWriter:
     def _fail(self, error: OSError) -> None:
         if self._over:
             return
-        self.cancel()
         if self._naming or error.errno not in passing_errors:
+            self.cancel()
             self._log.fail(error)
-            return
+        else:
+            self._give_up(partial(self._on_finished, self, error))
+
+    def _give_up(self, tell: Callable[[], None]) -> None:
+        """Leave nothing behind, then tell."""
+        self.cancel()
 
         def give_up() -> None:
             if self._file is not None:
@@ -230,7 +249,7 @@ class SnapshotWriter:
             if trouble is not None:
                 self._log.fail(trouble)
             elif self._log.failure is None:
-                self._on_finished(self, error)
+                tell()
 
         self._disk.run_soon(give_up, gave_up)
 

@@ -86,18 +86,18 @@ class Upkeep:
         loop that this is part of is then started again, and has another one written."""
         ended: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
 
-        def finished(_: SnapshotWriter, error: Exception | None) -> None:
-            if ended.done():
-                return
-            if error is None or isinstance(error, OSError):
+        def finished(_: SnapshotWriter, error: OSError | None) -> None:
+            if not ended.done():
                 ended.set_result(error)
-            else:
+
+        def failed(error: Exception) -> None:
+            if not ended.done():
                 ended.set_exception(error)
 
         covered = self._log.counters.bytes
         began_s = self._clock.monotonic_s()
         writer = SnapshotWriter(
-            self._directory, self._log, self._clock, self._replica.frames(), finished
+            self._directory, self._log, self._clock, self._replica.frames(), finished, failed
         )
         writer.start()
         try:

@@ -85,6 +85,7 @@ class World:
         self.table = Table(digest_key)
         self.replica = Replica(self.table, self.clock)
         directory = NodeDirectory.open(self.disk, Path("/data/nodes/n"), "n", bytes(range(16)))
+        self.directory = directory
         self.log = Log(
             directory,
             self.clock,
