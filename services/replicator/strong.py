@@ -104,6 +104,7 @@ class _Operation:
         self.grows = grows
         self.proposal = Proposal(change)
         self.reading = None
+        self.unasked = []
         self.deadline_s = now_s + operation_s
         self.hedge_at_s = now_s + hedge_s
         # What is answered to an earlier round is dropped by its number.
@@ -132,7 +133,8 @@ class StrongOperations:
         self._draw = draw
         # By key: who proposes just now, and who waits for that to end.
         self._queues: dict[bytes, deque[_Operation]] = {}
-        self._under_way: set[_Operation] = set()
+        # In the order in which they came, so that a simulation repeats itself.
+        self._under_way: dict[_Operation, None] = {}
         self._sweeping = False
 
     @property
@@ -161,7 +163,7 @@ class StrongOperations:
             done(*refusal("overloaded", f"{waiting_max} strong operations are under way"))
             return None
         operation = _Operation(key, change, done, self._clock.monotonic_s(), grows=grows)
-        self._under_way.add(operation)
+        self._under_way[operation] = None
         if not self._sweeping:
             self._sweeping = True
             self._clock.call_later(sweep_s, self._sweep)
@@ -200,7 +202,7 @@ class StrongOperations:
 
     def _propose_instead(self, operation: _Operation) -> None:
         operation.reading = None
-        operation.round += 1
+        self._end_round(operation)
         self._queue(operation)
 
     # -- one at a time
@@ -252,6 +254,11 @@ class StrongOperations:
         operation.unasked = list(reversed(operation.route.owners))
         operation.hedge_at_s = self._clock.monotonic_s() + hedge_s
         operation.failures = Failures()
+
+    def _end_round(self, operation: _Operation) -> None:
+        """Ask nobody more in this round; what it is still told is void."""
+        operation.round += 1
+        operation.unasked = []
 
     def _ask(self, operation: _Operation, *, all_of_them: bool = False) -> None:
         """READ or PREPARE as many as make a quorum, or everybody who was not asked yet."""
@@ -334,8 +341,7 @@ class StrongOperations:
     def _accept(self, operation: _Operation) -> None:
         """Ask every owner, also those that have promised nothing."""
         proposal = operation.proposal
-        operation.round += 1
-        operation.unasked = []
+        self._end_round(operation)
         operation.failures = Failures()
         message = encode_accept(
             operation.route.epoch,
@@ -414,9 +420,9 @@ class StrongOperations:
         return self._draw.uniform(0.0, longest_s)
 
     def _again(self, operation: _Operation, pause_s: float) -> None:
-        """Another round, soon. What this one is still told is void."""
+        """Another round, soon."""
         self._counters.rounds_again += 1
-        operation.round += 1
+        self._end_round(operation)
         round_ = operation.round
 
         def again() -> None:
@@ -449,7 +455,11 @@ class StrongOperations:
         if operation.answered:
             return
         operation.answered = True
-        self._under_way.discard(operation)
+        self._under_way.pop(operation, None)
+        if not operation.proposal.chosen:
+            # A late promise must not lead to an ACCEPT of what was refused just now, nor a late
+            # reader to a proposal. Of what was chosen it is heard yet who did not accept it.
+            self._end_round(operation)
         if refused:
             self._counters.refusals += 1
         operation.done(kind, body)
@@ -458,9 +468,12 @@ class StrongOperations:
     def _sweep(self) -> None:
         now_s = self._clock.monotonic_s()
         for operation in list(self._under_way):
+            if operation.answered:
+                # By what became of one before it.
+                continue
             if now_s >= operation.deadline_s:
                 self._too_late(operation)
-            elif operation.unasked and now_s >= operation.hedge_at_s and not operation.answered:
+            elif operation.unasked and now_s >= operation.hedge_at_s:
                 self._ask(operation, all_of_them=True)
         self._sweeping = bool(self._under_way)
         if self._sweeping:
