@@ -63,7 +63,7 @@ page_pieces_max: Final = examined_max // page_piece_keys
 # An answer with a piece of a slot: large enough to be worth a round trip, made in a millisecond.
 piece_bytes: Final = 256 << 10
 versions_max: Final = 4096
-# An empty cache takes 19 KB; declaring this many holds the loop for a few milliseconds.
+# Declaring so many, each logged, takes less than a millisecond.
 caches_max: Final = 128
 # About two milliseconds, and many times that while the keys of a cache change sides.
 digests_max: Final = 1024

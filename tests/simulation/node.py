@@ -401,8 +401,7 @@ class Life:
             )
             self.snapshot.start()
 
-    def _written(self, snapshot: SnapshotWriter, error: Exception | None) -> None:
-        assert error is None or isinstance(error, OSError), "a bug in the frames of a snapshot"
+    def _written(self, snapshot: SnapshotWriter, error: OSError | None) -> None:
         self.snapshot = None
         self.world.outcome.count("snapshots" if error is None else "snapshots without space")
 
