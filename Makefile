@@ -15,6 +15,7 @@ ARGS ?=
 SEED ?=
 SEEDS ?= 300
 ROUNDS ?= 200
+FAULT_SECONDS ?= 300
 
 # The first interpreter that is new enough; an explicit PYTHON is taken as it is.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -43,6 +44,10 @@ proof: $(INSTALLED) ## Run the tests at full size, then the figures (long)
 .PHONY: kills
 kills: $(INSTALLED) ## Kill a node under load, ROUNDS=200 times, and look for lost writes
 	@ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_node_kills.py
+
+.PHONY: faults
+faults: $(INSTALLED) ## Kill, pause and cut off real services under strong traffic, for 300 s
+	@FAULT_SECONDS=$(FAULT_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_strong_faults.py
 
 .PHONY: check
 check: $(INSTALLED) ## Lint, formatting, types and house rules; changes nothing

@@ -53,19 +53,21 @@ class Direction:
 class TcpProxy:
     """Listens on a port of its own, from `async with` on, and carries each connection onward."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, at: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        """Before this target; `at` is where the proxy listens, a port of 0 being any free one."""
         self.to_server = Direction()
         self.to_client = Direction()
         self.refuse = False
         self.connects = 0
         self.port = 0
         self._target = (host, port)
+        self._at = at
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._handlers: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._met, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._met, *self._at)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
