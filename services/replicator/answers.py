@@ -9,6 +9,7 @@ from services.core.messages import (
     AHEAD,
     BELOW_FLOOR,
     MALFORMED,
+    NEWER,
     NOT_READY,
     STORAGE_FULL,
     WRONG_EPOCH,
@@ -33,6 +34,7 @@ _causes = {
     WRONG_EPOCH: ("overloaded", "is in another epoch of the cluster"),
     NOT_READY: ("overloaded", "is not ready for this slot yet"),
     OVERLOADED: ("overloaded", "has too much to do"),
+    NEWER: ("clock_skew", "holds what was stamped far ahead of this replicator's clock"),
     AHEAD: ("clock_skew", "has a clock far behind that of this replicator"),
     STORAGE_FULL: ("storage_full", "has no room left"),
 }

@@ -10,6 +10,9 @@ is answered only once its hint is durable.
                   │      └── stamped again, once, if a replica holds something newer
                   └────────► refused (nothing was done) or unknown (something may have been)
 
+Writes that come together, those of a batch, go to each node in one message and come back in one,
+and so do those of them that have to be sent again. Each is still a write by itself.
+
 This is the hot path of the platform: for each write one object, one callback for each replica
 made by `partial`, no task, no future, no timer; one sweep sees to all that take too long.
 """
@@ -18,29 +21,33 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, Protocol
 
-from services.core.cluster import Placement
-from services.core.errors import RetryLater
+from services.core.errors import PeerError, RetryLater
 from services.core.hlc import check_version
 from services.core.messages import (
     BELOW_FLOOR,
     NEWER,
     WRITE,
+    WRITE_MANY,
     WRONG_EPOCH,
+    Status,
+    decode_statuses,
     encode_write,
     u64,
 )
 from services.core.operations import CHANGED, UNKNOWN, changed_answer, unknown_answer
 from services.core.record import expires_at_ms, version
-from services.core.ring import slot_of
-from services.core.wire import DOWN, LOST, OK
-from services.replicator.answers import Done, Failures, refusal_of
+from services.core.wire import DOWN, FAILED, LOST, OK
+from services.replicator.answers import Done, Failures, refusal_of, undecided
 from services.replicator.counters import Counters
 from services.replicator.fleet import Fleet, Owner
+from services.replicator.retries import Retries
 from services.replicator.stamps import Stamps
+from services.replicator.write import Message, Share, Write, messages
 from services.runtime.clock import Clock
 from services.runtime.peer import SENT
 
@@ -49,10 +56,8 @@ operation_s: Final = 2.0
 # neighbours have the write.
 awaited_s: Final = 0.25
 sweep_s: Final = 0.05
-# The first is for a lost message, the last for a node that restarts.
-retry_s: Final = (0.1, 0.4, 1.0)
-# Writes that wait for another try hold their records in memory; past this they become hints.
-retrying_max: Final = 20_000
+# Until a newer map arrives, which takes a query.
+map_pause_s: Final = (0.01, 0.03)
 
 
 class Hints(Protocol):
@@ -74,51 +79,6 @@ class Epochs(Protocol):
         ...
 
 
-class _Write:
-    """One write on its way, until every replica has it or is to be told later."""
-
-    __slots__ = (
-        "acked",
-        "answered",
-        "attempt",
-        "awaited",
-        "body",
-        "done",
-        "failures",
-        "hints_due",
-        "key",
-        "made",
-        "missed",
-        "placement",
-        "record",
-        "restamped",
-        "risked",
-        "slot",
-        "started_s",
-        "unheard",
-    )
-
-    # Of the present attempt.
-    record: bytes
-    placement: Placement
-    # The owners whose acknowledgement is waited for, as bits of the placement.
-    awaited: int
-    missed: list[tuple[Owner, int]]
-    failures: Failures | None
-
-    def __init__(self, key: bytes, body: bytes, done: Done, now_s: float) -> None:
-        self.key = key
-        self.slot = slot_of(key)
-        self.body = body
-        self.done = done
-        self.started_s = now_s
-        self.attempt = self.unheard = 0
-        # Enough replicas have it; its client was told; a later stamp was given; and an earlier
-        # attempt may have left it somewhere.
-        self.made = self.answered = self.restamped = self.risked = False
-        self.acked = self.hints_due = 0
-
-
 class EventualWrites:
     def __init__(
         self,
@@ -130,6 +90,7 @@ class EventualWrites:
         counters: Counters,
         draw: random.Random,
     ) -> None:
+        self.retries = Retries(fleet, stamps, hints, epochs, clock, counters, draw)
         self._fleet = fleet
         self._stamps = stamps
         self._hints = hints
@@ -138,25 +99,27 @@ class EventualWrites:
         self._counters = counters
         self._draw = draw
         # In the order in which they came; answered ones leave when the sweep meets them.
-        self._open: deque[_Write] = deque()
+        self._open: deque[Write] = deque()
         self._sweeping = False
-        # Which replicas are tried again, and since when each write was on its way; oldest first
-        # but for a second or two.
-        self._behind: dict[tuple[_Write, str], float] = {}
+        # What is to be sent and waits for more that go with it, while more are coming.
+        self._gathered: list[Write] | None = None
+        # Writes, with their attempts, that wait for a newer map.
+        self._outdated: list[tuple[Write, int]] = []
 
     @property
     def retrying(self) -> int:
         """How many replicas are tried again."""
-        return len(self._behind)
+        return self.retries.count
 
     @property
     def oldest_s(self) -> float | None:
         """Since when the replica that is tried again for longest has lacked its write."""
-        return next(iter(self._behind.values()), None)
+        return self.retries.oldest_s
 
-    def write(self, key: bytes, body: bytes, done: Done) -> None:
-        """Store a record that lacks only its version."""
-        write = _Write(key, body, done, self._clock.monotonic_s())
+    def write(self, key: bytes, body: bytes, done: Done, *, yields: bool = False) -> None:
+        """Store a record that lacks only its version. One that `yields` is not stamped again where
+        something newer is: that stays, as if it had come after."""
+        write = Write(key, body, done, self._clock.monotonic_s(), yields=yields)
         self._counters.total_replications += 1
         self._open.append(write)
         if not self._sweeping:
@@ -164,26 +127,35 @@ class EventualWrites:
             self._clock.call_later(sweep_s, self._sweep)
         self._stamp(write)
 
+    def write_many(
+        self, writes: Iterable[tuple[bytes, bytes, Done]], *, yields: bool = False
+    ) -> None:
+        """As `write` for each of them, in order, but one message to each node and one back."""
+        with self._together():
+            for key, body, done in writes:
+                self.write(key, body, done, yields=yields)
+
     # -- sending
 
-    def _stamp(self, write: _Write) -> None:
+    def _stamp(self, write: Write) -> None:
         try:
             stamp = self._stamps.tick()
         except RetryLater as error:
-            self._answer(write, *refusal_of(error))
+            if write.traceless:
+                self._answer(write, *refusal_of(error))
+            else:
+                self._unknown(write, error.detail)
             return
         write.record = stamp + write.body
         self._send(write)
 
-    def _send(self, write: _Write) -> None:
+    def _send(self, write: Write) -> None:
         """To every owner of the slot, as the map now says. Answers to earlier sends are void."""
+        if self._gathered is not None:
+            self._gathered.append(write)
+            return
         route = self._fleet.route(write.slot)
-        write.risked = write.risked or bool(write.acked or write.unheard)
-        write.attempt += 1
-        write.placement = route.placement
-        write.acked = write.awaited = 0
-        write.missed = []
-        write.failures = None
+        write.begin(route)
         message = encode_write(route.epoch, write.key, write.record)
         sent = 0
         for owner in route.owners:
@@ -195,19 +167,61 @@ class EventualWrites:
                 write.awaited = write.awaited or bit
                 sent += 1
             else:
-                self._note(write, owner, asked)
+                write.note(owner, asked)
         write.unheard = sent
         self._counters.queue_size += sent
-        if write.missed and not self._possible(write):
+        if write.missed and not write.possible:
             self._give_up(write)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What is to be sent meanwhile is sent at the end, to each node all of it at once."""
+        gathered: list[Write] = []
+        outer, self._gathered = self._gathered, gathered
+        try:
+            yield
+        finally:
+            self._gathered = outer
+            self._send_together(gathered)
+
+    def _send_together(self, writes: list[Write]) -> None:
+        if len(writes) == 1:
+            self._send(writes[0])
+            return
+        route = self._fleet.route
+        begun = [(write, route(write.slot)) for write in writes]
+        for write, route_ in begun:
+            write.begin(route_)
+        for message in messages(self._fleet.epoch, begun):
+            self._send_message(message)
+        for write, (_, _, owners) in begun:
+            away = {owner.bit for owner, _ in write.missed}
+            write.awaited = next((owner.bit for owner in owners if owner.bit not in away), 0)
+            if away and not write.possible:
+                self._give_up(write)
+
+    def _send_message(self, message: Message) -> None:
+        node, shares, body = message
+        heard = partial(self._heard_many, shares)
+        asked = node.link.request(WRITE_MANY, body, heard, operation_s)
+        if asked == SENT:
+            self._counters.queue_size += len(shares)
+        for write, _, owner in shares:
+            if asked == SENT:
+                write.unheard += 1
+            else:
+                write.note(owner, asked)
 
     # -- hearing
 
-    def _heard(self, write: _Write, attempt: int, owner: Owner, kind: int, body: bytes) -> None:
+    def _heard(self, write: Write, attempt: int, owner: Owner, kind: int, body: bytes) -> None:
         counters = self._counters
         counters.queue_size -= 1
         if attempt != write.attempt:
-            if kind in (NEWER, BELOW_FLOOR):
+            write.loose -= 1
+            if kind == OK or kind in undecided:
+                write.risked = True
+            elif kind in (NEWER, BELOW_FLOOR):
                 self._merge(body)
             return
         write.unheard -= 1
@@ -216,23 +230,40 @@ class EventualWrites:
             write.acked |= owner.bit
             if write.made:
                 self._settle(write)
-            elif write.acked & write.awaited and write.placement.is_in_both(write.acked):
+            elif write.sufficient:
                 self._make(write)
         elif kind in (NEWER, BELOW_FLOOR):
             self._stands_behind(write, owner, kind, body)
         elif kind == WRONG_EPOCH and not write.made:
             self._learn_epoch(body)
-            self._send_later(write)
+            write.note(owner, kind)
+            self._send_by_next_map(write)
         else:
             if kind == WRONG_EPOCH:
                 self._learn_epoch(body)
             self._failed(write, owner, kind)
 
+    def _heard_many(self, shares: list[Share], kind: int, body: bytes) -> None:
+        """What a node answers to a message with many writes. Unless it did them, and tells what
+        became of each, its answer is for all."""
+        statuses: Sequence[Status] = [(kind, body)] * len(shares)
+        if kind == OK:
+            try:
+                statuses = decode_statuses(body)
+            except PeerError:
+                statuses = []
+            if len(statuses) != len(shares):
+                # It did something, and nobody can say what.
+                statuses = [(FAILED, b"")] * len(shares)
+        with self._together():
+            for (write, attempt, owner), (status, detail) in zip(shares, statuses, strict=True):
+                self._heard(write, attempt, owner, status, detail)
+
     def _learn_epoch(self, body: bytes) -> None:
         self._counters.wrong_epoch += 1
         self._epochs.outdated(u64.unpack(body)[0])
 
-    def _stands_behind(self, write: _Write, owner: Owner, kind: int, body: bytes) -> None:
+    def _stands_behind(self, write: Write, owner: Owner, kind: int, body: bytes) -> None:
         """The replica holds a newer record, or has a floor above this one."""
         mergeable = self._merge(body)
         if write.made:
@@ -240,17 +271,17 @@ class EventualWrites:
             self._counters.successful_replicas += 1
             write.acked |= owner.bit
             self._settle(write)
-        elif not write.restamped and mergeable:
+        elif kind == NEWER and (write.restamped or write.yields):
+            # Overtaken, for good: what is there, durably, counts as written after this.
+            write.acked |= owner.bit
+            if write.sufficient:
+                self._make(write)
+        elif mergeable and not write.restamped:
             write.restamped = True
             self._counters.restamped += 1
             self._stamp(write)
-        elif kind == NEWER and write.restamped:
-            # Overtaken once more: what is there, durably, was written after this.
-            write.acked |= owner.bit
-            if write.acked & write.awaited and write.placement.is_in_both(write.acked):
-                self._make(write)
         else:
-            self._failed(write, owner, kind)
+            self._failed(write, owner, kind if mergeable else NEWER)
 
     def _merge(self, body: bytes) -> bool:
         try:
@@ -259,38 +290,25 @@ class EventualWrites:
             return False
         return True
 
-    def _failed(self, write: _Write, owner: Owner, kind: int) -> None:
+    def _failed(self, write: Write, owner: Owner, kind: int) -> None:
         if write.made:
             self._deliver_later(write, owner, kind)
             return
-        self._note(write, owner, kind)
+        write.note(owner, kind)
         if owner.bit == write.awaited:
             self._await_any(write)
-        if not write.made and not self._possible(write):
+        if not write.made and not write.possible:
             self._give_up(write)
 
-    def _await_any(self, write: _Write) -> None:
+    def _await_any(self, write: Write) -> None:
         """The acknowledgement of any replica counts from now on."""
         write.awaited = write.placement.everyone
         if write.placement.is_in_both(write.acked):
             self._make(write)
 
-    def _note(self, write: _Write, owner: Owner, kind: int) -> None:
-        write.missed.append((owner, kind))
-        if write.failures is None:
-            write.failures = Failures()
-        write.failures.note(owner.node.node_id, kind)
-
-    def _possible(self, write: _Write) -> bool:
-        """Whether those that have not failed could still be enough."""
-        missed = 0
-        for owner, _ in write.missed:
-            missed |= owner.bit
-        return write.placement.is_in_both(write.placement.everyone & ~missed)
-
     # -- ending
 
-    def _make(self, write: _Write) -> None:
+    def _make(self, write: Write) -> None:
         """Enough replicas have it. For those that are away there is a hint before anybody is
         told."""
         write.made = True
@@ -303,12 +321,12 @@ class EventualWrites:
         else:
             self._acknowledge(write)
 
-    def _hint_kept(self, write: _Write) -> None:
+    def _hint_kept(self, write: Write) -> None:
         write.hints_due -= 1
         if not write.hints_due:
             self._acknowledge(write)
 
-    def _acknowledge(self, write: _Write) -> None:
+    def _acknowledge(self, write: Write) -> None:
         if write.answered:
             return
         write.answered = True
@@ -317,90 +335,62 @@ class EventualWrites:
         write.done(CHANGED, changed_answer(version(record), expires_at_ms(record)))
         self._settle(write)
 
-    def _settle(self, write: _Write) -> None:
+    def _settle(self, write: Write) -> None:
         if write.acked == write.placement.everyone:
             self._counters.settled(self._clock.monotonic_s() - write.started_s)
 
-    def _give_up(self, write: _Write) -> None:
+    def _give_up(self, write: Write) -> None:
         """Too few replicas are left. Refused if it is sure that none has it."""
         failures = write.failures or Failures()
-        if write.risked or write.acked or write.unheard or failures.undecided:
-            text = f"the write may be on some replicas: {failures}"
-            self._answer(write, UNKNOWN, unknown_answer(version(write.record), text))
-        else:
+        if write.traceless:
             self._answer(write, *failures.refusal())
+        else:
+            self._unknown(write, f"the write may be on some replicas: {failures}")
 
-    def _answer(self, write: _Write, kind: int, body: bytes) -> None:
+    def _unknown(self, write: Write, text: str) -> None:
+        self._answer(write, UNKNOWN, unknown_answer(version(write.record), text))
+
+    def _answer(self, write: Write, kind: int, body: bytes) -> None:
         """End a write that was not made. What is still heard of it is void."""
         write.made = write.answered = True
-        write.attempt += 1
+        write.void()
         self._counters.refused(kind)
         write.done(kind, body)
 
     # -- later
 
-    def _send_later(self, write: _Write) -> None:
-        """Send it again when there may be another map."""
-        write.attempt += 1
-        attempt = write.attempt
+    def _send_by_next_map(self, write: Write) -> None:
+        """Send it again when there may be another map, with all others that wait for that."""
+        write.void()
+        self._outdated.append((write, write.attempt))
+        if len(self._outdated) == 1:
+            self._clock.call_later(self._draw.uniform(*map_pause_s), self._send_outdated)
 
-        def again() -> None:
-            if write.attempt == attempt:
-                self._send(write)
+    def _send_outdated(self) -> None:
+        outdated, self._outdated = self._outdated, []
+        with self._together():
+            for write, attempt in outdated:
+                if write.attempt == attempt:
+                    self._send(write)
 
-        self._clock.call_later(self._draw.uniform(0.01, 0.03), again)
-
-    def _deliver_later(self, write: _Write, owner: Owner, kind: int) -> None:
+    def _deliver_later(self, write: Write, owner: Owner, kind: int) -> None:
         """A replica did not take a write that was made. One that is away gets it as a hint, which
         the acknowledgement waits for if it has not been given yet; one that lives, once more."""
         self._counters.failed_replicas += 1
         node_id = owner.node.node_id
-        if kind in (DOWN, LOST) or len(self._behind) >= retrying_max:
+        if kind in (DOWN, LOST) or self.retries.full:
             kept = None
             if not write.answered:
                 write.hints_due += 1
                 kept = partial(self._hint_kept, write)
             self._hints.keep(node_id, write.key, write.record, kept)
         else:
-            self._behind[write, node_id] = write.started_s
-            self._retry(write, node_id, 0)
-
-    def _retry(self, write: _Write, node_id: str, tried: int) -> None:
-        delay_s = retry_s[tried] * self._draw.uniform(0.5, 1.0)
-        self._clock.call_later(delay_s, partial(self._try_again, write, node_id, tried))
-
-    def _try_again(self, write: _Write, node_id: str, tried: int) -> None:
-        node = self._fleet.nodes.get(node_id)
-        if node is None:
-            # No member any more; its slots have other owners, who got their data otherwise.
-            del self._behind[write, node_id]
-            return
-        self._counters.retries += 1
-        heard = partial(self._retried, write, node_id, tried)
-        message = encode_write(self._fleet.epoch, write.key, write.record)
-        asked = node.link.request(WRITE, message, heard, operation_s)
-        if asked != SENT:
-            heard(asked, b"")
-
-    def _retried(self, write: _Write, node_id: str, tried: int, kind: int, body: bytes) -> None:
-        if kind in (OK, NEWER, BELOW_FLOOR):
-            if kind != OK:
-                self._merge(body)
-            self._counters.successful_replicas += 1
-            del self._behind[write, node_id]
-            return
-        if kind == WRONG_EPOCH:
-            self._learn_epoch(body)
-        if kind in (DOWN, LOST) or tried + 1 == len(retry_s):
-            del self._behind[write, node_id]
-            self._hints.keep(node_id, write.key, write.record)
-        else:
-            self._retry(write, node_id, tried + 1)
+            self.retries.add(node_id, write.key, write.record, write.started_s)
 
     def _sweep(self) -> None:
         now_s = self._clock.monotonic_s()
         waiting = self._open
-        still: deque[_Write] = deque()
+        still: deque[Write] = deque()
         while waiting and now_s - waiting[0].started_s > awaited_s:
             write = waiting.popleft()
             if write.answered:

@@ -1,0 +1,162 @@
+"""One eventual write on its way, and the messages in which several go to a node together.
+
+An attempt sends the write to every owner by one map, with one stamp. What is answered to an
+earlier attempt does not count for the present one, but what that attempt may have left on some
+replica is never forgotten: it decides between "nothing was done" and "unknown".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from services.core.cluster import Placement
+from services.core.messages import encode_write_many, items_max, u16, u32, u64
+from services.core.ring import slot_of
+from services.replicator.answers import Done, Failures
+from services.replicator.fleet import FleetNode, Owner, Route
+
+# What a message has besides its keys and records, for each of them and in all.
+_item_bytes: Final = u16.size + u32.size
+_many_bytes: Final = u64.size + u16.size
+
+
+class Write:
+    """From its arrival until every replica has it or is to be told later."""
+
+    __slots__ = (
+        "acked",
+        "answered",
+        "attempt",
+        "awaited",
+        "body",
+        "done",
+        "failures",
+        "hints_due",
+        "key",
+        "loose",
+        "made",
+        "missed",
+        "placement",
+        "record",
+        "restamped",
+        "risked",
+        "slot",
+        "started_s",
+        "unheard",
+        "yields",
+    )
+
+    # Of the present attempt.
+    record: bytes
+    placement: Placement
+    # The owners whose acknowledgement is waited for, as bits of the placement.
+    awaited: int
+    missed: list[tuple[Owner, int]]
+    failures: Failures | None
+
+    def __init__(self, key: bytes, body: bytes, done: Done, now_s: float, *, yields: bool) -> None:
+        self.key = key
+        self.slot = slot_of(key)
+        self.body = body
+        self.done = done
+        self.started_s = now_s
+        self.yields = yields
+        # Requests without an answer yet, of the present attempt and of earlier ones.
+        self.attempt = self.unheard = self.loose = 0
+        # Enough replicas have it; its client was told; a later stamp was given; and an earlier
+        # attempt may have left it somewhere.
+        self.made = self.answered = self.restamped = self.risked = False
+        self.acked = self.awaited = self.hints_due = 0
+        self.failures = None
+
+    def begin(self, route: Route) -> None:
+        """A new attempt, by the present map."""
+        self.void()
+        self.placement = route.placement
+        self.missed = []
+        self.failures = None
+
+    def void(self) -> None:
+        """End the attempt: what it was acknowledged does not count any more."""
+        self.risked = not self.traceless
+        self.loose += self.unheard
+        self.unheard = self.acked = self.awaited = 0
+        self.attempt += 1
+
+    @property
+    def traceless(self) -> bool:
+        """Whether it is sure that no replica has it, of any attempt."""
+        return not (
+            self.risked
+            or self.loose
+            or self.acked
+            or self.unheard
+            or (self.failures is not None and self.failures.undecided)
+        )
+
+    def note(self, owner: Owner, kind: int) -> None:
+        """This owner has not taken it."""
+        self.missed.append((owner, kind))
+        if self.failures is None:
+            self.failures = Failures()
+        self.failures.note(owner.node.node_id, kind)
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether those have it whose acknowledgement was waited for, and enough."""
+        return bool(self.acked & self.awaited) and self.placement.is_in_both(self.acked)
+
+    @property
+    def possible(self) -> bool:
+        """Whether those that have not failed could still be enough."""
+        missed = 0
+        for owner, _ in self.missed:
+            missed |= owner.bit
+        return self.placement.is_in_both(self.placement.everyone & ~missed)
+
+
+class Share(NamedTuple):
+    """What one owner has to do with an attempt of a write."""
+
+    write: Write
+    attempt: int
+    owner: Owner
+
+
+class Message(NamedTuple):
+    node: FleetNode
+    shares: list[Share]
+    body: bytes
+
+
+def messages(epoch: int, begun: Iterable[tuple[Write, Route]]) -> Iterator[Message]:
+    """What to send to whom as WRITE_MANY, so that every owner gets its share of these writes in
+    as few messages as can be. Nodes that own the same get the very same bytes."""
+    by_node: dict[FleetNode, list[Share]] = {}
+    for write, route in begun:
+        for owner in route.owners:
+            by_node.setdefault(owner.node, []).append(Share(write, write.attempt, owner))
+    encoded: dict[tuple[Write, ...], bytes] = {}
+    for node, shares in by_node.items():
+        for part in _fitting(shares):
+            content = tuple(share.write for share in part)
+            body = encoded.get(content)
+            if body is None:
+                items = [(write.key, write.record) for write in content]
+                body = encoded[content] = encode_write_many(epoch, items)
+            yield Message(node, part, body)
+
+
+def _fitting(shares: list[Share]) -> Iterator[list[Share]]:
+    """The same in pieces that each fit a message."""
+    part: list[Share] = []
+    size = _many_bytes
+    for share in shares:
+        item_bytes = _item_bytes + len(share.write.key) + len(share.write.record)
+        if part and (len(part) == items_max or size + item_bytes > many_bytes_max):
+            yield part
+            part, size = [], _many_bytes
+        part.append(share)
+        size += item_bytes
+    yield part
