@@ -23,6 +23,13 @@ and the rest comes many at a time or seldom:
     CACHES      msgpack list of Cache                      → OK
     CAUGHT_UP   nothing                                    → OK
 
+What a node says of itself to replicators, and of what it holds to all that ask it:
+
+    REGISTER    msgpack Member
+        → OK    missing u16 · a cluster map, or nothing while so many nodes are missing
+        → NOT_WELCOME, TRY_LATER                           a text
+    STATE       catching_up u8                             no answer
+
 VERSIONS and SLOT go through a slot by pages in the order of its keys: `after` is the last key of
 the page before. A SLOT that has no more is answered with nothing behind a last_len of 0.
 
@@ -35,13 +42,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from services.core.cluster import Member
 from services.core.errors import PeerError
 from services.core.ring import slot_count
-from services.core.wire import frame_bytes_max, header_bytes
 
 GET: Final = 16
 WRITE: Final = 17
@@ -57,6 +64,8 @@ SLOT: Final = 30
 EPOCH: Final = 31
 CACHES: Final = 32
 CAUGHT_UP: Final = 33
+REGISTER: Final = 40
+STATE: Final = 41
 
 NEWER: Final = 144
 WRONG_EPOCH: Final = 145
@@ -65,12 +74,17 @@ AHEAD: Final = 147
 STORAGE_FULL: Final = 148
 NOT_READY: Final = 149
 MALFORMED: Final = 150
+# This node is none of the cluster's as it is; somebody has to do what the text says.
+NOT_WELCOME: Final = 151
+TRY_LATER: Final = 152
 
 # A batch request of a client holds 1000 operations, and a repair sends no more: storing so many
 # takes a node about 8 ms, which is what a neighbour may wait behind one message.
 items_max: Final = 1_024
-# An answer must fit a frame whatever the values' sizes; what does not fit is marked so.
-answer_bytes_max: Final = frame_bytes_max - header_bytes
+# And so many bytes of records, whatever their number: taking these apart or putting them together
+# takes a node about 2 ms in one piece. It holds the largest record with its key alone. Of an
+# answer, records that do not fit are marked so.
+many_bytes_max: Final = 2 << 20
 # How much of a listing one request may cost a node.
 list_limit_max: Final = 1_000
 
@@ -109,7 +123,7 @@ def decode_get_many(body: bytes) -> list[bytes]:
 def encode_records(records: Sequence[bytes]) -> bytes:
     """Records in order; each that would make the answer too large is left out, and marked."""
     parts = [u16.pack(len(records))]
-    room = answer_bytes_max - u16.size - len(records) * u32.size
+    room = many_bytes_max - u16.size - len(records) * u32.size
     for record in records:
         if len(record) > room:
             parts.append(u32.pack(left_out))
@@ -139,6 +153,8 @@ def encode_write_many(epoch: int, items: Sequence[tuple[bytes, bytes]]) -> bytes
 
 def decode_write_many(body: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
     """The epoch, and each key with its record."""
+    if len(body) > many_bytes_max:
+        raise PeerError(f"{len(body)} bytes of writes in one message; at most {many_bytes_max}")
     reader = Reader(body)
     epoch = reader.u64()
     items = []
@@ -238,7 +254,8 @@ def encode_body(body: msgspec.Struct | list[Cache]) -> bytes:
 def decode_body(body: bytes, of: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(body, type=of)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
+        # Of msgspec, all of whose errors are ValueErrors, as is that of a text that is not UTF-8.
         raise PeerError(f"not a message of the form that is due: {error}") from error
 
 
@@ -257,6 +274,38 @@ def check_namespace_prefix(prefix: bytes) -> bytes:
     if len(prefix) < 10 or len(prefix) != 9 + prefix[8]:
         raise PeerError(f"{len(prefix)} bytes are not the prefix of a namespace")
     return prefix
+
+
+def decode_member(body: bytes) -> Member:
+    """Who a node says it is."""
+    return decode_body(body, Member)
+
+
+class RegisteredAnswer(NamedTuple):
+    """A node is known. Without a map the cluster waits for so many more."""
+
+    missing: int
+    map: bytes
+
+
+def encode_registered(missing: int, map: bytes) -> bytes:  # noqa: A002  What it is.
+    return u16.pack(missing) + map
+
+
+def decode_registered(body: bytes) -> RegisteredAnswer:
+    reader = Reader(body)
+    return RegisteredAnswer(reader.u16(), reader.rest())
+
+
+def encode_state(*, catching_up: bool) -> bytes:
+    return b"\1" if catching_up else b"\0"
+
+
+def decode_state(body: bytes) -> bool:
+    """Whether the node that said so is catching up."""
+    if body not in (b"\0", b"\1"):
+        raise PeerError(f"{body[:8]!r} is no state of a node")
+    return body == b"\1"
 
 
 class Reader:

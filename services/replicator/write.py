@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from services.core.cluster import Placement
-from services.core.messages import encode_write_many, items_max, u16, u32, u64
+from services.core.messages import encode_write_many, items_max, many_bytes_max, u16, u32, u64
 from services.core.ring import slot_of
 from services.replicator.answers import Done, Failures
 from services.replicator.fleet import FleetNode, Owner, Route

@@ -19,7 +19,6 @@ from services.core.messages import (
     ListPage,
     ListQuery,
     Reader,
-    answer_bytes_max,
     check_namespace_prefix,
     decode_body,
     decode_get_many,
@@ -33,6 +32,7 @@ from services.core.messages import (
     encode_statuses,
     encode_write_many,
     items_max,
+    many_bytes_max,
     slot_bitmap_bytes,
 )
 from services.core.wire import OK
@@ -93,7 +93,7 @@ def test_a_message_that_is_cut_or_has_more_behind_is_refused(
 def test_records_that_do_not_fit_one_answer_are_marked_and_the_rest_arrives() -> None:
     large = bytes(1 << 20)
     answer = encode_records([b"a", *[large] * 40, b"z"])
-    assert len(answer) <= answer_bytes_max
+    assert len(answer) <= many_bytes_max
     found = decode_records(answer)
     assert len(found) == 42
     assert (found[0], found[-1]) == (b"a", b"z")
