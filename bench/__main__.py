@@ -7,13 +7,14 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import link, node, table
+from bench import link, node, replicator, table
 from bench.report import Row, quiet, show
 
 suites: dict[str, Callable[[], list[Row]]] = {
     "link": link.rows,
     "table": table.rows,
     "node": node.rows,
+    "replicator": replicator.rows,
 }
 
 

@@ -88,7 +88,9 @@ def writes(count: int) -> Bodies:
 class Load:
     """Keeps so many requests under way; each answer asks again."""
 
-    def __init__(self, link: Link, kind: int, bodies: Bodies, answer_bytes: int) -> None:
+    def __init__(
+        self, link: Link, kind: int, bodies: Bodies, answer_bytes: int, answer: int = OK
+    ) -> None:
         self.answers = 0
         self.ended = asyncio.Event()
         self.fault = ""
@@ -96,6 +98,7 @@ class Load:
         self._kind = kind
         self._bodies = bodies
         self._answer_bytes = answer_bytes
+        self._answer = answer
         self._under_way = 0
 
     def start(self, in_flight: int) -> None:
@@ -121,7 +124,7 @@ class Load:
             self.ended.set()
 
     def _answered(self, kind: int, answer: bytes) -> None:
-        if kind != OK or len(answer) != self._answer_bytes:
+        if kind != self._answer or len(answer) != self._answer_bytes:
             self._fail(f"answer kind {kind} with {len(answer)} bytes")
         self.answers += 1
         self._ask()
