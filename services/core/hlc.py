@@ -236,12 +236,13 @@ class HybridClock:
 
 class HighWater:
     """What a node knows of time: the latest version it has taken, by which it refuses stamps
-    from the future. It never stamps."""
+    from the future. It never stamps. `refuse_leads` is as in `HybridClock`."""
 
-    __slots__ = ("_latest",)
+    __slots__ = ("_latest", "_refuses_leads")
 
-    def __init__(self, latest: Version = version_zero) -> None:
+    def __init__(self, latest: Version = version_zero, *, refuse_leads: bool = True) -> None:
         self._latest = latest
+        self._refuses_leads = refuse_leads
 
     @property
     def latest(self) -> Version:
@@ -252,7 +253,9 @@ class HighWater:
         clock and everything taken so far by more than `lead_ms_max`."""
         # Where some clock must stand for the stamp to be believed; mostly the wall clock is.
         needed_ms = int.from_bytes(version[:6], "big") - lead_ms_max
-        return needed_ms > wall_ms and needed_ms > version_ms(self._latest)
+        return (
+            needed_ms > wall_ms and needed_ms > version_ms(self._latest) and self._refuses_leads
+        )
 
     def take(self, version: Version) -> None:
         """Note a version that was accepted now, or found in the log at a start."""
