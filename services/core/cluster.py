@@ -39,7 +39,7 @@ port_max = 65_535
 # A node id is also the name of a directory; it and a zone appear in metrics and commands.
 node_id_chars_max = 64
 node_id_pattern = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{node_id_chars_max - 1}}}")
-_zone = re.compile(r"[A-Za-z0-9._-]{0,64}")
+zone_pattern = re.compile(rf"[A-Za-z0-9._-]{{0,{node_id_chars_max}}}")
 _store_id = re.compile(r"[0-9a-f]{32}")
 # A host name or an IPv4 or IPv6 address; whether it can be reached shows when it is dialled.
 _host = re.compile(r"[A-Za-z0-9._:%-]{1,253}")
@@ -64,7 +64,7 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("node id", node_id_pattern, self.node_id),
             ("store id", _store_id, self.store_id),
             ("host", _host, self.host),
-            ("zone", _zone, self.zone),
+            ("zone", zone_pattern, self.zone),
         ):
             if not pattern.fullmatch(text):
                 raise ValueError(f"{text[:80]!r} is no {name}; it must match {pattern.pattern}")

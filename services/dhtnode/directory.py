@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Annotated, Self
 
 import msgspec
 
-from services.core.errors import FatalError, RestartLater
+from services.core.errors import FatalError
 from services.dhtnode.frame import store_id_bytes
 from services.runtime.disk import Disk, Lock, lock_name
 
@@ -174,29 +173,4 @@ def _garbled(path: Path, what: str) -> FatalError:
     return FatalError(
         f"{path} does not say whose data this is ({what}): put back an intact copy of that file, "
         "or replace the node"
-    )
-
-
-def disk_failure(error: OSError) -> FatalError:
-    """What ends a node that the disk has refused something: what, where, and what to do."""
-    where, why = error.filename, error.strerror
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return FatalError(
-            f"{where} may not be read or written by this account, uid {os.geteuid()} ({why}): run "
-            "the node as the owner of its data, or give the data to this account"
-        )
-    if error.errno == errno.EROFS:
-        return FatalError(
-            f"{where} may not be written ({why}): mount that file system for writing, or set "
-            "DATA_DIR to a directory elsewhere"
-        )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RestartLater(f"{where} cannot be written ({why}): free space there, start again")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return RestartLater(
-            f"{where} cannot be opened ({why}): raise the limit on open files, start again"
-        )
-    return RestartLater(
-        f"the disk failed at {where}: {why}; nothing that was acknowledged is lost, mend the disk "
-        "and start again"
     )

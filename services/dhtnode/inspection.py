@@ -16,7 +16,6 @@ from services.core.messages import Reader
 from services.core.record import version
 from services.dhtnode.chunk import decode_chunk, entry_head
 from services.dhtnode.directory import (
-    disk_failure,
     read_store,
     segments_in,
     snapshots_in,
@@ -39,6 +38,7 @@ from services.dhtnode.frame import (
 )
 from services.dhtnode.snapshot import SnapshotReader
 from services.runtime.disk import Disk
+from services.runtime.disk_failure import disk_failure
 
 # What a record costs in the log besides its key and itself.
 change_overhead_bytes: Final = head_bytes + 2

@@ -7,6 +7,7 @@ from typing import Final
 
 from services.core.cluster import ClusterMap
 from services.core.errors import PeerError
+from services.core.messages import STATE, encode_state
 from services.core.wire import Role
 from services.dhtnode.replica import Replica
 from services.runtime.peer import Peer
@@ -15,11 +16,16 @@ map_name: Final = "map"
 
 
 class Membership:
-    """The newest map that was heard of, and the replicators that are connected.
+    """The newest map that was heard of, and the peers that are connected.
 
     A node that was away catches up on what replicators kept for it. It is through once every
-    replicator that is connected has said so; a node that knows of none has nobody to ask, and
-    counts as catching up. Whether it is asked for reads meanwhile is for those who ask.
+    replicator that lives has said so: every one that is connected, by whichever end has dialled,
+    while none of those it is to connect to is still untried. One that comes back may have kept
+    something meanwhile, and is waited for anew. A node that has never been through knows of
+    nobody to ask, and counts as catching up.
+
+    Whoever asks for reads is told how it is, and decides. What could not be said, and that somebody
+    was tried in vain, is seen by the next `look`.
 
     What must be durable is the epoch, and the replica logs that before anything is answered in it.
     The map is kept besides, in its own time, so that a node that starts alone knows one. A crash
@@ -30,10 +36,15 @@ class Membership:
     def __init__(self, replica: Replica, keep: Callable[[bytes], None]) -> None:
         self.map: ClusterMap | None = None
         self.catching_up = True
+        # Whether a replicator that may have something for us has not even been tried.
+        self.untried: Callable[[], bool] = lambda: False
         self._replica = replica
         self._keep = keep
-        self._connected: set[Peer] = set()
-        self._through: set[Peer] = set()
+        # Replicators by their ids: one has a connection of its own making, and one of ours.
+        self._connected: dict[str, set[Peer]] = {}
+        self._through: set[str] = set()
+        # Who is told how we are, and what each was told last.
+        self._told: dict[Peer, bool | None] = {}
 
     def remember(self, data: bytes) -> None:
         """Begin with the map that an earlier run has kept, unless our epoch is past it: that one
@@ -66,20 +77,37 @@ class Membership:
         self._keep(data)
 
     def came(self, peer: Peer) -> None:
-        if peer.hello.role is Role.REPLICATOR:
-            self._connected.add(peer)
+        role, name = peer.hello.role, peer.hello.id
+        if role is Role.REPLICATOR:
+            self._connected.setdefault(name, set()).add(peer)
+        if role in (Role.REPLICATOR, Role.GATEWAY):
+            self._told[peer] = None
+        self.look()
 
     def went(self, peer: Peer) -> None:
-        self._connected.discard(peer)
-        self._through.discard(peer)
-        self._look()
+        self._told.pop(peer, None)
+        name = peer.hello.id
+        peers = self._connected.get(name, set())
+        peers.discard(peer)
+        if not peers:
+            self._connected.pop(name, None)
+            self._through.discard(name)
+        self.look()
 
     def caught_up(self, peer: Peer) -> None:
         """This replicator has nothing more for us."""
-        if peer in self._connected:
-            self._through.add(peer)
-            self._look()
+        if peer in self._connected.get(peer.hello.id, ()):
+            self._through.add(peer.hello.id)
+            self.look()
 
-    def _look(self) -> None:
-        if self._through and self._through >= self._connected:
+    def look(self) -> None:
+        """Decide how we are, and tell everybody who does not know."""
+        if self._connected.keys() - self._through:
+            self.catching_up = True
+        elif self._through and not self.untried():
             self.catching_up = False
+        for peer, told in list(self._told.items()):
+            if told is not self.catching_up and peer.notify(
+                STATE, encode_state(catching_up=self.catching_up)
+            ):
+                self._told[peer] = self.catching_up

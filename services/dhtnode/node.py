@@ -10,29 +10,34 @@ the replica is whole.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
+import random
 import secrets
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
+from services.core.cluster import Member
 from services.core.digest import digest_key
 from services.core.errors import FatalError, PeerError, RetryLater
 from services.core.wire import Role
 from services.dhtnode.acceptor import Acceptor
-from services.dhtnode.directory import NodeDirectory, disk_failure
+from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.frame import store_id_bytes
 from services.dhtnode.handlers import NodeHandlers
 from services.dhtnode.log import Batch, Log
 from services.dhtnode.membership import Membership, map_name
 from services.dhtnode.preparation import passing_errors
 from services.dhtnode.recovery import Recovered, Recovery
+from services.dhtnode.registrar import Registrar
 from services.dhtnode.replica import Replica
 from services.dhtnode.settings import NodeSettings
 from services.dhtnode.table import Table
 from services.dhtnode.upkeep import Upkeep
 from services.runtime import telemetry
 from services.runtime.disk import Disk
+from services.runtime.disk_failure import disk_failure
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
@@ -48,6 +53,8 @@ drain_s_max: Final = 3.0
 map_bytes_max: Final = 1 << 20
 # How long a look at this replica over HTTP waits for the disk: as long as an operation may take.
 durable_wait_s_max: Final = 2.0
+# A node that has caught up is asked for reads again after this, at the latest.
+standing_s: Final = 0.25
 batch_sizes: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -70,6 +77,8 @@ class Node:
         self._disk = disk
         self._directory: NodeDirectory | None = None
         self._links: list[Link] = []
+        # Only has to differ between processes.
+        self._draw = random.Random()  # noqa: S311
         # By batches that somebody waits for, what tells them whether it has become durable.
         self._awaited: dict[Batch, asyncio.Future[bool]] = {}
         self._said = telemetry.logger("services.dhtnode")
@@ -168,23 +177,62 @@ class Node:
         server = LinkServer(station, settings.bind_host, settings.link_port)
         await server.start()
         self.server = server
+        self._connect_to_replicators(station)
         for name, run in (
+            ("standing", self._keep_standing),
             ("snapshots", upkeep.keep_log_short),
             ("expiry", upkeep.free_expired),
             ("limits", upkeep.watch_limits),
         ):
             loops.start(name, run)
-        for url in settings.replicator_urls:
+        self._said.info("serving", links=settings.link_port, epoch=replica.epoch)
+
+    def _connect_to_replicators(self, station: Station) -> None:
+        registrar = Registrar(
+            self._member(), self.membership, self.service.clock, self.service.fail, self._draw
+        )
+
+        def reached(peer: Peer) -> None:
+            self._came(peer)
+            registrar.came(peer)
+
+        def lost(peer: Peer) -> None:
+            self.membership.went(peer)
+            registrar.went(peer)
+
+        dialling = dataclasses.replace(station, on_up=reached, on_down=lost)
+        for url in self.settings.replicator_urls:
             place = urlsplit(url)
             link = Link(
-                station,
+                dialling,
                 place.hostname or "",
                 (place.port or 80) + link_port_offset,
                 absence=f"no replicator yet at {url} (REPLICATOR_URLS); waiting",
             )
             self._links.append(link)
             link.start()
-        self._said.info("serving", links=settings.link_port, epoch=replica.epoch)
+        self.membership.untried = self._some_untried
+
+    def _member(self) -> Member:
+        settings = self.settings
+        return Member(
+            settings.node_id,
+            self.directory.store_id.hex(),
+            settings.advertised_host,
+            settings.port,
+            settings.link_port,
+            settings.zone,
+        )
+
+    def _some_untried(self) -> bool:
+        """Whether a replicator of REPLICATOR_URLS has neither been reached nor found away."""
+        return any(not link.connected and link.last_error is None for link in self._links)
+
+    async def _keep_standing(self) -> None:
+        """The loop: see whom nobody tells of, such as a replicator that was tried in vain."""
+        while True:
+            await asyncio.sleep(standing_s)
+            self.membership.look()
 
     def _measure(self, found: Recovered, upkeep: Upkeep) -> None:
         """What an earlier run has logged counts until a snapshot covers it. A node that restarts

@@ -18,6 +18,12 @@ class NodeSettings(ServiceSettings):
     node_id: str = setting(
         "NODE_ID", values.identifier, default="node-1", help="Name of the node in the cluster"
     )
+    zone: str = setting(
+        "ZONE",
+        values.zone,
+        default="",
+        help="Where the node stands, such as a rack: replicas are put in distinct zones first",
+    )
     replicator_urls: tuple[str, ...] = setting(
         "REPLICATOR_URLS",
         values.url_list,
@@ -30,3 +36,7 @@ class NodeSettings(ServiceSettings):
         default=f"{segment_bytes_default >> 20}MiB",
         help="Size of a segment of a node's log",
     )
+
+    def check(self) -> None:
+        # A node that nobody could reach would be a member all the same.
+        _ = self.advertised_host

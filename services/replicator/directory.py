@@ -2,6 +2,7 @@
 
     LOCK        held by the process that runs the replicator
     stamper     one line: format, replicator id, stamper, ceiling of its clock, checksum
+    map         the newest cluster map, for a start without PostgreSQL
     hints/      writes kept for nodes that are away
     *.tmp       a file in the making, worth nothing after a restart
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from services.core.cluster import node_id_chars_max, node_id_pattern, port_max
+from services.core.cluster import node_id_chars_max, node_id_pattern, port_max, zone_pattern
 from services.core.duration import format_duration, parse_duration
 from services.core.errors import FatalError
 from services.runtime.database_url import parse_database_url
@@ -224,6 +224,13 @@ def identifier(text: str) -> str:
             f"use 1 to {node_id_chars_max} letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit"
         )
+    return text
+
+
+def zone(text: str) -> str:
+    """A name for what fails together, as the cluster map has it."""
+    if not zone_pattern.fullmatch(text):
+        raise ValueError(f"use up to {node_id_chars_max} letters, digits, '.', '_' or '-'")
     return text
 
 

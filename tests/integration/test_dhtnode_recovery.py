@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.core.errors import FatalError, PeerError, RestartLater
-from services.dhtnode.directory import NodeDirectory, disk_failure
+from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.frame import (
     RECORD,
     Corrupt,
@@ -29,6 +29,7 @@ from services.dhtnode.frame import (
 from services.dhtnode.recovery import Recovery
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.disk import DirectoryInUse
+from services.runtime.disk_failure import disk_failure
 from services.runtime.fake_disk import FakeDisk, Operation
 from tests.integration.durable_node import DurableNode, path, segment_bytes, store_id
 
@@ -545,7 +546,7 @@ def test_a_store_file_that_says_nothing_is_refused(content: bytes, why: str) -> 
     ("code", "advice", "later"),
     [
         (errno.EACCES, f"not be read or written by this account, uid {os.geteuid()}", False),
-        (errno.EPERM, "run the node as the owner of its data", False),
+        (errno.EPERM, "run this as the owner of its data", False),
         (errno.EROFS, "mount that file system for writing", False),
         (errno.ENOSPC, "free space there", True),
         (errno.EDQUOT, "free space there", True),

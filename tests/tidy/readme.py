@@ -9,12 +9,13 @@ import re
 
 from services.cli.table import UpSettings
 from services.dhtnode.settings import NodeSettings
+from services.replicator.settings import ReplicatorSettings
 from services.runtime.settings import ServiceSettings, describe
 from tests.tidy.tree import root
 
 readme = root / "README.md"
 # Each service adds its own.
-every_settings: tuple[type[ServiceSettings], ...] = (UpSettings, NodeSettings)
+every_settings: tuple[type[ServiceSettings], ...] = (UpSettings, NodeSettings, ReplicatorSettings)
 
 
 def settings_table() -> str:

@@ -1,0 +1,105 @@
+"""The figures of a replicator for /metrics and /health: read when somebody asks, and no sooner."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from services.core.hlc import rfc3339
+from services.replicator.replicator import Replicator
+from services.replicator.strong import waiting_max
+from services.runtime.link_limits import LinkLimits
+from services.runtime.metrics import Histogram, Metrics
+
+# Of what a queue may hold; past it, requests are about to be refused.
+nearly_full: Final = 0.8
+# As many requests as the link to one node takes: a node that answers none of them refuses more.
+queue_max: Final = LinkLimits().pending_max
+
+
+def add_figures(metrics: Metrics, replicator: Replicator) -> None:
+    counters, add = replicator.counters, metrics.add
+    metrics.add_fact("replicator_id", lambda: replicator.settings.replicator_id)
+    metrics.add_fact("timestamp", lambda: rfc3339(replicator.service.clock.wall_ms()))
+    for name, text in (
+        ("total_replications", "Writes that replicas were to have"),
+        ("successful_replicas", "Replicas that have taken one"),
+        ("failed_replicas", "Replicas that have not taken one when asked first"),
+        ("retries", "Further attempts to have a replica take one"),
+        ("restamped", "Writes stamped again, for a replica had a newer one"),
+        ("wrong_epoch", "Answers that told of a newer epoch"),
+        ("fast_reads", "Strong reads done in one round trip"),
+        ("read_repairs", "Replicas told what a strong read found chosen"),
+        ("proposals", "Strong operations that took a proposal"),
+        ("rounds_again", "Further rounds of proposals"),
+        ("refusals", "Requests refused, with nothing done"),
+        ("unknown_outcomes", "Requests that may or may not have been done"),
+    ):
+        add(name, "counter", text, partial(getattr, counters, name))
+    add("queue_size", "gauge", "Requests to replicas under way", lambda: counters.queue_size)
+    add(
+        "retries_in_progress",
+        "gauge",
+        "Replicas that are tried again",
+        lambda: retrying(replicator),
+    )
+    add("strong_under_way", "gauge", "Strong operations", lambda: strong_under_way(replicator))
+    add("average_ack_time_ms", "gauge", "To an acknowledgement", lambda: _mean_ms(counters.acks))
+    add(
+        "max_replication_lag_ms",
+        "gauge",
+        "For how long a replica has lacked a write that is tried again",
+        lambda: lag_ms(replicator),
+    )
+    metrics.add_histogram("ack_seconds", "To an acknowledgement", counters.acks)
+    metrics.add_histogram("replication_seconds", "Until the last replica had it", counters.lags)
+    add("epoch", "gauge", "Epoch of the cluster map", lambda: replicator.fleet.epoch)
+    add("nodes_live", "gauge", "Nodes that answer", lambda: _live(replicator))
+    add("links_open", "gauge", "Links that others hold to us", lambda: _links_open(replicator))
+    metrics.add_counters("link", "of all links", replicator.link_counters)
+
+
+def health(replicator: Replicator) -> dict[str, object]:
+    """What /health adds: degraded when a queue is nearly full."""
+    status: dict[str, object] = {"queue_size": replicator.counters.queue_size}
+    full = [
+        f"{what}: {size} of {size_max}"
+        for what, size, size_max in (
+            ("requests to replicas", replicator.counters.queue_size, queue_max),
+            ("strong operations", strong_under_way(replicator), waiting_max),
+        )
+        if size >= nearly_full * size_max
+    ]
+    if full:
+        status.update(status="degraded", nearly_full=full)
+    return status
+
+
+def retrying(replicator: Replicator) -> int:
+    coordinator = replicator.coordinator
+    return 0 if coordinator is None else coordinator.eventual.retrying
+
+
+def strong_under_way(replicator: Replicator) -> int:
+    coordinator = replicator.coordinator
+    return 0 if coordinator is None else coordinator.strong.under_way
+
+
+def lag_ms(replicator: Replicator) -> float:
+    coordinator = replicator.coordinator
+    since_s = None if coordinator is None else coordinator.eventual.oldest_s
+    if since_s is None:
+        return 0.0
+    return round((replicator.service.clock.monotonic_s() - since_s) * 1000, 3)
+
+
+def _mean_ms(histogram: Histogram) -> float:
+    return round(histogram.total / histogram.count * 1000, 3) if histogram.count else 0.0
+
+
+def _live(replicator: Replicator) -> int:
+    return sum(node.live for node in replicator.fleet.nodes.values())
+
+
+def _links_open(replicator: Replicator) -> int:
+    return 0 if replicator.server is None else len(replicator.server.connections)

@@ -1,0 +1,333 @@
+"""One replicator from its directory to its links: opening, taking part, coordinating, ending.
+
+    opened ──► linked ──a map and a stamper──► coordinating ──► closed
+
+It takes links at once: the nodes that form a cluster register over them. Requests are refused,
+with the reason, until there is a map to route by and a stamper to stamp with. Both are kept in its
+directory, so that it needs PostgreSQL at its first start alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from services.core.cluster import Member, map_bytes_max
+from services.core.errors import PeerError, RetryLater, UnknownOutcome
+from services.core.messages import (
+    CAUGHT_UP,
+    MALFORMED,
+    REGISTER,
+    STATE,
+    decode_state,
+)
+from services.core.operations import MAP
+from services.core.wire import OK, Hello, Role
+from services.replicator.answers import refusal_of
+from services.replicator.counters import Counters
+from services.replicator.directory import ReplicatorDirectory
+from services.replicator.eventual import EventualWrites
+from services.replicator.fleet import Fleet
+from services.replicator.map_store import MapStore
+from services.replicator.membership import Membership, map_name
+from services.replicator.registration import Registrations
+from services.replicator.settings import ReplicatorSettings
+from services.replicator.stamps import Stamps
+from services.replicator.strong import StrongOperations
+from services.runtime import telemetry
+from services.runtime.disk import Disk
+from services.runtime.disk_failure import disk_failure
+from services.runtime.link import Link, LinkServer, Station
+from services.runtime.link_limits import LinkCounters
+from services.runtime.link_tls import tls_files
+from services.runtime.loops import Loops
+from services.runtime.opening import Admit, Identity
+from services.runtime.peer import SENT, Handler, Handlers, Peer
+from services.runtime.service import Service
+
+# As long as an operation may take, and then some: within what a service has to close.
+drain_s_max: Final = 2.2
+# How often a new replicator asks PostgreSQL, while that is away, who it is.
+allot_pause_s_min: Final = 0.2
+allot_pause_s_max: Final = 5.0
+caught_up_s_max: Final = 2.0
+
+
+class NoHints:
+    """Keeps nothing: what a replica misses is left to comparing replicas."""
+
+    def keep(
+        self, node_id: str, key: bytes, record: bytes, kept: Callable[[], None] | None = None
+    ) -> None:
+        if kept is not None:
+            kept()
+
+
+@dataclass(slots=True, frozen=True)
+class Coordinator:
+    """What puts operations through, once there is a stamper."""
+
+    stamps: Stamps
+    eventual: EventualWrites
+    strong: StrongOperations
+
+
+class Replicator:
+    def __init__(
+        self, settings: ReplicatorSettings, service: Service, disk: Disk, store: MapStore
+    ) -> None:
+        self.settings = settings
+        self.service = service
+        self.counters = Counters()
+        self.link_counters = LinkCounters()
+        # Only has to differ between processes.
+        self.draw = random.Random()  # noqa: S311
+        self.fleet = Fleet(self._connect, service.clock)
+        self.membership = Membership(
+            store, self.fleet, settings.cluster_size, self._keep_map, self.draw
+        )
+        self.registrations = Registrations(self.membership, store)
+        self.hints = NoHints()
+        self.coordinator: Coordinator | None = None
+        self.server: LinkServer | None = None
+        # Why PostgreSQL has not given us a stamper yet.
+        self.stamper_trouble: str | None = None
+        self._disk = disk
+        self._store = store
+        self._directory: ReplicatorDirectory | None = None
+        self._closing = False
+        self._station = self._make_station()
+        self._said = telemetry.logger("services.replicator")
+
+    # -- opening
+
+    def open(self) -> None:
+        """Take the directory, and the map that it has. FatalError if it is in use, or another
+        replicator's, or if the settings are not those of the cluster."""
+        settings = self.settings
+        try:
+            self._directory = ReplicatorDirectory.open(
+                self._disk,
+                settings.data_dir / "replicators" / settings.replicator_id,
+                settings.replicator_id,
+            )
+        except OSError as error:
+            raise disk_failure(error) from error
+        self._remember_map()
+
+    @property
+    def directory(self) -> ReplicatorDirectory:
+        if self._directory is None:
+            raise RuntimeError("open the replicator first")
+        return self._directory
+
+    async def start(self, loops: Loops) -> None:
+        """Take links, and from there on whatever is needed as it comes."""
+        settings = self.settings
+        server = LinkServer(self._station, settings.bind_host, settings.link_port)
+        await server.start()
+        self.server = server
+        self.fleet.start()
+        loops.start("map", self.membership.follow)
+        loops.start("registrations", self.registrations.serve)
+        loops.start("stamper", self._begin_stamping)
+
+    async def _begin_stamping(self) -> None:
+        """Find out who we are to the clocks of others, and coordinate from then on."""
+        found = self.directory.found
+        stamper = await self._allotted() if found is None else found.stamper
+        clock, settings = self.service.clock, self.settings
+        stamps = Stamps(self.directory, stamper, clock, self._disk_failed)
+        stamps.start()
+        shared = (self.fleet, stamps, self.hints, self.membership, clock, self.counters, self.draw)
+        self.coordinator = Coordinator(stamps, EventualWrites(*shared), StrongOperations(*shared))
+        self._said.info("coordinating", replicator=settings.replicator_id, stamper=stamper)
+
+    async def _allotted(self) -> int:
+        pause_s = allot_pause_s_min
+        while True:
+            try:
+                stamper = await self._store.allot_stamper(self.settings.replicator_id)
+            except (RetryLater, UnknownOutcome) as error:
+                if self.stamper_trouble != error.detail:
+                    self._said.warning("no stamper yet", reason=error.detail)
+                self.stamper_trouble = error.detail
+            else:
+                self.stamper_trouble = None
+                return stamper
+            await asyncio.sleep(pause_s * self.draw.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, allot_pause_s_max)
+
+    # -- serving
+
+    @property
+    def refusal(self) -> RetryLater | None:
+        """Why no request is taken just now; None when they are."""
+        if self._closing:
+            name = self.settings.replicator_id
+            return RetryLater("shutting_down", f"{name} is about to end; nothing was done")
+        if (forming := self.membership.forming) is not None:
+            return forming
+        if self.coordinator is None:
+            return RetryLater(
+                "database_unavailable",
+                "this replicator is new, and PostgreSQL has not given it a stamper yet: "
+                f"{self.stamper_trouble or 'it is being asked'}",
+            )
+        return None
+
+    def _make_station(self) -> Station:
+        settings = self.settings
+        identity = Identity(
+            Role.REPLICATOR,
+            settings.replicator_id,
+            settings.cluster_secret,
+            lambda: self.fleet.epoch,
+        )
+        return Station(
+            identity,
+            self._handlers(),
+            counters=self.link_counters,
+            tls=tls_files(settings),
+            on_up=self._came,
+            on_down=self._went,
+        )
+
+    def _handlers(self) -> Handlers:
+        requests: dict[int, Handler] = {}
+        return {
+            REGISTER: self.registrations.register,
+            STATE: self._state,
+            MAP: self._map,
+            **{kind: partial(self._coordinated, handle) for kind, handle in requests.items()},
+        }
+
+    def _coordinated(self, handle: Handler, peer: Peer, request_id: int, body: bytes) -> None:
+        """Handle a request of a client, or say why that is not possible yet, or any more."""
+        if (refusal := self.refusal) is not None:
+            self.counters.refusals += 1
+            peer.reply(request_id, *refusal_of(refusal))
+        else:
+            handle(peer, request_id, body)
+
+    def _map(self, peer: Peer, request_id: int, body: bytes) -> None:
+        peer.reply(request_id, OK, self.membership.map_bytes)
+
+    def _state(self, peer: Peer, request_id: int, body: bytes) -> None:
+        try:
+            catching_up = decode_state(body)
+        except PeerError as error:
+            peer.reply(request_id, MALFORMED, str(error).encode())
+            return
+        if self.membership.is_member(peer):
+            self.fleet.catching_up(peer.hello.id, catching_up)
+        peer.reply(request_id, OK, b"")
+
+    # -- links
+
+    def _connect(self, member: Member) -> Link:
+        place = f"node {member.node_id} at {member.host} port {member.link_port}"
+        return Link(
+            self._station,
+            member.host,
+            member.link_port,
+            admit=only_member(member),
+            absence=f"no {place} yet; waiting",
+        )
+
+    def _came(self, peer: Peer) -> None:
+        hello = peer.hello
+        self._said.info("link opened", peer=hello.id, role=hello.role.name.lower())
+        self.membership.came(peer)
+        self._notice(peer)
+        if hello.role is Role.NODE:
+            self._tell_caught_up(peer)
+
+    def _went(self, peer: Peer) -> None:
+        self.membership.went(peer)
+        node = self.fleet.nodes.get(peer.hello.id)
+        if node is not None and not node.link.connected:
+            # It says how it is when it is back; until then it may have missed something.
+            self.fleet.catching_up(node.node_id, catching_up=True)
+        self._notice(peer)
+
+    def _notice(self, peer: Peer) -> None:
+        node = self.fleet.nodes.get(peer.hello.id)
+        if node is not None:
+            self.fleet.noticed(node)
+
+    def _tell_caught_up(self, peer: Peer) -> None:
+        """There is nothing here that this node has missed."""
+
+        def heard(kind: int, body: bytes) -> None:
+            if kind != OK:
+                self.service.clock.call_later(1.0, partial(self._tell_again, peer))
+
+        if peer.request(CAUGHT_UP, b"", heard, caught_up_s_max) != SENT:
+            self.service.clock.call_later(1.0, partial(self._tell_again, peer))
+
+    def _tell_again(self, peer: Peer) -> None:
+        if peer.connected and not self._closing:
+            self._tell_caught_up(peer)
+
+    # -- the map, kept for a start without PostgreSQL
+
+    def _remember_map(self) -> None:
+        path = self.directory.path / map_name
+        try:
+            if self._disk.exists(path):
+                self.membership.remember(self._disk.read(path, map_bytes_max))
+        except (PeerError, OSError) as error:
+            self._said.warning("the kept cluster map cannot be read", reason=str(error))
+
+    def _keep_map(self, data: bytes) -> None:
+        path = self.directory.path / map_name
+        self._disk.run_soon(partial(self._disk.replace, path, data), self._map_kept)
+
+    def _map_kept(self, error: OSError | None) -> None:
+        # PostgreSQL has it, and so has every node. A disk that is broken shows at the next ceiling.
+        if error is not None:
+            self._said.warning("the cluster map could not be kept", reason=error.strerror)
+
+    def _disk_failed(self, error: OSError) -> None:
+        self.service.fail(disk_failure(error))
+
+    # -- ending
+
+    async def close(self) -> None:
+        """Take no more requests, answer those under way, and give the directory back."""
+        self._closing = True
+        self.registrations.close()
+        # Once the disk has failed, what is under way cannot be answered any more.
+        drain_s = 0.0 if self.service.failure is not None else drain_s_max
+        if self.server is not None:
+            await self.server.close(drain_s)
+        await asyncio.gather(*(link.close(drain_s) for link in self.fleet.close()))
+        if self.coordinator is not None:
+            self.coordinator.stamps.seal()
+        self._disk.close()
+        if self._directory is not None:
+            self._directory.close()
+
+
+def only_member(member: Member) -> Admit:
+    """Admit this node with this store alone: one that lost its directory has forgotten what it
+    promised, whatever its name is."""
+
+    def admit(hello: Hello) -> str | None:
+        if (hello.role, hello.id) != (Role.NODE, member.node_id):
+            return (
+                f"expected node {member.node_id} here, found {hello.role.name.lower()} {hello.id}"
+            )
+        if hello.store_id.hex() != member.store_id:
+            return (
+                f"node {member.node_id} has store {hello.store_id.hex()} here, and the cluster "
+                f"knows it with store {member.store_id}: it has lost its directory"
+            )
+        return None
+
+    return admit

@@ -1,0 +1,43 @@
+"""What a replicator can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from services.core.cluster import members_max
+from services.runtime import setting_values as values
+from services.runtime.settings import DatabaseSettings, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicatorSettings(DatabaseSettings):
+    service: ClassVar[str] = "replicator"
+
+    port: int = setting(
+        "REPLICATOR_PORT", values.port, default="8085", help="HTTP port of a replicator"
+    )
+    replicator_id: str = setting(
+        "REPLICATOR_ID",
+        values.identifier,
+        default="replicator-1",
+        help="Name of the replicator; each has its own",
+    )
+    cluster_size: int = setting(
+        "CLUSTER_SIZE",
+        values.integer(1, members_max),
+        default="3",
+        help="Nodes of a new cluster",
+    )
+    replication_factor: int = setting(
+        "REPLICATION_FACTOR",
+        values.integer(1, members_max),
+        default="3",
+        help="Replicas of everything in a new cluster; at most CLUSTER_SIZE are made",
+    )
+    hint_bytes_max: int = setting(
+        "HINT_BYTES_MAX",
+        values.size_bytes(minimum=1 << 20),
+        default="1GiB",
+        help="Writes that a replicator keeps for one node that is away, in bytes",
+    )
