@@ -16,6 +16,7 @@
     → PRECONDITION_FAILED  version 12     of the value that is there; zeros if none is
     → UNKNOWN  operation 12 · text        it may or may not have been done
     → REFUSED  code_len u8 · code · text  nothing was done; a code of the catalogue of errors
+    → TOO_LARGE                           of an item alone: what it read did not fit the answer
 
 Keys are storage keys. A ttl of 0 is none, and takes an expiry away if the action is EXPIRE. The
 replicator turns it into a time once. All integers are big-endian. `decode_*` raise PeerError for
@@ -51,6 +52,7 @@ PRECONDITION_FAILED: Final = 162
 NOT_AN_INTEGER: Final = 163
 UNKNOWN: Final = 164
 REFUSED: Final = 165
+TOO_LARGE: Final = 166
 
 integer_max: Final = (1 << 63) - 1
 integer_min: Final = -(1 << 63)
@@ -69,6 +71,7 @@ _put_head = struct.Struct(">QHH")
 _change_head = struct.Struct(">BBB")
 _change_rest = struct.Struct(">QqHH")
 _item_head = struct.Struct(">BI")
+item_head_bytes: Final = _item_head.size
 _changed = struct.Struct(">12sQ")
 
 

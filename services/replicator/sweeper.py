@@ -1,0 +1,123 @@
+"""Finishing what died in the middle: keys that were accepted somewhere and never learned.
+
+A coordinator may end after a majority has accepted its change and before it told anybody, and
+then strong reads see the change and eventual ones do not. Acceptors remember such keys. Every
+node is asked for its own in turn, and each key is put through an operation that changes nothing:
+whatever was chosen is chosen once more, and learned.
+
+Several replicators may do so at once: they stand in each other's way for a moment, and no more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from functools import partial
+from typing import Final
+
+from services.core.ballots import UNLEARNED, encode_unlearned
+from services.core.change import read
+from services.core.errors import PeerError
+from services.core.key import check_storage_key
+from services.core.messages import decode_get_many
+from services.core.wire import OK
+from services.replicator.fleet import Fleet, FleetNode
+from services.replicator.strong import StrongOperations
+from services.runtime import telemetry
+from services.runtime.clock import Clock
+from services.runtime.peer import SENT
+
+# Longer than an operation may take: what is older has lost its coordinator.
+age_ms: Final = 3_000
+# Between two rounds through the nodes, give or take a quarter, so that replicators do not keep
+# meeting each other.
+round_s: Final = 1.0
+# So many keys of one node in a round; with two round trips each, a thousand take half a second.
+keys_max: Final = 1_000
+# A small part of what a replicator has under way, so that clients do not feel it.
+at_once: Final = 32
+ask_s: Final = 1.0
+
+log = telemetry.logger(__name__)
+
+
+class Sweeper:
+    def __init__(
+        self, fleet: Fleet, strong: StrongOperations, clock: Clock, draw: random.Random
+    ) -> None:
+        # Operations that came to an end, and those that did not for want of a quorum.
+        self.finished = 0
+        self.unfinished = 0
+        self._fleet = fleet
+        self._strong = strong
+        self._clock = clock
+        self._draw = draw
+        # Of this round: the nodes that are still to be asked, the keys of the one asked last.
+        self._nodes: deque[FleetNode] = deque()
+        self._keys: deque[bytes] = deque()
+        self._under_way = 0
+        self._beginning = False
+        self._stopped = False
+
+    def start(self) -> None:
+        self._pause()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopped = True
+        self._nodes.clear()
+        self._keys.clear()
+
+    def _pause(self) -> None:
+        if not self._stopped:
+            self._clock.call_later(round_s * self._draw.uniform(0.75, 1.25), self._round)
+
+    def _round(self) -> None:
+        self._nodes.extend(node for node in self._fleet.nodes.values() if node.live)
+        self._next_node()
+
+    def _next_node(self) -> None:
+        """Ask the next node that can be asked. What one had is settled before the next is asked,
+        so that it is not told of the same keys again."""
+        while self._nodes:
+            node = self._nodes.popleft()
+            message = encode_unlearned(age_ms, keys_max)
+            if node.link.request(UNLEARNED, message, partial(self._told, node), ask_s) == SENT:
+                return
+        self._pause()
+
+    def _told(self, node: FleetNode, kind: int, body: bytes) -> None:
+        if self._stopped:
+            return
+        if kind == OK:
+            try:
+                keys = [check_storage_key(key) for key in decode_get_many(body)]
+            except PeerError as error:
+                log.warning("no list of keys", node=node.node_id, reason=str(error))
+                keys = []
+            if keys:
+                log.info("finishing what was left", node=node.node_id, keys=len(keys))
+            # Not in the order in which another replicator has them.
+            self._draw.shuffle(keys)
+            self._keys.extend(keys)
+        self._begin_more()
+
+    def _begin_more(self) -> None:
+        """One may end at once, as without a quorum; it then has a turn in this loop."""
+        if self._beginning:
+            return
+        self._beginning = True
+        while self._keys and self._under_way < at_once:
+            self._under_way += 1
+            self._strong.change(self._keys.popleft(), read, self._ended, grows=False)
+        self._beginning = False
+        if not self._keys and not self._under_way and not self._stopped:
+            self._next_node()
+
+    def _ended(self, kind: int, body: bytes) -> None:
+        self._under_way -= 1
+        if kind == OK:
+            self.finished += 1
+        else:
+            self.unfinished += 1
+        self._begin_more()
