@@ -40,10 +40,10 @@ from services.core.record import check, is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
-from services.dhtnode.log import Batch
 from services.dhtnode.promises import check_accepted, encode_accepted, encode_promised
 from services.dhtnode.replica import Replica
 from services.runtime.clock import Clock
+from services.runtime.log.log import Batch
 from services.runtime.peer import Handler, Peer
 
 # About a millisecond.

@@ -17,44 +17,30 @@ from __future__ import annotations
 import errno
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
 import msgspec
 
 from services.core.errors import FatalError
-from services.dhtnode.frame import store_id_bytes
 from services.runtime.disk import Disk, Lock, lock_name
+from services.runtime.log.frame import store_id_bytes
+from services.runtime.log.segments import SegmentDirectory, draft_suffix, numbered
 
 store_name = "store"
-draft_suffix = ".tmp"
 damaged_suffix = ".damaged"
 _store_format = 1
 # Two ids and their names. Anything longer is not ours.
 _store_file_bytes_max = 4096
-_segment_name = re.compile(r"log-(\d{10,})")
 _snapshot_name = re.compile(r"snapshot-(\d{20})")
 
 
-@dataclass(slots=True)
-class Segment:
-    """A segment with frames in it: the sequence of its first one, and where the last one ends."""
-
-    index: int
-    path: Path
-    first: int
-    used_bytes: int
-
-
-class NodeDirectory:
+class NodeDirectory(SegmentDirectory):
     """An open directory. Nobody else has it until `close`, or until this process ends."""
 
     def __init__(self, disk: Disk, path: Path, lock: Lock, node_id: str, store_id: bytes) -> None:
-        self.disk = disk
-        self.path = path
+        super().__init__(disk, path, store_id)
         self.node_id = node_id
-        self.store_id = store_id
         self._lock = lock
 
     @classmethod
@@ -79,15 +65,8 @@ class NodeDirectory:
     def close(self) -> None:
         self._lock.release()
 
-    def segment_path(self, index: int) -> Path:
-        return self.path / f"log-{index:010}"
-
     def snapshot_path(self, first: int) -> Path:
         return self.path / f"snapshot-{first:020}"
-
-    def segments(self) -> list[tuple[int, Path]]:
-        """Number and path of every segment, used or not, in order."""
-        return segments_in(self.disk, self.path)
 
     def snapshots(self) -> list[tuple[int, Path]]:
         """First sequence to replay and path of every snapshot, newest first."""
@@ -103,17 +82,8 @@ class NodeDirectory:
         self.disk.rename(snapshot, snapshot.with_name(snapshot.name + damaged_suffix))
 
 
-def segments_in(disk: Disk, directory: Path) -> list[tuple[int, Path]]:
-    return sorted(_numbered(disk, directory, _segment_name))
-
-
 def snapshots_in(disk: Disk, directory: Path) -> list[tuple[int, Path]]:
-    return sorted(_numbered(disk, directory, _snapshot_name), reverse=True)
-
-
-def _numbered(disk: Disk, directory: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
-    matches = [(pattern.fullmatch(name), name) for name in disk.names(directory)]
-    return [(int(match[1]), directory / name) for match, name in matches if match]
+    return sorted(numbered(disk, directory, _snapshot_name), reverse=True)
 
 
 def _claim(disk: Disk, path: Path, node_id: str, new_store_id: bytes) -> bytes:

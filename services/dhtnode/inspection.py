@@ -15,15 +15,12 @@ from services.core.errors import FatalError
 from services.core.messages import Reader
 from services.core.record import version
 from services.dhtnode.chunk import decode_chunk, entry_head
-from services.dhtnode.directory import (
-    read_store,
-    segments_in,
-    snapshots_in,
-    store_name,
-)
-from services.dhtnode.frame import (
-    RECORD,
-    SLOT,
+from services.dhtnode.directory import read_store, snapshots_in, store_name
+from services.dhtnode.frame import RECORD, SLOT
+from services.dhtnode.snapshot import SnapshotReader
+from services.runtime.disk import Disk
+from services.runtime.disk_failure import disk_failure
+from services.runtime.log.frame import (
     Corrupt,
     Foreign,
     FrameReader,
@@ -36,9 +33,7 @@ from services.dhtnode.frame import (
     seed_of,
     segment_head_bytes,
 )
-from services.dhtnode.snapshot import SnapshotReader
-from services.runtime.disk import Disk
-from services.runtime.disk_failure import disk_failure
+from services.runtime.log.segments import segments_in
 
 # What a record costs in the log besides its key and itself.
 change_overhead_bytes: Final = head_bytes + 2

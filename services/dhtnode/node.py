@@ -24,11 +24,8 @@ from services.core.errors import FatalError, PeerError, RetryLater
 from services.core.wire import Role
 from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory
-from services.dhtnode.frame import store_id_bytes
 from services.dhtnode.handlers import NodeHandlers
-from services.dhtnode.log import Batch, Log
 from services.dhtnode.membership import Membership, map_name
-from services.dhtnode.preparation import passing_errors
 from services.dhtnode.recovery import Recovered, Recovery
 from services.dhtnode.registrar import Registrar
 from services.dhtnode.replica import Replica
@@ -41,6 +38,9 @@ from services.runtime.disk_failure import disk_failure
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
+from services.runtime.log.frame import store_id_bytes
+from services.runtime.log.log import Batch, Log
+from services.runtime.log.preparation import passing_errors
 from services.runtime.loops import Loops
 from services.runtime.metrics import Histogram
 from services.runtime.opening import Identity

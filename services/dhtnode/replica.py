@@ -41,11 +41,11 @@ from services.core.record import check, is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_count, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
-from services.dhtnode.frame import head_bytes
-from services.dhtnode.log import Batch, Log
 from services.dhtnode.promises import Promises, decode_accepted, decode_promised
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
+from services.runtime.log.frame import head_bytes
+from services.runtime.log.log import Batch, Log
 from services.runtime.peer import Peer
 
 applied: Final[Status] = (OK, b"")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from services.dhtnode.log import segment_bytes_default
 from services.runtime import setting_values as values
+from services.runtime.log.log import segment_bytes_default
 from services.runtime.settings import ServiceSettings, setting
 
 

@@ -21,27 +21,23 @@ from functools import partial
 from pathlib import Path
 
 from services.core.errors import PeerError
-from services.dhtnode.directory import NodeDirectory, draft_suffix
+from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.frame import (
     END,
-    Corrupt,
-    FrameReader,
     SnapshotEnd,
-    Visit,
     decode_end,
     decode_start,
-    encode,
     encode_end,
     encode_start,
-    read,
     records_in,
-    seed_of,
     start_bytes,
 )
-from services.dhtnode.log import Log
-from services.dhtnode.preparation import passing_errors
 from services.runtime.clock import Clock, Timer
 from services.runtime.disk import Disk, File
+from services.runtime.log.frame import Corrupt, FrameReader, Visit, encode, read, seed_of
+from services.runtime.log.log import Log
+from services.runtime.log.preparation import passing_errors
+from services.runtime.log.segments import draft_suffix
 
 # The loop serves requests between two slices, and as long as a slice takes.
 slice_s = 0.002

@@ -11,11 +11,11 @@ from typing import Final
 from services.core.errors import FatalError
 from services.core.ring import slot_count
 from services.dhtnode.directory import NodeDirectory
-from services.dhtnode.log import Log
 from services.dhtnode.replica import Replica
 from services.dhtnode.snapshot import SnapshotWriter
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.log.log import Log
 
 # A pass over all records: an expired value holds its memory at most about this long.
 trim_pass_s: Final = 300

@@ -9,11 +9,11 @@ from struct import Struct
 
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.frame import RECORD, SLOT
-from services.dhtnode.log import Batch, Log
 from services.dhtnode.recovery import Recovered, Recovery
 from services.dhtnode.snapshot import SnapshotWriter
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
+from services.runtime.log.log import Batch, Log
 
 path = Path("/data/nodes/node-1")
 store_id = bytes(range(16))

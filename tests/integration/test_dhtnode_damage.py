@@ -15,9 +15,9 @@ from struct import Struct
 
 import pytest
 
-from services.dhtnode.frame import Corrupt
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
+from services.runtime.log.frame import Corrupt
 from tests.integration.durable_node import DurableNode, path
 
 thorough = os.environ.get("HYPOTHESIS_PROFILE") == "proof"

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from services.dhtnode.directory import NodeDirectory
-from services.dhtnode.frame import RECORD, body_bytes_max, head_bytes, segment_head_bytes
-from services.dhtnode.log import Batch, Log, undurable_bytes_max
+from services.dhtnode.frame import RECORD
 from services.dhtnode.recovery import Recovery
 from services.dhtnode.snapshot import SnapshotWriter
 from services.runtime.clock import SystemClock
 from services.runtime.disk import SystemDisk
 from services.runtime.fake_disk import Operation
+from services.runtime.log.frame import body_bytes_max, head_bytes, segment_head_bytes
+from services.runtime.log.log import Batch, Log, undurable_bytes_max
 from tests.integration.durable_node import DurableNode, path, segment_bytes
 from tests.waiting import wait_until
 

@@ -12,25 +12,22 @@ import pytest
 
 from services.core.errors import FatalError, PeerError, RestartLater
 from services.dhtnode.directory import NodeDirectory
-from services.dhtnode.frame import (
-    RECORD,
-    Corrupt,
-    SegmentHead,
-    SnapshotEnd,
-    encode,
-    encode_end,
-    encode_segment,
-    encode_start,
-    head_bytes,
-    piece_bytes,
-    seed_of,
-    segment_head_bytes,
-)
+from services.dhtnode.frame import RECORD, SnapshotEnd, encode_end, encode_start
 from services.dhtnode.recovery import Recovery
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.disk import DirectoryInUse
 from services.runtime.disk_failure import disk_failure
 from services.runtime.fake_disk import FakeDisk, Operation
+from services.runtime.log.frame import (
+    Corrupt,
+    SegmentHead,
+    encode,
+    encode_segment,
+    head_bytes,
+    piece_bytes,
+    seed_of,
+    segment_head_bytes,
+)
 from tests.integration.durable_node import DurableNode, path, segment_bytes, store_id
 
 

@@ -18,8 +18,8 @@ import pytest
 from services.core.errors import FatalError, RestartLater
 from services.core.key import namespace_prefix
 from services.core.wire import OK
-from services.dhtnode.frame import head_bytes, segment_head_bytes
 from services.runtime.clock import SystemClock
+from services.runtime.log.frame import head_bytes, segment_head_bytes
 from services.runtime.settings import link_port_offset
 from services.runtime.signing import Signer, signature_header
 from tests.integration.node_process import (

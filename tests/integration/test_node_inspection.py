@@ -20,13 +20,13 @@ from services.core.record import tombstone_body, value_body
 from services.core.wire import OK
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.inspection import Inspection, inspect
-from services.dhtnode.log import Log
 from services.dhtnode.recovery import Recovery
 from services.dhtnode.replica import Replica
 from services.dhtnode.snapshot import SnapshotWriter
 from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
+from services.runtime.log.log import Log
 
 place = Path("/data/nodes/node-1")
 segment_bytes = 16_384

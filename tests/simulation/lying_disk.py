@@ -19,11 +19,11 @@ from struct import Struct
 from services.core.errors import FatalError, PeerError
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.frame import EPOCH, RECORD, REMOVE, SLOT
-from services.dhtnode.log import Batch, Log
 from services.dhtnode.recovery import Recovery
 from services.dhtnode.snapshot import SnapshotWriter
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk, Operation
+from services.runtime.log.log import Batch, Log
 from tests.simulation.scenario import Outcome
 
 lives = 12

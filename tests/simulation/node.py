@@ -28,7 +28,6 @@ from services.core.wire import LOST, OK, OVERLOADED, TIMEOUT, Role
 from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.handlers import NodeHandlers
-from services.dhtnode.log import Batch, Log
 from services.dhtnode.membership import Membership
 from services.dhtnode.recovery import Recovery
 from services.dhtnode.replica import Replica
@@ -39,6 +38,7 @@ from services.runtime.fake_disk import FakeDisk, Operation
 from services.runtime.fake_link import FakeLink, FakeNetwork, Weather
 from services.runtime.link import Station
 from services.runtime.link_limits import LinkCounters
+from services.runtime.log.log import Batch, Log
 from services.runtime.opening import Identity
 from services.runtime.peer import SENT
 from tests.simulation.scenario import Outcome

@@ -13,11 +13,11 @@ from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_of
 from services.core.wire import Hello, Role
 from services.dhtnode.directory import NodeDirectory
-from services.dhtnode.log import Batch, Log
 from services.dhtnode.replica import Replica
 from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
+from services.runtime.log.log import Batch, Log
 
 digest_key = bytes(range(32))
 prefix = namespace_prefix(7, b"default")

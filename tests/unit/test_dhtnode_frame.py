@@ -15,29 +15,31 @@ from services.dhtnode.frame import (
     END,
     RECORD,
     SLOT,
-    Corrupt,
-    FrameReader,
-    SegmentHead,
     SnapshotEnd,
-    body_bytes_max,
     decode_end,
-    decode_segment,
     decode_start,
-    encode,
     encode_end,
-    encode_segment,
     encode_start,
-    find_later_batch,
-    head_bytes,
-    piece_bytes,
-    read_tail,
     records_in,
-    seed_of,
-    segment_head_bytes,
     start_bytes,
 )
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk, FakeFile
+from services.runtime.log.frame import (
+    Corrupt,
+    FrameReader,
+    SegmentHead,
+    body_bytes_max,
+    decode_segment,
+    encode,
+    encode_segment,
+    find_later_batch,
+    head_bytes,
+    piece_bytes,
+    read_tail,
+    seed_of,
+    segment_head_bytes,
+)
 
 store_id = bytes(range(16))
 seed = seed_of(store_id)

@@ -13,9 +13,9 @@ from services.core.record import head_bytes, value_body, value_bytes_max
 from services.core.ring import slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
-from services.dhtnode.log import undurable_bytes_max
 from services.dhtnode.replica import epochs_ahead_max
 from services.runtime.clock import FakeClock
+from services.runtime.log.log import undurable_bytes_max
 from tests.unit.replica_world import (
     World,
     cached,

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.dhtnode.directory import NodeDirectory, draft_suffix
 from services.runtime.clock import Clock, Timer
 from services.runtime.disk import File
+from services.runtime.log.segments import SegmentDirectory, draft_suffix
 
 # What passes when somebody frees space or descriptors; anything else is the end of the disk.
 passing_errors = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
@@ -40,7 +40,7 @@ class Preparation:
 
     def __init__(
         self,
-        directory: NodeDirectory,
+        directory: SegmentDirectory,
         clock: Clock,
         *,
         first_index: int,

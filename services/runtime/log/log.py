@@ -1,11 +1,11 @@
-"""The write-ahead log: what happened to this replica, durable before anybody is told.
+"""A log: what happened, durable before anybody is told.
 
 Group commit: while one batch is written and synced, everything that arrives gathers in the next.
 One write and one sync per batch, however many wait for it. At any time at most one batch is on
 its way to the disk, so a crash can tear the last batch and none before it; recovery relies on
 that.
 
-`append` is the hot path, a callback's worth of work for every write of the platform: no task, no
+`append` is the hot path, a callback's worth of work for every write of a node: no task, no
 future, and the body is copied once, when the batch is joined. It takes 0.55 us for a body of
 150 bytes, checksums included.
 """
@@ -19,8 +19,9 @@ from typing import Any
 
 from google_crc32c import extend
 
-from services.dhtnode.directory import NodeDirectory, Segment
-from services.dhtnode.frame import (
+from services.runtime.clock import Clock
+from services.runtime.disk import File
+from services.runtime.log.frame import (
     SegmentHead,
     body_bytes_max,
     encode_segment,
@@ -29,9 +30,8 @@ from services.dhtnode.frame import (
     seed_of,
     segment_head_bytes,
 )
-from services.dhtnode.preparation import EmptySegment, Preparation
-from services.runtime.clock import Clock
-from services.runtime.disk import File
+from services.runtime.log.preparation import EmptySegment, Preparation
+from services.runtime.log.segments import Segment, SegmentDirectory
 
 segment_bytes_default = 64 << 20
 # What one sync covers at most. Joining it holds the loop for about 2 ms, and a device writes it
@@ -80,7 +80,7 @@ class Log:
 
     def __init__(
         self,
-        directory: NodeDirectory,
+        directory: SegmentDirectory,
         clock: Clock,
         soon: Callable[[Callable[[], None]], object],
         *,
@@ -279,7 +279,7 @@ class Log:
             head = SegmentHead(self._directory.store_id, batch.first, self._segment_bytes)
             data = encode_segment(head) + data
         offset = self._offset
-        self._offset = self.segments[-1].used_bytes = offset + len(data)
+        self._offset = offset + len(data)
         batch.parts = []
         file.commit_soon(offset, data, self._committed)
 
@@ -295,6 +295,7 @@ class Log:
         counters.bytes += batch.bytes
         self.undurable_bytes -= batch.bytes
         self.durable_sequence = batch.last
+        self.segments[-1].used_bytes = self._offset
         self.flying = None
         # The disk works on the next batch while this one's waiters are told.
         self._commit()
