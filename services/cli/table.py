@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from services.cli.ports import PortPlan, node_name, nodes_max
+from services.cli.ports import PortPlan, node_name, nodes_max, replicator_name
 from services.cli.rows import Row, Stage, accepts_connections, http_ready, ready_s_default
 from services.runtime import setting_values as values
 from services.runtime.database_url import DatabaseAddress
@@ -42,7 +42,12 @@ def service_command(*words: str) -> tuple[str, ...]:
 
 def service_table(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
     """Every row, for these settings. Each finds its secrets in the environment or in DATA_DIR."""
-    return (*_database(settings), _migration(), *_nodes(settings, ports))
+    return (
+        *_database(settings),
+        _migration(),
+        *_nodes(settings, ports),
+        *_replicators(settings, ports),
+    )
 
 
 def _database(settings: UpSettings) -> tuple[Row, ...]:
@@ -81,13 +86,35 @@ def _nodes(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
             {
                 "NODE_ID": node_name(number),
                 "DHTNODE_PORT": str(port),
-                "CLUSTER_SIZE": str(len(ports.nodes)),
                 "REPLICATOR_URLS": replicators,
+                # Of a service that listens on all addresses somebody has to name one.
+                "ADVERTISE_HOST": settings.advertise_host or _host(settings),
             },
             node_ready_s_max,
             redundant=True,
         )
         for number, port in enumerate(ports.nodes, start=1)
+    )
+
+
+def _replicators(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
+    """Behind the nodes, which do without them: a replicator is ready once nodes have made a
+    cluster of themselves over it."""
+    return tuple(
+        _service(
+            settings,
+            Stage.REPLICATORS,
+            replicator_name(number),
+            "services.replicator",
+            port,
+            {
+                "REPLICATOR_ID": f"replicator-{number}",
+                "REPLICATOR_PORT": str(port),
+                "CLUSTER_SIZE": str(len(ports.nodes)),
+            },
+            redundant=True,
+        )
+        for number, port in enumerate(ports.replicators, start=1)
     )
 
 
@@ -118,9 +145,13 @@ def _service(
 
 
 def _url(settings: UpSettings, port: int) -> str:
+    host = _host(settings)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _host(settings: UpSettings) -> str:
     """Where a service of this machine is reached, also if it listens on all addresses."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.bind_host, settings.bind_host)  # noqa: S104 - compared
-    return f"http://{host}:{port}"
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind_host, settings.bind_host)  # noqa: S104 - compared
 
 
 def _migration() -> Row:

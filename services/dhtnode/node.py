@@ -355,6 +355,8 @@ class Node:
             self._said.warning("the kept cluster map cannot be read", reason=str(error))
 
     def _keep_map(self, data: bytes) -> None:
+        if (adopted := self.membership.map) is not None:
+            self._said.info("adopted a cluster map", epoch=adopted.epoch, nodes=len(adopted.nodes))
         path = self.directory.path / map_name
         self._disk.run_soon(partial(self._disk.replace, path, data), self._map_kept)
 

@@ -24,11 +24,13 @@ named_max: Final = 16
 
 
 class RegistrationRefused(YdhtError):
-    """This node is not taken as it is; the text, one line, says why and what to do.
+    """This node is not taken as it is; the text, one line, says why and what to do. Nothing was
+    stored."""
 
-    The node stays out, and may ask again: what stands in its way, such as another node's
-    address, may be gone later. Nothing was stored.
-    """
+
+class RegistrationWaits(RegistrationRefused):
+    """Nor is it taken now, but it may ask again: what stands in its way, such as an address that
+    another node is about to leave, may be gone by itself."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -136,7 +138,7 @@ def _once_formed(newest: ClusterMap, member: Member) -> Decision:
         )
     _refuse_same_address(others, member)
     if newest.is_joint:
-        raise RegistrationRefused(
+        raise RegistrationWaits(
             f"node {member.node_id!r} comes from a new address while the membership changes "
             f"(epoch {newest.epoch}): it will be taken once that change is through"
         )
@@ -168,7 +170,7 @@ def _refuse_same_address(others: Iterable[Member], member: Member) -> None:
     wanted = _addresses(member)
     for other in others:
         for host, port in sorted(wanted & _addresses(other)):
-            raise RegistrationRefused(
+            raise RegistrationWaits(
                 f"node {member.node_id!r} comes from {host} port {port}, which is the address of "
                 f"node {other.node_id!r}: give each node an ADVERTISE_HOST or ports of its own"
             )

@@ -20,7 +20,7 @@ from services.core.messages import (
     encode_registered,
 )
 from services.core.wire import OK, OVERLOADED, Role
-from services.replicator.formation import RegistrationRefused
+from services.replicator.formation import RegistrationRefused, RegistrationWaits
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership
 from services.runtime import telemetry
@@ -90,7 +90,8 @@ class Registrations:
             if self._refused.get(member.node_id) != str(error):
                 self._said.warning("a registration is refused", reason=str(error))
                 self._remember_refusal(member.node_id, str(error))
-            return NOT_WELCOME, _text(str(error))
+            kind = TRY_LATER if isinstance(error, RegistrationWaits) else NOT_WELCOME
+            return kind, _text(str(error))
         except (RetryLater, UnknownOutcome) as error:
             return TRY_LATER, _text(error.detail)
         except FatalError as error:

@@ -7,8 +7,10 @@ import signal
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -32,9 +34,9 @@ def data_dir(tmp_path: Path) -> Path:
 ports_of_up = 10
 
 
-def up_command(data_dir: Path) -> list[str]:
-    command = ["-m", "services.cli", "up"]
-    return [*command, "--data-dir", str(data_dir), "--port-base", str(free_port(ports_of_up))]
+def up_command(data_dir: Path, *options: str, port_base: int | None = None) -> list[str]:
+    command = ["-m", "services.cli", "up", "--data-dir", str(data_dir)]
+    return [*command, "--port-base", str(port_base or free_port(ports_of_up)), *options]
 
 
 async def connect(data_dir: Path) -> asyncpg.Connection:
@@ -95,6 +97,53 @@ async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_d
         up.signal(signal.SIGTERM)
         assert await up.ended() == 0
     assert {path: path.stat().st_mode for path in data_dir.parents} == parents
+
+
+async def until_epoch(replicator: str, epoch: int) -> dict[str, Any]:
+    """What a replicator tells of the cluster once that is in this epoch."""
+
+    def cluster() -> dict[str, Any] | None:
+        found: dict[str, Any] = httpx.get(f"{replicator}/cluster", trust_env=False).json()
+        return found if found["epoch"] == epoch else None
+
+    return await wait_until(cluster, f"{replicator} is in epoch {epoch}")
+
+
+async def test_two_replicators_and_three_nodes_are_a_cluster_and_are_it_again_elsewhere(
+    data_dir: Path,
+) -> None:
+    first_base = free_port(ports_of_up + 1)
+    stores: dict[str, str] = {}
+    # One port up, where each node finds its address taken by the one before, is the hardest.
+    for port_base, epoch in ((first_base, 1), (first_base, 1), (first_base + 1, 7)):
+        command = up_command(data_dir, "--replicators", "2", port_base=port_base)
+        async with supervised(command, data_dir) as up:
+            document = await up.until_up()
+            for number, name in enumerate(("replicator", "replicator-2"), start=1):
+                found = await until_epoch(document[name], epoch)
+                assert found["replicator_id"] == f"replicator-{number}"
+                nodes = found["nodes"]
+                stores = stores or {node_id: node["store_id"] for node_id, node in nodes.items()}
+                for offset, (node_id, node) in enumerate(nodes.items(), start=2):
+                    assert node["store_id"] == stores[node_id]
+                    assert node["http_port"] == port_base + offset
+            up.signal(signal.SIGINT)
+            assert await up.ended() == 0
+            assert up.left() == []
+            shown = up.shown
+            assert shown.index("stopping replicator, replicator-2") < shown.index("stopping node-1")
+
+
+async def test_a_cluster_of_three_does_not_become_one_of_four_by_an_option(data_dir: Path) -> None:
+    async with supervised(up_command(data_dir), data_dir) as up:
+        await up.until_up()
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
+    async with supervised(up_command(data_dir, "--nodes", "4"), data_dir) as up:
+        assert await up.ended() == 78
+        assert "the cluster has formed of 3 nodes (node-1, node-2, node-3)" in up.shown
+        assert "`ydht up --nodes 3`" in up.shown
+        assert up.left() == []
 
 
 async def test_kill_9_of_the_supervisor_leaves_no_process_and_no_row_is_lost(
