@@ -27,17 +27,19 @@ from services.core.messages import (
 )
 from services.core.operations import MAP
 from services.core.wire import OK, Hello, Role
-from services.replicator.answers import refusal_of
 from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.fleet import Fleet
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, map_name
+from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.registration import Registrations
+from services.replicator.requests import Requests
 from services.replicator.settings import ReplicatorSettings
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations
+from services.replicator.sweeper import Sweeper
 from services.runtime import telemetry
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
@@ -46,7 +48,7 @@ from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
 from services.runtime.loops import Loops
 from services.runtime.opening import Admit, Identity
-from services.runtime.peer import SENT, Handler, Handlers, Peer
+from services.runtime.peer import SENT, Handlers, Peer
 from services.runtime.service import Service
 
 # As long as an operation may take, and then some: within what a service has to close.
@@ -74,6 +76,7 @@ class Coordinator:
     stamps: Stamps
     eventual: EventualWrites
     strong: StrongOperations
+    sweeper: Sweeper
 
 
 class Replicator:
@@ -92,6 +95,7 @@ class Replicator:
         )
         self.registrations = Registrations(self.membership, store)
         self.hints = NoHints()
+        self.requests = Requests(lambda: self.refusal, service.clock, self.counters)
         self.coordinator: Coordinator | None = None
         self.server: LinkServer | None = None
         # Why PostgreSQL has not given us a stamper yet.
@@ -144,7 +148,11 @@ class Replicator:
         stamps = Stamps(self.directory, stamper, clock, self._disk_failed)
         stamps.start()
         shared = (self.fleet, stamps, self.hints, self.membership, clock, self.counters, self.draw)
-        self.coordinator = Coordinator(stamps, EventualWrites(*shared), StrongOperations(*shared))
+        writes, strong = EventualWrites(*shared), StrongOperations(*shared)
+        sweeper = Sweeper(self.fleet, strong, clock, self.draw)
+        sweeper.start()
+        self.requests.serve(writes, strong, PrefixDeletions(self.fleet, stamps, writes, clock))
+        self.coordinator = Coordinator(stamps, writes, strong, sweeper)
         self._said.info("coordinating", replicator=settings.replicator_id, stamper=stamper)
 
     async def _allotted(self) -> int:
@@ -198,21 +206,12 @@ class Replicator:
         )
 
     def _handlers(self) -> Handlers:
-        requests: dict[int, Handler] = {}
         return {
             REGISTER: self.registrations.register,
             STATE: self._state,
             MAP: self._map,
-            **{kind: partial(self._coordinated, handle) for kind, handle in requests.items()},
+            **self.requests.handlers(),
         }
-
-    def _coordinated(self, handle: Handler, peer: Peer, request_id: int, body: bytes) -> None:
-        """Handle a request of a client, or say why that is not possible yet, or any more."""
-        if (refusal := self.refusal) is not None:
-            self.counters.refusals += 1
-            peer.reply(request_id, *refusal_of(refusal))
-        else:
-            handle(peer, request_id, body)
 
     def _map(self, peer: Peer, request_id: int, body: bytes) -> None:
         peer.reply(request_id, OK, self.membership.map_bytes)
@@ -308,6 +307,7 @@ class Replicator:
             await self.server.close(drain_s)
         await asyncio.gather(*(link.close(drain_s) for link in self.fleet.close()))
         if self.coordinator is not None:
+            self.coordinator.sweeper.stop()
             self.coordinator.stamps.seal()
         self._disk.close()
         if self._directory is not None:
