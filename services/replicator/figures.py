@@ -7,14 +7,13 @@ from typing import Final
 
 from services.core.hlc import rfc3339
 from services.replicator.replicator import Replicator
+from services.replicator.requests import bytes_max, requests_max
+from services.replicator.retries import retrying_max
 from services.replicator.strong import waiting_max
-from services.runtime.link_limits import LinkLimits
 from services.runtime.metrics import Histogram, Metrics
 
 # Of what a queue may hold; past it, requests are about to be refused.
 nearly_full: Final = 0.8
-# As many requests as the link to one node takes: a node that answers none of them refuses more.
-queue_max: Final = LinkLimits().pending_max
 
 
 def add_figures(metrics: Metrics, replicator: Replicator) -> None:
@@ -43,7 +42,10 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
         "Replicas that are tried again",
         lambda: retrying(replicator),
     )
+    add("requests_under_way", "gauge", "Requests", lambda: replicator.requests.under_way)
     add("strong_under_way", "gauge", "Strong operations", lambda: strong_under_way(replicator))
+    add("malformed", "counter", "Requests without sense", lambda: replicator.requests.malformed)
+    add("finished", "counter", "Operations of dead coordinators", lambda: _finished(replicator))
     add("average_ack_time_ms", "gauge", "To an acknowledgement", lambda: _mean_ms(counters.acks))
     add(
         "max_replication_lag_ms",
@@ -61,11 +63,14 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
 
 def health(replicator: Replicator) -> dict[str, object]:
     """What /health adds: degraded when a queue is nearly full."""
+    requests = replicator.requests
     status: dict[str, object] = {"queue_size": replicator.counters.queue_size}
     full = [
         f"{what}: {size} of {size_max}"
         for what, size, size_max in (
-            ("requests to replicas", replicator.counters.queue_size, queue_max),
+            ("requests", requests.under_way, requests_max),
+            ("bytes of requests", requests.under_way_bytes, bytes_max),
+            ("replicas tried again", retrying(replicator), retrying_max),
             ("strong operations", strong_under_way(replicator), waiting_max),
         )
         if size >= nearly_full * size_max
@@ -95,6 +100,11 @@ def lag_ms(replicator: Replicator) -> float:
 
 def _mean_ms(histogram: Histogram) -> float:
     return round(histogram.total / histogram.count * 1000, 3) if histogram.count else 0.0
+
+
+def _finished(replicator: Replicator) -> int:
+    coordinator = replicator.coordinator
+    return 0 if coordinator is None else coordinator.sweeper.finished
 
 
 def _live(replicator: Replicator) -> int:

@@ -303,11 +303,12 @@ class Replicator:
         self.registrations.close()
         # Once the disk has failed, what is under way cannot be answered any more.
         drain_s = 0.0 if self.service.failure is not None else drain_s_max
+        if self.coordinator is not None:
+            self.coordinator.sweeper.stop()
         if self.server is not None:
             await self.server.close(drain_s)
         await asyncio.gather(*(link.close(drain_s) for link in self.fleet.close()))
         if self.coordinator is not None:
-            self.coordinator.sweeper.stop()
             self.coordinator.stamps.seal()
         self._disk.close()
         if self._directory is not None:
