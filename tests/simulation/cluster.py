@@ -1,0 +1,275 @@
+"""A whole cluster in one process, behind bad weather: strong stays linearizable, eventual
+converges, and neither loses what was acknowledged.
+
+The real code of nodes and replicators runs on links in memory, disks that lie and clocks that are
+wrong. Clients put, delete, compare, count and read, while messages are lost, doubled and
+overtaken, processes pause and die, disks freeze and fail, and clocks jump. Then everything is
+mended, what repairs itself gets the time to, and the end is judged:
+
+- the history of each key that only strong operations touch is linearizable;
+- an acknowledged eventual write is on its replicas, or something newer is, wherever hints and
+  retries of a replicator that lived on were to bring it; and on some replica in any case;
+- a strong read of a key of both kinds shows no less than any acknowledged write;
+- what a strong read shows is what the cells of the key's replicas have come to hold;
+- no callback has failed, and nothing was acknowledged by a process that had ended.
+
+Comparing replicas, which mends what a replicator forgot by its death, is done by the test itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from services.core.cluster import ClusterMap
+from services.core.messages import WRITE, encode_write
+from services.core.record import is_tombstone, value, version
+from services.core.ring import slot_of
+from services.replicator.memory_map_store import MemoryMapStore, Rows
+from services.runtime.clock import FakeClock, Timeline
+from services.runtime.fake_link import FakeNetwork, Weather
+from tests.simulation.cluster_clients import Client, Mode, Told, key_modes
+from tests.simulation.cluster_faults import Faults
+from tests.simulation.history import ABSENT, Found, Get, History
+from tests.simulation.key_model import KeyModel
+from tests.simulation.linearizability import check
+from tests.simulation.machines import NodeMachine, ReplicatorMachine, Site
+from tests.simulation.replicator_life import finish
+from tests.simulation.scenario import Outcome
+
+operations_min = 160
+faults_min = 4
+# Where clients get nowhere for so long, the trouble ends before they are through.
+trouble_s_max = 20.0
+work_s_max = 60.0
+# A client's wait, then the retries of a write and a look for what was left unfinished.
+quiet_s = 9.0
+skew_ms_near = 400
+skew_ms_far = 30_000
+# By how much a clock that stamps leads the wall clock of its replicator at the most.
+lead_ms = 502
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.draw = draw = random.Random(seed)
+        self.outcome = Outcome()
+        self.timeline = Timeline()
+        self.near = draw.random() < 0.75
+        self.skew_ms = skew_ms_near if self.near else skew_ms_far
+        back = FakeNetwork(draw, Weather())
+        front = FakeNetwork(draw, Weather())
+        size = draw.choice((3, 3, 4, 5))
+        self.rows = Rows()
+        self.site = Site(
+            draw,
+            self.timeline,
+            back,
+            front,
+            MemoryMapStore(self.rows, size, 3),
+            self.near,
+            self.outcome.count,
+        )
+        self.nodes = [NodeMachine(self.site, n + 1, self._skew()) for n in range(size)]
+        self.replicators = [
+            ReplicatorMachine(self.site, n + 1, self._skew()) for n in range(draw.randint(1, 3))
+        ]
+        self.told = Told(History(lambda: self.timeline.now_s))
+        names = [machine.name for machine in self.replicators]
+        self.clients = [
+            Client(self.site, f"client-{n + 1}", names, self.told)
+            for n in range(draw.randint(4, 6))
+        ]
+        client_names = [client.name for client in self.clients]
+        self.faults = Faults(self.site, self.nodes, self.replicators, client_names, self.skew_ms)
+
+    def _skew(self) -> int:
+        return self.draw.randint(-self.skew_ms, self.skew_ms)
+
+    def run(self) -> Outcome:
+        for node in self.nodes:
+            node.start()
+            finish(self.site.store.register(node.member))
+        for replicator in self.replicators:
+            replicator.start()
+        self.timeline.advance(0.3)
+        for client in self.clients:
+            client.begin()
+        self.faults.begin()
+        self._suffer()
+        self._mend()
+        Judgement(self).run()
+        return self.outcome
+
+    def _suffer(self) -> None:
+        counts = self.outcome.counts
+        while self.timeline.now_s < work_s_max and (
+            self.told.operations < operations_min or counts.get("faults", 0) < faults_min
+        ):
+            if self.timeline.now_s > trouble_s_max and not self.faults.stopped:
+                self.faults.end()
+            self.timeline.advance(0.05)
+        self.outcome.count("operations", self.told.operations)
+        assert self.told.operations >= operations_min, "the clients got nowhere"
+
+    def _mend(self) -> None:
+        for client in self.clients:
+            client.stopped = True
+        self.faults.end()
+        self.timeline.advance(quiet_s)
+
+
+class Judgement:
+    """What must hold once everything was mended."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.told = world.told
+        self.modes = key_modes()
+        newest = finish(world.site.store.newest())
+        assert newest is not None
+        self.map = newest
+        self.nodes = {machine.name: machine for machine in world.nodes}
+
+    def run(self) -> None:
+        for key, mode in self.modes.items():
+            if mode is Mode.EVENTUAL:
+                self._check_delivered(key)
+        strong = [key for key, mode in self.modes.items() if mode is not Mode.EVENTUAL]
+        shown = {key: self._read(key) for key in strong}
+        self._even_out()
+        for key in strong:
+            if self.modes[key] is Mode.MIXED:
+                # Every replica has by now what was written eventually.
+                shown[key] = self._read(key)
+        self._even_out()
+        for key, mode in self.modes.items():
+            self._check_same(key)
+            if mode is not Mode.EVENTUAL:
+                self._check_shown(key, shown[key])
+            if mode is not Mode.STRONG:
+                self._check_kept(key)
+        self._check_history()
+        self._check_processes()
+        self._trace()
+
+    def _cells(self, key: bytes) -> dict[str, bytes]:
+        slot = slot_of(key)
+        cells = {}
+        for name in self.map.owners(slot):
+            node = self.nodes[name].node
+            assert node is not None, f"{name} is down"
+            cells[name] = node.replica.table.peek(slot, key) or b""
+        return cells
+
+    def _read(self, key: bytes) -> bytes:
+        """The version that a strong read shows."""
+        world = self.world
+        client = world.clients[0]
+        history = self.told.history
+        for _ in range(3):
+            assert client.ask_strong(key, Get()), "no replicator can be reached"
+            world.timeline.advance(1.0)
+            outcome = history.operations[-1].outcome
+            if isinstance(outcome, Found):
+                return outcome.version
+            if outcome is ABSENT:
+                return b""
+        raise AssertionError(f"nothing is wrong any more, and {key!r} cannot be read: {outcome}")
+
+    def _check_delivered(self, key: bytes) -> None:
+        """Every replica has what was acknowledged by replicators that are the same ever since."""
+        lives = {machine.name: machine.lives for machine in self.world.replicators}
+        cells = self._cells(key)
+        for acked, stamp, replicator, life in self.told.acks:
+            if acked == key and lives[replicator] == life:
+                for name, cell in cells.items():
+                    assert cell[:12] >= stamp, (
+                        f"{key!r}: {replicator} has acknowledged {stamp.hex()}, and {name} has "
+                        f"{cell[:12].hex()}"
+                    )
+
+    def _even_out(self) -> None:
+        """Give every replica of a key the greatest record, as comparing replicas will."""
+        world = self.world
+        replicator = next(each.replicator for each in world.replicators if each.up)
+        assert replicator is not None
+        for key in self.modes:
+            cells = self._cells(key)
+            greatest = max(cells.values())
+            for name, cell in cells.items():
+                if cell < greatest:
+                    world.outcome.count("cells evened out")
+                    message = encode_write(self.map.epoch, key, greatest)
+                    link = replicator.fleet.nodes[name].link
+                    assert not link.request(WRITE, message, lambda kind, body: None, 1.0)
+        world.timeline.advance(1.0)
+
+    def _check_same(self, key: bytes) -> None:
+        cells = self._cells(key)
+        assert len(set(cells.values())) == 1, f"{key!r}: replicas differ: {cells}"
+
+    def _check_shown(self, key: bytes, shown: bytes) -> None:
+        """The cells have come to what a strong read shows."""
+        cell = next(iter(self._cells(key).values()))
+        if shown:
+            assert version(cell) == shown, f"{key!r}: {shown.hex()} was read, the cells: {cell!r}"
+        else:
+            there = cell and not is_tombstone(cell)
+            assert not there, f"{key!r} was read as absent, and the cells have {cell!r}"
+
+    def _check_kept(self, key: bytes) -> None:
+        """No acknowledged write is lost, and nothing is there that nobody wrote."""
+        cell = next(iter(self._cells(key).values()))
+        acked = self.told.acked.get(key, b"")
+        assert cell[:12] >= acked, f"{key!r}: {acked.hex()} was acknowledged, {cell!r} is left"
+        if cell and self.modes[key] is Mode.EVENTUAL:
+            found = None if is_tombstone(cell) else value(cell)
+            assert found in self.told.sent.get(key, ()), f"{key!r}: nobody wrote {cell!r}"
+
+    def _check_history(self) -> None:
+        skew_ms = skew_ms_near + lead_ms if self.world.near else math.inf
+        model = KeyModel(FakeClock.epoch_ms, skew_ms)
+        strong = [
+            each for each in self.told.history.operations if self.modes[each.key] is Mode.STRONG
+        ]
+        report = check(strong, model, 200_000)
+        assert not report.violations, report.violations[0]
+        outcome = self.world.outcome
+        outcome.count("keys undecided", len(report.undecided))
+        outcome.count("checker steps", report.steps)
+        outcome.count("strong operations", len(strong))
+
+    def _check_processes(self) -> None:
+        world = self.world
+        for machine in (*world.nodes, *world.replicators):
+            machine.check()
+        for client in world.clients:
+            assert not client.station.counters.bugs, f"a callback of {client.name} failed"
+        assert not world.site.wrong, world.site.wrong[0]
+
+    def _trace(self) -> None:
+        history = "\n".join(map(str, self.told.history.operations))
+        cells = [sorted(self._cells(key).items()) for key in self.modes]
+        self.world.outcome.trace = zlib.crc32(f"{history}{cells}".encode())
+
+
+@contextmanager
+def _maps_placed_once() -> Iterator[None]:
+    """Placing the slots of a map takes some milliseconds, and maps of the same bytes are the same
+    in all processes of all seeds."""
+    with patch.object(ClusterMap, "decode", _decode):
+        yield
+
+
+_decode = functools.lru_cache(maxsize=64)(ClusterMap.decode)
+
+
+def cluster(seed: int) -> Outcome:
+    with _maps_placed_once():
+        return World(seed).run()

@@ -1,0 +1,204 @@
+"""The machines of a simulated cluster: what outlives the processes that run on them, one life
+after the other."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.core.cluster import Member
+from services.core.errors import FatalError
+from services.replicator.memory_map_store import MemoryMapStore
+from services.runtime.clock import FakeClock, Timeline
+from services.runtime.fake_disk import FakeDisk, Operation
+from services.runtime.fake_link import FakeNetwork
+from tests.simulation.memory_hints import Owed
+from tests.simulation.node_life import NodeLife
+from tests.simulation.replicator_life import ReplicatorLife
+
+
+@dataclass(slots=True)
+class Site:
+    """What all machines of one simulation share.
+
+    Nodes are behind the `back` network, which loses, doubles and reorders messages. Clients are
+    at the `front`, which only loses them: their requests are not ones to be done twice, and TCP
+    does not double any.
+    """
+
+    draw: random.Random
+    timeline: Timeline
+    back: FakeNetwork
+    front: FakeNetwork
+    store: MemoryMapStore
+    refuse_leads: bool
+    count: Callable[[str], None]
+    wrong: list[str] = field(default_factory=list)
+
+
+class Machine:
+    """One machine, up or down. What it is asked while it is not in the state for it, it ignores."""
+
+    def __init__(self, site: Site, name: str, skew_ms: int) -> None:
+        self.site = site
+        self.name = name
+        self.skew_ms = skew_ms
+        self.disk_clock = FakeClock(site.timeline)
+        self.disk = FakeDisk(site.draw, self.disk_clock)
+        self.paused = False
+        self.bugs = 0
+        # Counts lives: what was planned for an earlier one is void.
+        self.lives = 0
+
+    @property
+    def life(self) -> NodeLife | ReplicatorLife | None:
+        raise NotImplementedError
+
+    @property
+    def up(self) -> bool:
+        return self.life is not None and not self.life.ended
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self, *, power_cut: bool) -> None:
+        """Kill the process, and cut the power of the machine or not."""
+        life = self.life
+        if life is None:
+            return
+        life.end()
+        self._look_for_bugs(life)
+        self.resume()
+        self.disk.heal()
+        if power_cut:
+            self.disk.crash()
+        else:
+            self.disk.kill()
+        self._forget_life()
+
+    def _forget_life(self) -> None:
+        raise NotImplementedError
+
+    def _look_for_bugs(self, life: NodeLife | ReplicatorLife) -> None:
+        if life.station is not None and life.station.counters.bugs:
+            self.site.wrong.append(f"a callback of {self.name} failed; the log has it")
+
+    def pause(self) -> None:
+        """As SIGSTOP does. What the disk has done, it hears when it goes on."""
+        if self.life is not None and self.up and not self.paused:
+            self.paused = True
+            self.life.pause()
+            self.disk_clock.pause()
+
+    def resume(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.disk_clock.resume()
+            if self.life is not None:
+                self.life.resume()
+
+    def set_clock(self, skew_ms: int) -> None:
+        self.skew_ms = skew_ms
+        if self.life is not None:
+            self.life.set_clock(skew_ms)
+
+    def check(self) -> None:
+        if self.life is not None:
+            self._look_for_bugs(self.life)
+
+
+class NodeMachine(Machine):
+    def __init__(self, site: Site, number: int, skew_ms: int) -> None:
+        super().__init__(site, f"node-{number}", skew_ms)
+        # The same in all seeds, so that maps of the same members are equal, and placed once.
+        self.store_id = number.to_bytes(16, "big")
+        self.member = Member(self.name, self.store_id.hex(), self.name, 8082, 9082)
+        self.node: NodeLife | None = None
+
+    @property
+    def life(self) -> NodeLife | None:
+        return self.node
+
+    def start(self) -> None:
+        if self.node is not None:
+            return
+        site = self.site
+        self.lives += 1
+        life = NodeLife(
+            self.name,
+            self.store_id,
+            site.timeline,
+            site.back,
+            self.disk,
+            skew_ms=self.skew_ms,
+            refuse_leads=site.refuse_leads,
+        )
+        life.on_failed = self._failed
+        try:
+            for _ in life.recover():
+                pass
+        except FatalError as error:
+            raise AssertionError(f"{self.name}: an honest crash was refused: {error}") from error
+        life.serve()
+        self.node = life
+
+    def _failed(self) -> None:
+        """Its disk failed, and the process has ended; somebody starts it again."""
+        self.site.count("failed disks")
+        draw = self.site.draw
+        lives, power_cut = self.lives, draw.random() < 0.5
+
+        def again() -> None:
+            if self.lives == lives:
+                self.stop(power_cut=power_cut)
+                self.start()
+
+        self.site.timeline.schedule(draw.uniform(0.05, 0.5), again)
+
+    def _forget_life(self) -> None:
+        assert self.node is not None
+        self.site.wrong.extend(self.node.wrong)
+        self.node = None
+
+    def break_disk(self) -> None:
+        operation: Operation = self.site.draw.choice(("sync", "write"))
+        self.disk.fail(operation, errno.EIO, after=self.site.draw.randrange(4), times=None)
+
+
+class ReplicatorMachine(Machine):
+    def __init__(self, site: Site, number: int, skew_ms: int) -> None:
+        super().__init__(site, f"replicator-{number}", skew_ms)
+        self.replicator: ReplicatorLife | None = None
+        self.owed: Owed = {}
+
+    @property
+    def life(self) -> ReplicatorLife | None:
+        return self.replicator
+
+    def start(self) -> None:
+        if self.replicator is not None:
+            return
+        site = self.site
+        self.lives += 1
+        self.replicator = ReplicatorLife(
+            self.name,
+            site.store,
+            site.timeline,
+            site.back,
+            site.front,
+            self.disk,
+            self.owed,
+            site.draw,
+            skew_ms=self.skew_ms,
+            refuse_leads=site.refuse_leads,
+        )
+
+    def lose_directory(self) -> None:
+        """Once it is stopped: another machine takes over the name."""
+        self.disk = FakeDisk(self.site.draw, self.disk_clock)
+        self.owed = {}
+
+    def _forget_life(self) -> None:
+        self.replicator = None
