@@ -368,9 +368,11 @@ class EventualWrites:
 
     def _send_outdated(self) -> None:
         outdated, self._outdated = self._outdated, []
+        # What could not be answered in its time ends as what it is now: refused by all.
+        begun_s = self._clock.monotonic_s() - operation_s + awaited_s
         with self._together():
             for write, attempt in outdated:
-                if write.attempt == attempt:
+                if write.attempt == attempt and write.started_s > begun_s:
                     self._send(write)
 
     def _deliver_later(self, write: Write, owner: Owner, kind: int) -> None:

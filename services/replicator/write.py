@@ -79,7 +79,7 @@ class Write:
 
     def void(self) -> None:
         """End the attempt: what it was acknowledged does not count any more."""
-        self.risked = not self.traceless
+        self.risked = self.risked or self._touched
         self.loose += self.unheard
         self.unheard = self.acked = self.awaited = 0
         self.attempt += 1
@@ -87,13 +87,12 @@ class Write:
     @property
     def traceless(self) -> bool:
         """Whether it is sure that no replica has it, of any attempt."""
-        return not (
-            self.risked
-            or self.loose
-            or self.acked
-            or self.unheard
-            or (self.failures is not None and self.failures.undecided)
-        )
+        return not (self.risked or self.loose or self.unheard or self._touched)
+
+    @property
+    def _touched(self) -> bool:
+        """Whether, by what was answered to this attempt, some replica has it or may have it."""
+        return bool(self.acked) or (self.failures is not None and self.failures.undecided)
 
     def note(self, owner: Owner, kind: int) -> None:
         """This owner has not taken it."""
