@@ -125,13 +125,14 @@ class Child:
     async def _live_once(self) -> Ending:
         """Start the command and see it through to its end."""
         self.log.forget()
+        self._ready_at_s = self._never_ready = None
         pipe = OutputPipe(self.log)
         try:
             process = await self._spawn(pipe)
         except OSError as error:
             pipe.close()
             return Ending(None, f"could not be started: {error.strerror} ({error.filename})")
-        self._process, self._ready_at_s, self._never_ready = process, None, None
+        self._process = process
         self.pid = self._group = process.pid
         self._surroundings.on_change()
         if self._stopping.is_set():

@@ -122,7 +122,7 @@ class Supervisor:
                 await self._until_stop_due()
         finally:
             # In order, whatever happened: a bug of ours is no reason to kill anybody.
-            self._published = False
+            self._withdraw()
             await self._stop()
             ended = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         bugs = [bug for bug in ended if isinstance(bug, Exception)]
@@ -247,6 +247,14 @@ class Supervisor:
             self._ready = ready
             self._log.say("ready again" if ready else f"not ready without {', '.join(down)}")
         self._publish(down)
+
+    def _withdraw(self) -> None:
+        """A stop begins: nobody may take it for ready any more."""
+        self._published = False
+        try:
+            self._directory.forget()
+        except OSError as error:
+            self._log.say(f"up.json can't be removed: {error.strerror}")
 
     def _publish(self, down: Mapping[str, str]) -> None:
         try:

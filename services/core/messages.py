@@ -79,7 +79,7 @@ NOT_WELCOME: Final = 151
 TRY_LATER: Final = 152
 
 # A batch request of a client holds 1000 operations, and a repair sends no more: storing so many
-# takes a node about 8 ms, which is what a neighbour may wait behind one message.
+# takes a node about 8 ms, a millisecond in each turn of its loop.
 items_max: Final = 1_024
 # And so many bytes of records, whatever their number: taking these apart or putting them together
 # takes a node about 2 ms in one piece. It holds the largest record with its key alone. Of an

@@ -14,6 +14,7 @@ import asyncio
 import errno
 import random
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -40,6 +41,7 @@ from services.runtime.refusals import Refusals
 from services.runtime.settings import link_port_offset
 
 log = telemetry.logger(__name__)
+_spoiled: Final = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)
 
 # The first retry is nearly at once, for a peer that restarts; a peer that stays away is asked
 # every few seconds, at random, so that a hundred clients don't return in one instant.
@@ -218,6 +220,8 @@ class Link:
                 return outcome.result()
             return f"no answer within {opening_s:g} s"
         except (OSError, ValueError, OverflowError) as error:
+            # Who spoils the handshake of TLS is there.
+            self._reached = self._reached or isinstance(error, _spoiled)
             # A host or port that cannot be is as good as one where nobody answers.
             return why_not(error)
         finally:

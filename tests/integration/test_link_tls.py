@@ -18,7 +18,18 @@ from services.runtime.link import Link, LinkServer
 from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import SecuredStrangers, TlsFiles, tls_context
 from services.runtime.opening import ServerOpening
-from tests.integration.link_ends import ECHO, HOLD, Answers, Service, linked, refusal, served, up
+from tests.free_ports import free_port
+from tests.integration.link_ends import (
+    ECHO,
+    HOLD,
+    Answers,
+    Service,
+    linked,
+    log_lines,
+    refusal,
+    served,
+    up,
+)
 from tests.waiting import wait_until
 
 mib = 1024 * 1024
@@ -101,6 +112,27 @@ async def test_a_client_does_not_trust_a_server_of_another_authority(
     ):
         await refusal(link, "certificate verify failed")
         assert not server.connections
+
+
+async def test_who_waits_for_a_server_says_why_when_one_comes_that_it_does_not_trust(
+    certificates: Certificates,
+) -> None:
+    port = free_port()
+    station = Service("client", tls=certificates.client).station()
+    link = Link(station, "127.0.0.1", port, absence="nobody yet; waiting")
+    server = LinkServer(Service("server", tls=certificates.stranger).station(), "127.0.0.1", port)
+    with log_lines() as lines:
+        link.start()
+        await refusal(link, "Errno 111")
+        await server.start()
+        await refusal(link, "certificate verify failed")
+        await link.close()
+        await server.close()
+    said = [(line["event"], line["reason"]) for line in lines if line.get("reason")]
+    assert said[0][0] == "nobody yet; waiting"
+    assert any(
+        event == "link is down" and "certificate verify failed" in reason for event, reason in said
+    )
 
 
 async def test_a_client_without_a_certificate_gets_no_further_than_the_handshake(

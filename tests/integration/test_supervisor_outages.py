@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,32 @@ async def test_a_redundant_service_that_only_fails_to_start_is_tried_again_later
             await up.until_shown("WARNING: ready, but without node-2.")
             assert "3 times in a row: somebody is there (see " in json.dumps(up.document())
         assert (await until_whole(up))["ready"] is True
+
+
+async def test_a_command_that_cannot_be_started_any_more_is_given_up_however_well_it_ran(
+    data_dir: Path,
+) -> None:
+    program = data_dir.with_name("program")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.chmod(0o700)
+    gateway = serving("gateway", "GATEWAY", program=str(program), healthy_s=0.2, deaths_max=6)
+    async with supervised(table([*nodes("-"), gateway], data_dir), data_dir) as up:
+        pid = (await up.until_up())["pids"]["gateway"]
+        await asyncio.sleep(0.5)
+        program.unlink()
+        os.kill(pid, signal.SIGKILL)
+        await up.until_shown("it stays out until you start everything again")
+        why = up.document()["down"]["gateway"]
+        assert why.startswith("gateway could not be started: No such file or directory")
+        assert "(6 deaths in a row)" in why
+
+
+async def test_up_json_is_gone_as_soon_as_a_stop_begins(data_dir: Path) -> None:
+    rows = [*nodes("-"), serving("gateway", "GATEWAY", "slow")]
+    async with supervised(table(rows, data_dir), data_dir) as up:
+        await up.until_up()
+        up.signal(signal.SIGINT)
+        await up.until_shown("stopping gateway")
+        assert not (data_dir / "up.json").exists()
+        assert up.process.returncode is None, "the gateway takes 3 s to end"
+        assert await up.ended() == 0

@@ -1,8 +1,8 @@
 """Supervise a table given as JSON: `run_table.py DATA_DIR TABLE`, as `ydht up` does its own.
 
 Each entry has `name`, `stage`, `command` (arguments of Python), and if need be `port`,
-`one_shot`, `redundant`, `ready_s_max`, `first_s`, `healthy_s` and `deaths_max`. Restarts are
-quicker than in life.
+`one_shot`, `redundant`, `ready_s_max`, `first_s`, `healthy_s`, `deaths_max`, and `program` in the
+place of Python. Restarts are quicker than in life.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def row(entry: dict[str, Any]) -> Row:
     return Row(
         name=entry["name"],
         stage=Stage[entry["stage"]],
-        command=(sys.executable, *entry["command"]),
+        command=(entry.get("program", sys.executable), *entry["command"]),
         http_port=port,
         url=url,
         probe=http_ready(f"{url}/ready") if url else None,
