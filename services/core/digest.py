@@ -27,6 +27,7 @@ from services.core.subkey import subkey
 
 leaf_bytes = 8
 leaves_bytes = leaf_count * leaf_bytes
+digests_bytes = slot_count * leaves_bytes
 summary_bytes = 8
 digest_key_bytes = 32
 
@@ -42,16 +43,17 @@ def digest_key(cluster_secret: str) -> bytes:
 class Digests:
     """The leaves of all slots, 8 MiB of them.
 
-    A leaf is addressed by its place, `slot << leaf_bits | leaf`; see `ring.place_of`.
+    A leaf is addressed by its place, `slot << leaf_bits | leaf`; see `ring.place_of`. They lie in
+    `memory`, `digests_bytes` of zeros; a system has some that takes nothing before it is touched.
     """
 
     __slots__ = ("_keyed", "_leaves")
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, memory: memoryview | None = None) -> None:
         if len(key) != digest_key_bytes:
             raise ValueError(f"the key of digests is {digest_key_bytes} bytes, not {len(key)}")
         self._keyed = blake2b(digest_size=leaf_bytes, key=key)
-        self._leaves = array("Q", bytes(slot_count * leaves_bytes))
+        self._leaves = (memory or memoryview(bytearray(digests_bytes))).cast("Q")
 
     def hash_of(self, storage_key: bytes, version: Version) -> int:
         """What this key at this version adds to its leaf."""

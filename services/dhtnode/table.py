@@ -31,9 +31,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterator
+from mmap import mmap
 
 from services.core import record as records
-from services.core.digest import Digests, differing, encode_leaves
+from services.core.digest import Digests, differing, digests_bytes, encode_leaves
 from services.core.hlc import Version
 from services.core.record import head_bytes
 from services.core.ring import leaf_bits, leaf_count, place_of, slot_count, slot_of
@@ -62,7 +63,8 @@ class Table:
 
     def __init__(self, digest_key: bytes) -> None:
         self._slots: list[dict[bytes, bytes]] = [{} for _ in range(slot_count)]
-        self._digests = Digests(digest_key)
+        # Most of it is never touched where there are few keys; to write the zeros takes 4 ms.
+        self._digests = Digests(digest_key, memoryview(mmap(-1, digests_bytes)))
         self._namespaces = Namespaces(self._present)
         self._by_prefix = self._namespaces.by_prefix
         self._caches = Caches(self._slots, self._namespaces, self._digests, self._drop)
