@@ -9,7 +9,6 @@ event loop or the machine themselves.
 from __future__ import annotations
 
 import asyncio
-import functools
 import heapq
 import itertools
 import time
@@ -63,9 +62,11 @@ class Timeline:
         self._order = itertools.count()
 
     def schedule(self, delay_s: float, callback: Callable[[], None]) -> FakeTimer:
+        return self.add(delay_s, FakeTimer(callback))
+
+    def add(self, delay_s: float, timer: FakeTimer) -> FakeTimer:
         if delay_s < 0:
             raise ValueError(f"a delay of {delay_s} s lies in the past")
-        timer = FakeTimer(callback)
         heapq.heappush(self._events, (self.now_s + delay_s, next(self._order), timer))
         return timer
 
@@ -94,15 +95,20 @@ class Timeline:
 
 
 class FakeTimer:
-    __slots__ = ("callback",)
+    """Of a clock, if one was asked for it: then it runs as that says."""
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    __slots__ = ("callback", "clock")
+
+    def __init__(self, callback: Callable[[], None], clock: FakeClock | None = None) -> None:
         self.callback: Callable[[], None] | None = callback
+        self.clock = clock
 
     def cancel(self) -> None:
         self.callback = None
 
     def fire(self) -> None:
+        if self.clock is not None and self.clock.holds(self):
+            return
         callback, self.callback = self.callback, None
         if callback is not None:
             callback()
@@ -133,10 +139,7 @@ class FakeClock:
         return self.timeline.now_s
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = FakeTimer(callback)
-
-        self.timeline.schedule(delay_s, functools.partial(self._fire, timer))
-        return timer
+        return self.timeline.add(delay_s, FakeTimer(callback, self))
 
     def pause(self) -> None:
         self._paused = True
@@ -145,14 +148,14 @@ class FakeClock:
         self._paused = False
         held, self._held = self._held, []
         for timer in held:
-            self.timeline.schedule(0.0, functools.partial(self._fire, timer))
+            self.timeline.add(0.0, timer)
 
     def stop(self) -> None:
         self._stopped = True
         self._held = []
 
-    def _fire(self, timer: FakeTimer) -> None:
+    def holds(self, timer: FakeTimer) -> bool:
+        """Whether a timer that is due must not run, now or ever."""
         if self._paused:
             self._held.append(timer)
-        elif not self._stopped:
-            timer.fire()
+        return self._paused or self._stopped
