@@ -353,4 +353,10 @@ class Listener:
                 f"{where} is taken by {holder_of(self._port)}: stop that, or set {port_variable} "
                 "to another"
             )
+        if error.errno == errno.EADDRNOTAVAIL:
+            # While a machine starts, its addresses come one by one.
+            return RestartLater(
+                f"cannot listen on {where}: this machine has no such address now; set BIND_HOST to "
+                "one that it has"
+            )
         return FatalError(f"cannot listen on {where} ({port_variable}): {error.strerror or error}")

@@ -315,6 +315,15 @@ async def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
     assert errors.count("\n") == 1
 
 
+async def test_an_address_that_is_not_there_may_come_yet(tmp_path: Path) -> None:
+    # TEST-NET-1, which nobody has.
+    async with launched(tmp_path, BIND_HOST="192.0.2.1") as process:
+        code, events, errors = await process.end()
+    assert (code, events) == (1, [])
+    assert "on 192.0.2.1: this machine has no such address now; set BIND_HOST" in errors
+    assert errors.count("\n") == 1
+
+
 async def test_a_taken_port_is_named_before_anything_is_opened(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
