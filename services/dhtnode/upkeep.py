@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from services.core.errors import FatalError
 from services.core.ring import slot_count
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.replica import Replica
 from services.dhtnode.snapshot import SnapshotWriter
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.disk_failure import disk_failure
 from services.runtime.log.log import Log
 
 # A pass over all records: an expired value holds its memory at most about this long.
@@ -181,7 +181,7 @@ class Upkeep:
         pressing = self._replica.full is not None
         memory_max = self._memory_max_bytes
         if memory_max is not None:
-            used = self._replica.table.memory_bytes
+            used = self._replica.memory_bytes
             if used > (memory_max * relief if pressing else memory_max):
                 return f"memory: {used >> 20} MiB in use, MEMORY_MAX is {memory_max >> 20} MiB"
         if (shortage := self._log.shortage) is not None:
@@ -189,7 +189,7 @@ class Upkeep:
         try:
             free = self._directory.disk.space(self._directory.path).free_bytes
         except OSError as error:
-            raise FatalError(f"{error.filename}: {error.strerror}") from error
+            raise disk_failure(error) from error
         reserve = self._disk_reserve_bytes
         if free < (reserve / relief if pressing else reserve):
             return f"disk: {free >> 20} MiB free, DISK_RESERVE is {reserve >> 20} MiB"
