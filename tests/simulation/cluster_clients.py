@@ -4,6 +4,7 @@ the bytes of a real one and write down what they are told."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache, partial
@@ -12,8 +13,8 @@ from services.core import operations as o
 from services.core.key import namespace_prefix
 from services.core.messages import MALFORMED
 from services.core.ring import slot_of
+from services.core.wire import DOWN, OK, OVERLOADED, UNKNOWN_KIND, Role
 from services.core.wire import FAILED as BUG
-from services.core.wire import LOST, TIMEOUT, UNKNOWN_KIND, Role
 from services.runtime.clock import FakeClock
 from services.runtime.fake_link import FakeLink
 from services.runtime.link import Station
@@ -83,24 +84,47 @@ def key_modes() -> dict[bytes, Mode]:
 
 
 @dataclass(slots=True)
+class Write:
+    """An eventual write: what was asked, and what came of it."""
+
+    key: bytes
+    # None for a delete.
+    value: bytes | None
+    replicator: str
+    # Of the replicator, at the time.
+    life: int
+    acked: Version | None = None
+    # Whether it certainly was not done.
+    refused: bool = False
+
+
+@dataclass(slots=True)
 class Told:
     """What clients of all kinds have done and learned."""
 
     history: History
-    # Newest versions that eventual writes were acknowledged with, by key.
-    acked: dict[bytes, Version] = field(default_factory=dict)
-    # Every acknowledgement with the replicator that gave it, and its life.
-    acks: list[tuple[bytes, Version, str, int]] = field(default_factory=list)
-    # What eventual writes have sent: all values of a key, None for a delete.
-    sent: dict[bytes, set[bytes | None]] = field(default_factory=dict)
+    writes: list[Write] = field(default_factory=list)
     # Versions that anybody was told of a key, for a next If-Match.
     learned: dict[bytes, Version] = field(default_factory=dict)
     values: int = 0
     operations: int = 0
 
 
+Heard = Callable[[int, bytes], None]
+"""Told the kind and the body of an answer."""
+
+
 class Client:
-    def __init__(self, site: Site, name: str, replicators: list[str], told: Told) -> None:
+    """One gateway. `life_of` tells how many lives a replicator has had."""
+
+    def __init__(
+        self,
+        site: Site,
+        name: str,
+        replicators: list[str],
+        told: Told,
+        life_of: Callable[[str], int],
+    ) -> None:
         self.site = site
         self.name = name
         self.told = told
@@ -110,7 +134,9 @@ class Client:
         self.modes = key_modes()
         self.keys = list(self.modes)
         self.stopped = False
-        self.busy = False
+        self._life_of = life_of
+        # Something was refused or is unknown; the next request waits longer.
+        self._in_trouble = False
         site.front.attach(self.station, self.clock)
         self.links = {
             replicator: FakeLink(site.front, name, replicator) for replicator in replicators
@@ -125,53 +151,79 @@ class Client:
         self.clock.call_later(self.draw.uniform(0.0, within_s), self._next)
 
     def _next(self) -> None:
-        if self.stopped or self.busy:
+        if self.stopped:
             return
+        connected = [name for name, link in self.links.items() if link.connected]
+        if not connected:
+            self._soon(0.1)
+            return
+        replicator = self.draw.choice(connected)
+        self._in_trouble = False
+        if self.draw.random() < 0.08:
+            self._ask_many(replicator)
+        else:
+            kind, body, heard = self._one(replicator)
+            self._ask(replicator, kind, body, heard)
+
+    def _ask(self, replicator: str, kind: int, body: bytes, heard: Heard) -> None:
+        def answered(kind: int, body: bytes) -> None:
+            if kind in (BUG, UNKNOWN_KIND, MALFORMED):
+                self.site.wrong.append(f"{self.name} was answered {kind}: {body!r}")
+            heard(kind, body)
+            self._soon(refused_s if self._in_trouble else think_s)
+
+        sent = self.links[replicator].request(kind, body, answered, answer_s)
+        if sent != SENT:
+            answered(sent, b"")
+
+    def _ask_many(self, replicator: str) -> None:
+        """A batch. Its items are put through at the same time, each by itself."""
+        items = [self._one(replicator) for _ in range(self.draw.randint(2, 6))]
+        self.site.count("batches")
+
+        def heard(kind: int, body: bytes) -> None:
+            answers = o.decode_batch(body) if kind == OK else [(kind, body)] * len(items)
+            for (_, _, heard_one), answer in zip(items, answers, strict=True):
+                heard_one(*answer)
+
+        body = o.encode_batch([(kind, body) for kind, body, _ in items])
+        self._ask(replicator, o.BATCH, body, heard)
+
+    def _one(self, replicator: str) -> tuple[int, bytes, Heard]:
+        """One operation on some key: kind and body of its request, and who hears of the answer."""
         # Half of all operations are on strong keys, which are four of eight.
         key = self.draw.choice(self.keys)
         mode = self.modes[key]
         if mode is Mode.MIXED:
             mode = self.draw.choice((Mode.STRONG, Mode.EVENTUAL))
-        if not (
-            self.ask_strong(key, self._action(key)) if mode is Mode.STRONG else self._write(key)
-        ):
-            self._soon(0.1)
-
-    def _link(self) -> tuple[str, FakeLink] | None:
-        connected = [item for item in self.links.items() if item[1].connected]
-        return self.draw.choice(connected) if connected else None
+        self.told.operations += 1
+        if mode is Mode.EVENTUAL:
+            return self._write(key, replicator)
+        return self._strong(key, self._action(key))
 
     # -- strong
 
-    def ask_strong(self, key: bytes, action: Action) -> bool:
-        """Whether it could be sent."""
-        found = self._link()
-        if found is None:
-            return False
-        self.told.operations += 1
+    def read(self, key: bytes) -> Operation:
+        """Begin a strong read, through whoever can be reached."""
+        kind, body, heard = self._strong(key, Get())
+        operation = self.told.history.operations[-1]
+        connected = [name for name, link in self.links.items() if link.connected]
+        assert connected, "no replicator can be reached"
+        self._ask(self.draw.choice(connected), kind, body, heard)
+        return operation
+
+    def _strong(self, key: bytes, action: Action) -> tuple[int, bytes, Heard]:
         operation = self.told.history.invoke(self.name, key, action)
-        kind, body = request_of(action, key)
-        self.busy = True
-        sent = found[1].request(kind, body, partial(self._answered, operation), answer_s)
-        if sent != SENT:
-            self._answered(operation, sent, b"")
-        return True
+        return *request_of(action, key), partial(self._answered, operation)
 
     def _answered(self, operation: Operation, kind: int, body: bytes) -> None:
-        self.busy = False
-        self._look_at(kind, body)
         outcome = outcome_of(operation.action, kind, body)
         self.told.history.resolve(operation, outcome)
         if isinstance(outcome, Found | Wrote):
             self.told.learned[operation.key] = outcome.version
-        refused = outcome is FAILED or outcome is UNKNOWN
-        name = outcome.name.lower() if isinstance(outcome, Enum) else type(outcome).__name__.lower()
-        self.site.count(f"strong {name}")
-        self._soon(refused_s if refused else think_s)
-
-    def _look_at(self, kind: int, body: bytes) -> None:
-        if kind in (BUG, UNKNOWN_KIND, MALFORMED):
-            self.site.wrong.append(f"{self.name} was answered {kind}: {body!r}")
+        self._in_trouble = self._in_trouble or outcome is FAILED or outcome is UNKNOWN
+        name = outcome.name if isinstance(outcome, Enum) else type(outcome).__name__
+        self.site.count(f"strong {name.lower().replace('_', ' ')}")
 
     def _action(self, key: bytes) -> Action:
         draw = self.draw
@@ -191,40 +243,22 @@ class Client:
 
     # -- eventual
 
-    def _write(self, key: bytes) -> bool:
-        found = self._link()
-        if found is None:
-            return False
-        name, link = found
-        told = self.told
-        told.operations += 1
-        told.values += 1
-        value: bytes | None = None
-        if self.draw.random() < 0.25:
-            kind, body = o.DELETE, key
-        else:
-            value = b"eventual-%d" % told.values
-            ttl_ms = self.draw.choice((50, 300, 1500)) if self.draw.random() < 0.2 else 0
-            kind, body = o.PUT, o.encode_put(key, value, ttl_ms)
-        told.sent.setdefault(key, set()).add(value)
-        self.busy = True
-        sent = link.request(kind, body, partial(self._written, key, name), answer_s)
-        if sent != SENT:
-            self._written(key, name, sent, b"")
-        return True
+    def _write(self, key: bytes, replicator: str) -> tuple[int, bytes, Heard]:
+        self.told.values += 1
+        value = None if self.draw.random() < 0.25 else b"eventual-%d" % self.told.values
+        write = Write(key, value, replicator, self._life_of(replicator))
+        self.told.writes.append(write)
+        heard = partial(self._written, write)
+        if value is None:
+            return o.DELETE, key, heard
+        ttl_ms = self.draw.choice((50, 300, 1500)) if self.draw.random() < 0.2 else 0
+        return o.PUT, o.encode_put(key, value, ttl_ms), heard
 
-    def _written(self, key: bytes, replicator: str, kind: int, body: bytes) -> None:
-        self.busy = False
-        self._look_at(kind, body)
-        told = self.told
+    def _written(self, write: Write, kind: int, body: bytes) -> None:
         if kind == o.CHANGED:
-            version = o.decode_changed(body).version
-            told.acked[key] = max(version, told.acked.get(key, b""))
-            told.acks.append((key, version, replicator, 0))
-            told.learned[key] = version
+            write.acked = self.told.learned[write.key] = o.decode_changed(body).version
             self.site.count("eventual acknowledged")
-        elif kind in (LOST, TIMEOUT, o.UNKNOWN):
-            self.site.count("eventual unknown")
-        else:
-            self.site.count("eventual refused")
-        self._soon(think_s if kind == o.CHANGED else refused_s)
+            return
+        self._in_trouble = True
+        write.refused = kind in (o.REFUSED, OVERLOADED, DOWN)
+        self.site.count("eventual refused" if write.refused else "eventual unknown")
