@@ -167,7 +167,7 @@ class Acceptor:
         self.counters.accepts += 1
         slot = slot_of(key)
         refused = self._refusal(slot, ballot, len(body))
-        if refused is None and replica.full is not None and record and not is_tombstone(record):
+        if refused is None and replica.full is not None and self._grows(slot, key, record):
             refused = STORAGE_FULL, replica.full.encode()
         if refused is not None:
             replica.reply_in_epoch(peer, request_id, *refused)
@@ -189,6 +189,13 @@ class Acceptor:
             accepted = encode_accepted(ballot, operation, key, record)
             batch = self._log(frame.ACCEPTED, accepted, key, ballot)
             batch.replies.append((peer, request_id, OK, b""))
+
+    def _grows(self, slot: int, key: bytes, record: bytes) -> bool:
+        """Whether the record takes more room than what is there. One that is only absorbed, as
+        by a read, does not."""
+        if not record or is_tombstone(record):
+            return False
+        return len(record) > len(self._table.peek(slot, key) or b"")
 
     def _hold(self, slot: int, key: bytes, promise: Promise) -> None:
         cell = self._table.peek(slot, key) or b""
