@@ -50,8 +50,8 @@ def strong_of(kind: int, body: bytes, now_ms: int) -> tuple[bytes, Change, bool]
     if kind != CHANGE:
         raise PeerError(f"a request of kind {kind} is none on one key")
     request = decode_change(body)
-    # A later expiry takes no room, and whoever wants to make room shortens it.
-    grows = request.action in (Action.PUT, Action.INCREMENT)
+    # Another expiry does as well, as it takes metadata: the time when the key came to be.
+    grows = request.action != Action.DELETE
     return request.key, change_of(request, now_ms), grows
 
 

@@ -227,7 +227,10 @@ class StrongOperations:
             # While it stays at the head nobody who ends in here takes another turn.
             following = queue[1] if len(queue) > 1 else None
             if following is not None and not following.answered:
-                self._propose(following)
+                if self._clock.monotonic_s() < following.deadline_s:
+                    self._propose(following)
+                else:
+                    self._too_late(following)
             queue.popleft()
         if not queue:
             del self._queues[operation.key]

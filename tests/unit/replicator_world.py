@@ -258,6 +258,12 @@ class World:
         self.timeline.advance(seconds)
         self.check()
 
+    def pass_until(self, condition: Callable[[], bool]) -> None:
+        """From one event to the next, until this is so."""
+        while not condition():
+            assert self.timeline.step(), "nothing happens any more"
+        self.check()
+
     def check(self) -> None:
         """What is raised in a callback of a link, the link counts and logs."""
         stations = [node.station for node in self.nodes.values()]
