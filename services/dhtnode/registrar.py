@@ -98,7 +98,10 @@ class Registrar:
             if data:
                 self._membership.adopt(data)
         except PeerError as error:
-            self._said.error("the cluster map is refused", replicator=replicator, reason=str(error))
+            if self._is_news(peer, str(error)):
+                self._said.error(
+                    "the cluster map is refused", replicator=replicator, reason=str(error)
+                )
             self._again(peer)
             return
         if not data:

@@ -9,9 +9,10 @@ import pytest
 from services.core import messages as m
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import PeerError
-from services.core.wire import OK
+from services.core.wire import OK, Role
 from services.dhtnode.membership import Membership
 from services.dhtnode.replica import epochs_ahead_max
+from tests.unit.hand_peer import hand_peer
 from tests.unit.replica_world import World, key_of, value
 
 
@@ -101,3 +102,90 @@ def test_without_room_for_its_epoch_a_map_is_not_taken() -> None:
     node.membership.adopt(cluster_map(3))
     assert (node.epochs(), node.kept) == ((3, 3), [cluster_map(3)])
     assert world.get(key_of(1)) == (OK, value(1))
+
+
+# Catching up.
+
+behind = (m.STATE, m.encode_state(catching_up=True))
+through = (m.STATE, m.encode_state(catching_up=False))
+
+
+def test_a_replicator_with_two_connections_is_heard_once_and_gone_with_the_last() -> None:
+    membership = Node().membership
+    dialled, dialling = (hand_peer(Role.REPLICATOR, "replicator-1") for _ in range(2))
+    other = hand_peer(Role.REPLICATOR, "replicator-2")
+    for peer in (dialled, other, dialling):
+        membership.came(peer)
+    membership.caught_up(dialling)
+    assert membership.catching_up
+    membership.caught_up(other)
+    assert not membership.catching_up
+    membership.went(dialling)
+    assert not membership.catching_up
+    membership.went(dialled)
+    assert not membership.catching_up
+    # It may have kept something for us while it could not reach us.
+    membership.came(dialled)
+    assert membership.catching_up
+    membership.caught_up(dialled)
+    assert not membership.catching_up
+
+
+def test_one_that_went_is_not_waited_for() -> None:
+    membership = Node().membership
+    one, other = (hand_peer(Role.REPLICATOR, f"replicator-{number}") for number in (1, 2))
+    membership.came(one)
+    membership.came(other)
+    membership.caught_up(one)
+    assert membership.catching_up
+    membership.went(other)
+    assert not membership.catching_up
+
+
+def test_a_replicator_that_was_not_even_tried_is_waited_for() -> None:
+    membership = Node().membership
+    untried = [True]
+    membership.untried = lambda: untried[0]
+    one = hand_peer(Role.REPLICATOR, "replicator-1")
+    membership.came(one)
+    membership.caught_up(one)
+    assert membership.catching_up
+    untried.clear()
+    untried.append(False)
+    membership.look()
+    assert not membership.catching_up
+
+
+def test_a_word_of_somebody_who_is_no_replicator_or_is_gone_means_nothing() -> None:
+    membership = Node().membership
+    gateway = hand_peer(Role.GATEWAY, "gateway-1")
+    gone = hand_peer(Role.REPLICATOR, "replicator-1")
+    membership.came(gateway)
+    membership.caught_up(gateway)
+    membership.caught_up(gone)
+    assert membership.catching_up
+
+
+def test_those_who_ask_are_told_when_they_come_and_when_it_changes() -> None:
+    membership = Node().membership
+    replicator, gateway = (
+        hand_peer(Role.REPLICATOR, "replicator-1"),
+        hand_peer(Role.GATEWAY, "gateway-1"),
+    )
+    node = hand_peer(Role.NODE, "node-2")
+    for peer in (replicator, gateway, node):
+        membership.came(peer)
+    gateway.full = True
+    membership.caught_up(replicator)
+    membership.look()
+    assert replicator.notified == [behind, through]
+    assert gateway.notified == [behind]
+    gateway.full = False
+    membership.look()
+    membership.look()
+    assert gateway.notified == [behind, through]
+    membership.went(gateway)
+    late = hand_peer(Role.GATEWAY, "gateway-2")
+    membership.came(late)
+    assert late.notified == [through]
+    assert node.notified == []
