@@ -20,9 +20,9 @@ class Membership:
 
     A node that was away catches up on what replicators kept for it. It is through once every
     replicator that lives has said so: every one that is connected, by whichever end has dialled,
-    while none of those it is to connect to is still untried. One that comes back may have kept
-    something meanwhile, and is waited for anew. A node that has never been through knows of
-    nobody to ask, and counts as catching up.
+    while none of those it is to connect to is still untried. A replicator's word holds as long as
+    the connection on which it was said: on the next one it may have kept something meanwhile. A
+    node that nobody has told so in this life counts as catching up.
 
     Whoever asks for reads is told how it is, and decides. What could not be said, and that somebody
     was tried in vain, is seen by the next `look`.
@@ -42,7 +42,9 @@ class Membership:
         self._keep = keep
         # Replicators by their ids: one has a connection of its own making, and one of ours.
         self._connected: dict[str, set[Peer]] = {}
-        self._through: set[str] = set()
+        # By the ids of those who have said that they have nothing more, where they said so.
+        self._through: dict[str, Peer] = {}
+        self._once_through = False
         # Who is told how we are, and what each was told last.
         self._told: dict[Peer, bool | None] = {}
 
@@ -91,20 +93,22 @@ class Membership:
         peers.discard(peer)
         if not peers:
             self._connected.pop(name, None)
-            self._through.discard(name)
+        if self._through.get(name) is peer:
+            del self._through[name]
         self.look()
 
     def caught_up(self, peer: Peer) -> None:
         """This replicator has nothing more for us."""
         if peer in self._connected.get(peer.hello.id, ()):
-            self._through.add(peer.hello.id)
+            self._through[peer.hello.id] = peer
             self.look()
 
     def look(self) -> None:
         """Decide how we are, and tell everybody who does not know."""
-        if self._connected.keys() - self._through:
+        self._once_through = self._once_through or bool(self._through)
+        if self._connected.keys() - self._through.keys():
             self.catching_up = True
-        elif self._through and not self.untried():
+        elif self._once_through and not self.untried():
             self.catching_up = False
         for peer, told in list(self._told.items()):
             if told is not self.catching_up and peer.notify(

@@ -243,7 +243,8 @@ class Replicator:
         self._said.info("link opened", peer=hello.id, role=hello.role.name.lower())
         self.membership.came(peer)
         self._notice(peer)
-        if hello.role is Role.NODE:
+        node = self.fleet.nodes.get(hello.id)
+        if node is not None and node.link.peer is hello:
             self._tell_caught_up(peer)
 
     def _went(self, peer: Peer) -> None:

@@ -120,15 +120,31 @@ def test_a_replicator_with_two_connections_is_heard_once_and_gone_with_the_last(
     assert membership.catching_up
     membership.caught_up(other)
     assert not membership.catching_up
-    membership.went(dialling)
-    assert not membership.catching_up
     membership.went(dialled)
     assert not membership.catching_up
-    # It may have kept something for us while it could not reach us.
+    # It cannot reach us, and keeps what we miss.
     membership.came(dialled)
+    membership.went(dialling)
     assert membership.catching_up
-    membership.caught_up(dialled)
+    again = hand_peer(Role.REPLICATOR, "replicator-1")
+    membership.came(again)
+    assert membership.catching_up
+    membership.caught_up(again)
     assert not membership.catching_up
+
+
+def test_a_node_that_was_through_and_loses_all_replicators_is_it_still() -> None:
+    membership = Node().membership
+    peers = [hand_peer(Role.REPLICATOR, "replicator-1") for _ in range(2)]
+    for peer in peers:
+        membership.came(peer)
+    membership.caught_up(peers[0])
+    for peer in peers:
+        membership.went(peer)
+    assert not membership.catching_up
+    # It comes back, and may have kept something for us.
+    membership.came(peers[0])
+    assert membership.catching_up
 
 
 def test_one_that_went_is_not_waited_for() -> None:
