@@ -86,6 +86,8 @@ def decode_accept(body: bytes) -> Accept:
         raise PeerError(f"an ACCEPT of {len(body)} bytes is cut short")
     _, ballot, operation, size = _accept_head.unpack_from(body)
     end = _accept_head.size + size
+    if end > len(body):
+        raise PeerError(f"an ACCEPT of {len(body)} bytes ends inside of its key")
     return Accept(ballot, operation, body[_accept_head.size : end], body[end:])
 
 
@@ -104,6 +106,8 @@ def decode_learn(body: bytes) -> Learn:
         raise PeerError(f"a LEARN of {len(body)} bytes is cut short")
     _, ballot, size = _learn_head.unpack_from(body)
     end = _learn_head.size + size
+    if end > len(body):
+        raise PeerError(f"a LEARN of {len(body)} bytes ends inside of its key")
     return Learn(ballot, body[_learn_head.size : end], body[end:])
 
 
