@@ -106,6 +106,8 @@ class Log:
         self.failure: OSError | None = None
         # Why the next segment could not be made; None while nothing stands in its way.
         self.shortage: OSError | None = None
+        # Whether something is to be committed and waits for a segment.
+        self.starved = False
         self.on_durable = on_durable
         self.on_failure = on_failure
         self._directory = directory
@@ -117,7 +119,6 @@ class Log:
         self._waiting: deque[Batch] = deque()
         # True from asking for a commit until there is nothing to commit.
         self._busy = False
-        self._starved = False
         self._closed = False
         self._file: File | None = None
         self._offset = 0
@@ -255,8 +256,8 @@ class Log:
     def _feed(self) -> None:
         """There is a spare segment, or no room for one; somebody may have waited to know."""
         self.shortage = self._preparation.shortage
-        if self._starved:
-            self._starved = False
+        if self.starved:
+            self.starved = False
             self._commit()
 
     def _commit(self) -> None:
@@ -270,7 +271,7 @@ class Log:
         batch = self._waiting[0]
         file = self._file_for(batch)
         if file is None:
-            self._starved = True
+            self.starved = True
             return
         self._waiting.popleft()
         self.flying = batch
