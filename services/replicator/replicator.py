@@ -51,8 +51,10 @@ from services.runtime.opening import Admit, Identity
 from services.runtime.peer import SENT, Handlers, Peer
 from services.runtime.service import Service
 
-# As long as an operation may take, and then some: within what a service has to close.
-drain_s_max: Final = 2.2
+# As long as an operation may take, and then some.
+drain_s_max: Final = 2.1
+# For all there is to close: within what a service has for that.
+close_s_max: Final = 2.5
 # How often a new replicator asks PostgreSQL, while that is away, who it is.
 allot_pause_s_min: Final = 0.2
 allot_pause_s_max: Final = 5.0
@@ -302,15 +304,19 @@ class Replicator:
         """Take no more requests, answer those under way, and give the directory back."""
         self._closing = True
         self.registrations.close()
+        coordinator, clock = self.coordinator, self.service.clock
+        ends_s = clock.monotonic_s() + close_s_max
         # Once the disk has failed, what is under way cannot be answered any more.
-        drain_s = 0.0 if self.service.failure is not None else drain_s_max
-        if self.coordinator is not None:
-            self.coordinator.sweeper.stop()
+        failed = self.service.failure is not None
+        if coordinator is not None:
+            coordinator.sweeper.stop()
         if self.server is not None:
-            await self.server.close(drain_s)
-        await asyncio.gather(*(link.close(drain_s) for link in self.fleet.close()))
-        if self.coordinator is not None:
-            self.coordinator.stamps.seal()
+            await self.server.close(0.0 if failed else drain_s_max)
+        left_s = 0.0 if failed else max(0.0, ends_s - clock.monotonic_s())
+        await asyncio.gather(*(link.close(left_s) for link in self.fleet.close()))
+        if coordinator is not None:
+            coordinator.eventual.retries.give_up()
+            coordinator.stamps.seal()
         self._disk.close()
         if self._directory is not None:
             self._directory.close()

@@ -78,6 +78,16 @@ class Retries:
         """Since when the replica that is tried again for longest has lacked its write."""
         return next(iter(self._behind.values()), None)
 
+    def of(self, node_id: str) -> list[float]:
+        """Since when each record has been on its way that this node is to take."""
+        return [since_s for retry, since_s in self._behind.items() if retry.node_id == node_id]
+
+    def give_up(self) -> None:
+        """Leave all of it as hints, for the end of this process is near."""
+        behind, self._behind = self._behind, {}
+        for retry in behind:
+            self._hints.keep(retry.node_id, retry.key, retry.record)
+
     def add(self, node_id: str, key: bytes, record: bytes, since_s: float) -> None:
         retry = _Retry(node_id, key, record)
         self._behind[retry] = since_s
@@ -88,6 +98,8 @@ class Retries:
         self._clock.call_later(delay_s, partial(self._try, retry))
 
     def _try(self, retry: _Retry) -> None:
+        if retry not in self._behind:
+            return
         node = self._fleet.nodes.get(retry.node_id)
         if node is None:
             # No member any more; its slots have other owners, who got their data otherwise.
@@ -100,6 +112,8 @@ class Retries:
             self._tried(retry, asked, b"")
 
     def _tried(self, retry: _Retry, kind: int, body: bytes) -> None:
+        if retry not in self._behind:
+            return
         retry.tried += 1
         if kind in (OK, NEWER, BELOW_FLOOR):
             if kind != OK:

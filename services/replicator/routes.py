@@ -44,7 +44,8 @@ def cluster_document(replicator: Replicator) -> dict[str, object]:
         "replication_factor": fleet.map.replication_factor,
         "slots_without_quorum": slots_without_quorum(fleet),
         "nodes": {
-            node_id: _node(node, slots[node_id]) for node_id, node in sorted(fleet.nodes.items())
+            node_id: {**_node(node, slots[node_id]), **_behind(replicator, node_id)}
+            for node_id, node in sorted(fleet.nodes.items())
         },
     }
 
@@ -69,6 +70,15 @@ def _node(node: FleetNode, slots: int) -> dict[str, object]:
         "slots": slots,
         "link_error": None if node.link.connected else node.link.last_error,
     }
+
+
+def _behind(replicator: Replicator, node_id: str) -> dict[str, object]:
+    """What this replicator still has for a node, and for how long."""
+    coordinator = replicator.coordinator
+    since_s = [] if coordinator is None else coordinator.eventual.retries.of(node_id)
+    now_s = replicator.service.clock.monotonic_s()
+    lag_ms = round((now_s - min(since_s)) * 1000) if since_s else 0
+    return {"retries": len(since_s), "lag_ms": lag_ms}
 
 
 def _state(node: FleetNode) -> str:
