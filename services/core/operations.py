@@ -36,7 +36,7 @@ from services.core.errors import PeerError
 from services.core.hlc import Version, time_ms_max, version_bytes
 from services.core.key import check_storage_key
 from services.core.messages import Reader, check_namespace_prefix, decode_body, u16
-from services.core.record import meta_bytes_max, value_bytes_max
+from services.core.record import joined_body, meta_bytes_max, value_bytes_max
 
 PUT: Final = 64
 DELETE: Final = 65
@@ -102,6 +102,20 @@ def decode_put(body: bytes) -> PutRequest:
     _check_put(ttl_ms, meta_size, len(body) - meta_end)
     key = check_storage_key(body[_put_head.size : key_end])
     return PutRequest(key, body[meta_end:], ttl_ms, body[key_end:meta_end])
+
+
+def put_record(body: bytes, now_ms: int) -> tuple[bytes, bytes]:
+    """Of a PUT, the key and the record but for its version: for the hot path, where it spares
+    half of the time of taking the request apart and putting the record together."""
+    size = len(body)
+    if size < _put_head.size:
+        raise PeerError(f"a put of {size} bytes is cut short")
+    ttl_ms, key_size, meta_size = _put_head.unpack_from(body)
+    key_end = _put_head.size + key_size
+    _check_put(ttl_ms, meta_size, size - key_end - meta_size)
+    key = check_storage_key(body[_put_head.size : key_end])
+    expires_at_ms = now_ms + ttl_ms if ttl_ms else 0
+    return key, joined_body(expires_at_ms, meta_size, body[key_end:])
 
 
 class ChangeRequest(NamedTuple):

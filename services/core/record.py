@@ -69,6 +69,11 @@ def value_body(value: bytes, expires_at_ms: int = 0, meta: bytes = b"") -> bytes
     return _body_head.pack(0, expires_at_ms, len(meta)) + meta + value
 
 
+def joined_body(expires_at_ms: int, meta_bytes: int, meta_and_value: bytes) -> bytes:
+    """As `value_body`, of metadata and a value that are one piece already."""
+    return _body_head.pack(0, expires_at_ms, meta_bytes) + meta_and_value
+
+
 def restamp(record: bytes, new_version: Version) -> bytes:
     """The same contents under another version."""
     return new_version + record[version_bytes:]

@@ -21,22 +21,17 @@ from services.core.operations import (
     Action,
     ChangeRequest,
     decode_change,
-    decode_put,
+    put_record,
 )
 from services.core.paxos import Change
-from services.core.record import tombstone_body, value_body
-
-
-def put_of(body: bytes, now_ms: int) -> tuple[bytes, bytes]:
-    """The key, and the record but for its version."""
-    key, value, ttl_ms, meta = decode_put(body)
-    return key, value_body(value, now_ms + ttl_ms if ttl_ms else 0, meta)
+from services.core.record import tombstone_body
 
 
 def eventual_of(kind: int, body: bytes, now_ms: int) -> tuple[bytes, bytes] | None:
-    """What an eventual request writes, as `put_of`; None if it is not one."""
+    """The key, and the record but for its version, that an eventual request writes; None if it
+    is not one."""
     if kind == PUT:
-        return put_of(body, now_ms)
+        return put_record(body, now_ms)
     if kind == DELETE:
         return check_storage_key(body), tombstone_body
     return None

@@ -31,6 +31,7 @@ from services.core.operations import (
     PUT,
     batch_items_max,
     decode_prefix_deletion,
+    put_record,
     text_bytes_max,
 )
 from services.core.record import tombstone_body
@@ -39,7 +40,7 @@ from services.replicator.answers import Done, refusal, refusal_of
 from services.replicator.batch import Batch
 from services.replicator.counters import Counters
 from services.replicator.eventual import EventualWrites
-from services.replicator.items import put_of, strong_of
+from services.replicator.items import strong_of
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.strong import StrongOperations
 from services.runtime.clock import Clock
@@ -141,7 +142,7 @@ class Requests:
     # -- what is asked
 
     def _put(self, body: bytes, done: Done) -> None:
-        self._writes.write(*put_of(body, self._clock.wall_ms()), done)
+        self._writes.write(*put_record(body, self._clock.wall_ms()), done)
 
     def _delete(self, body: bytes, done: Done) -> None:
         self._writes.write(check_storage_key(body), tombstone_body, done)

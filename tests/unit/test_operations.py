@@ -4,6 +4,7 @@ makes, and refuses everything else in one way."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from services.core.errors import CATALOGUE, PeerError
 from services.core.hlc import time_ms_max, version_bytes
 from services.core.key import namespace_prefix
 from services.core.messages import encode_body
-from services.core.record import meta_bytes_max, value_bytes_max
+from services.core.record import meta_bytes_max, value_body, value_bytes_max
 
 prefix = namespace_prefix(7, b"default")
 key = prefix + b"key"
@@ -29,6 +30,15 @@ change = o.ChangeRequest(
 @given(keys, st.binary(max_size=100), ttls, st.binary(max_size=100))
 def test_a_put_comes_out_as_it_went_in(key: bytes, value: bytes, ttl: int, meta: bytes) -> None:
     assert o.decode_put(o.encode_put(key, value, ttl, meta)) == (key, value, ttl, meta)
+
+
+@given(keys, st.binary(max_size=100), ttls, st.binary(max_size=100))
+def test_the_record_of_a_put_is_that_of_its_parts(
+    key: bytes, value: bytes, ttl: int, meta: bytes
+) -> None:
+    expires_at_ms = 1_000 + ttl if ttl else 0
+    body = o.encode_put(key, value, ttl, meta)
+    assert o.put_record(body, 1_000) == (key, value_body(value, expires_at_ms, meta))
 
 
 @given(
@@ -114,6 +124,8 @@ def test_a_deletion_by_prefix_needs_a_prefix_and_stays_within_a_page() -> None:
 def test_a_put_beyond_a_limit_is_refused(body: bytes) -> None:
     with pytest.raises(PeerError):
         o.decode_put(body)
+    with pytest.raises(PeerError):
+        o.put_record(body, 1_000)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +167,7 @@ def test_a_change_answer_of_another_size_is_refused(size: int) -> None:
 
 decoders: list[tuple[Callable[[bytes], object], bytes]] = [
     (o.decode_put, o.encode_put(key, b"value", 5, b"meta")),
+    (partial(o.put_record, now_ms=1_000), o.encode_put(key, b"value", 5, b"meta")),
     (o.decode_change, o.encode_change(change)),
     (o.decode_batch, o.encode_batch([(o.PUT, b"one"), (o.FETCH, b"two")])),
     (o.decode_changed, o.changed_answer(bytes(12), 5) + o.i64.pack(9)),

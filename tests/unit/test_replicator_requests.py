@@ -12,10 +12,9 @@ from services.core import operations as o
 from services.core.ballots import READ
 from services.core.errors import RetryLater
 from services.core.hlc import version_bytes
-from services.core.record import expires_at_ms, is_tombstone, meta, value, value_body
+from services.core.record import expires_at_ms, is_tombstone, meta, value
 from services.core.wire import OK, Role
 from services.replicator import batch, requests
-from services.replicator.items import put_of
 from services.replicator.requests import Requests
 from services.runtime.fake_link import FakeLink
 from services.runtime.link import Station
@@ -373,13 +372,3 @@ def test_a_batch_has_the_times_of_one_moment(front: Front) -> None:
     other = (o.CHANGE, changed(o.ChangeRequest(o.Action.PUT, key_of(2), b"x", ttl_ms=1_000)))
     answers = front.batch(put, other)
     assert len({o.decode_changed(body).expires_at_ms for _, body in answers}) == 1
-
-
-def test_value_bodies_are_those_of_records(front: Front) -> None:
-    now_ms = front.replicator.clock.wall_ms()
-    for ttl_ms in (0, 1, o.ttl_ms_max):
-        for data in (b"", b"\1" + bytes(9)):
-            for content in (b"", b"value"):
-                body = o.encode_put(key, content, ttl_ms, data)
-                expiry = now_ms + ttl_ms if ttl_ms else 0
-                assert put_of(body, now_ms) == (key, value_body(content, expiry, data))
