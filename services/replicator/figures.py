@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Final
 
@@ -50,15 +52,49 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
     add(
         "max_replication_lag_ms",
         "gauge",
-        "For how long a replica has lacked a write that is tried again",
+        "For how long a replica has lacked a write that is tried again or kept as a hint",
         lambda: lag_ms(replicator),
     )
     metrics.add_histogram("ack_seconds", "To an acknowledgement", counters.acks)
     metrics.add_histogram("replication_seconds", "Until the last replica had it", counters.lags)
+    _add_hints(metrics, replicator)
     add("epoch", "gauge", "Epoch of the cluster map", lambda: replicator.fleet.epoch)
     add("nodes_live", "gauge", "Nodes that answer", lambda: _live(replicator))
     add("links_open", "gauge", "Links that others hold to us", lambda: _links_open(replicator))
     metrics.add_counters("link", "of all links", replicator.link_counters)
+
+
+def _add_hints(metrics: Metrics, replicator: Replicator) -> None:
+    """Until there is a stamper there are no hints, and their figures are empty."""
+
+    def by_node(name: str) -> Mapping[str, int]:
+        coordinator = replicator.coordinator
+        return {} if coordinator is None else getattr(coordinator.hints, name)
+
+    def count(name: str) -> int:
+        coordinator = replicator.coordinator
+        return 0 if coordinator is None else getattr(coordinator.hints.counters, name)
+
+    def dropped() -> Mapping[str, int]:
+        coordinator = replicator.coordinator
+        return {} if coordinator is None else asdict(coordinator.hints.counters.dropped)
+
+    for name, text in (
+        ("waiting", "Hints that wait for a node"),
+        ("waiting_bytes", "What they take"),
+        ("overflowed", "How often a hint for a node was dropped, until replicas are compared"),
+    ):
+        read = partial(by_node, name)
+        metrics.add(f"hints_{name}", "gauge", text, read, labels=("node",))
+    for name, text in (
+        ("kept", "Hints kept"),
+        ("delivered", "Hints that their nodes have taken"),
+        ("messages", "Messages with hints"),
+        ("sent_again", "Messages with hints that were sent again"),
+    ):
+        metrics.add(f"hints_{name}", "counter", text, partial(count, name))
+    text = "Hints that were not kept, or not to the end"
+    metrics.add("hints_dropped", "counter", text, dropped, labels=("reason",))
 
 
 def health(replicator: Replicator) -> dict[str, object]:
@@ -91,11 +127,13 @@ def strong_under_way(replicator: Replicator) -> int:
 
 
 def lag_ms(replicator: Replicator) -> float:
+    """For how long the replica has lacked a write that has lacked one for longest."""
     coordinator = replicator.coordinator
-    since_s = None if coordinator is None else coordinator.eventual.oldest_s
-    if since_s is None:
+    if coordinator is None:
         return 0.0
-    return round((replicator.service.clock.monotonic_s() - since_s) * 1000, 3)
+    since_s, now_s = coordinator.eventual.oldest_s, replicator.service.clock.monotonic_s()
+    retried_ms = 0.0 if since_s is None else (now_s - since_s) * 1000
+    return round(max(retried_ms, coordinator.hints.oldest_ms), 3)
 
 
 def _mean_ms(histogram: Histogram) -> float:

@@ -254,9 +254,10 @@ class Hints:
 
     # -- what nodes miss besides
 
-    def lost(self, node_id: str) -> None:
-        """Hints for this node are known to be lost, such as those of a directory that is gone."""
-        (self._targets.get(node_id) or self._add(node_id)).overflow.note()
+    def lost(self, node_id: str, noted: Callable[[], None] | None = None) -> None:
+        """Hints for this node are known to be lost, such as those of a directory that is gone;
+        `noted` is called once that is durable, or cannot be."""
+        (self._targets.get(node_id) or self._add(node_id)).overflow.note(noted)
 
     def mark(self, node_id: str) -> int:
         """Take this before a comparison of all that the node has, for `mended`. 0: needs none."""
@@ -289,12 +290,14 @@ class Hints:
     @property
     def oldest_ms(self) -> int:
         """How long the hint that has waited longest has done so; 0 if there is none."""
-        since = [
-            target.hints.oldest_ms
-            for target in self._targets.values()
-            if target.hints.oldest_ms is not None
-        ]
-        return max(0, self._clock.wall_ms() - min(since)) if since else 0
+        return max(map(self.lag_ms, self._targets), default=0)
+
+    def lag_ms(self, node_id: str) -> int:
+        """As `oldest_ms`, of the hints for this node."""
+        target = self._targets.get(node_id)
+        if target is None or target.hints.oldest_ms is None:
+            return 0
+        return max(0, self._clock.wall_ms() - target.hints.oldest_ms)
 
     # -- looking after them
 

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from services.core.cluster import Member, map_bytes_max
-from services.core.errors import PeerError, RetryLater, UnknownOutcome
+from services.core.errors import FatalError, PeerError, RetryLater, UnknownOutcome
 from services.core.messages import (
-    CAUGHT_UP,
     MALFORMED,
     REGISTER,
     STATE,
@@ -31,6 +29,7 @@ from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.fleet import Fleet
+from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, map_name
 from services.replicator.prefix_delete import PrefixDeletions
@@ -48,27 +47,17 @@ from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
 from services.runtime.loops import Loops
 from services.runtime.opening import Admit, Identity
-from services.runtime.peer import SENT, Handlers, Peer
+from services.runtime.peer import Handlers, Peer
 from services.runtime.service import Service
 
 # As long as an operation may take, and then some.
 drain_s_max: Final = 2.1
-# For all there is to close: within what a service has for that.
-close_s_max: Final = 2.5
+# For all links, and then for hints that are not durable yet: within what a service has to close.
+close_s_max: Final = 2.4
+hints_s_max: Final = 0.4
 # How often a new replicator asks PostgreSQL, while that is away, who it is.
 allot_pause_s_min: Final = 0.2
 allot_pause_s_max: Final = 5.0
-caught_up_s_max: Final = 2.0
-
-
-class NoHints:
-    """Keeps nothing: what a replica misses is left to comparing replicas."""
-
-    def keep(
-        self, node_id: str, key: bytes, record: bytes, kept: Callable[[], None] | None = None
-    ) -> None:
-        if kept is not None:
-            kept()
 
 
 @dataclass(slots=True, frozen=True)
@@ -76,6 +65,7 @@ class Coordinator:
     """What puts operations through, once there is a stamper."""
 
     stamps: Stamps
+    hints: Hints
     eventual: EventualWrites
     strong: StrongOperations
     sweeper: Sweeper
@@ -96,7 +86,6 @@ class Replicator:
             store, self.fleet, settings.cluster_size, self._keep_map, self.draw
         )
         self.registrations = Registrations(self.membership, store)
-        self.hints = NoHints()
         self.requests = Requests(lambda: self.refusal, service.clock, self.counters)
         self.coordinator: Coordinator | None = None
         self.server: LinkServer | None = None
@@ -105,7 +94,7 @@ class Replicator:
         self._disk = disk
         self._store = store
         self._directory: ReplicatorDirectory | None = None
-        self._closing = False
+        self._begun = self._closing = False
         self._station = self._make_station()
         self._said = telemetry.logger("services.replicator")
 
@@ -144,18 +133,46 @@ class Replicator:
 
     async def _begin_stamping(self) -> None:
         """Find out who we are to the clocks of others, and coordinate from then on."""
+        if self._begun:
+            raise FatalError(
+                f"starting on {self.directory.path} failed in a way that nobody foresaw; the log "
+                "has the traceback"
+            )
+        self._begun = True
         found = self.directory.found
         stamper = await self._allotted() if found is None else found.stamper
         clock, settings = self.service.clock, self.settings
         stamps = Stamps(self.directory, stamper, clock, self._disk_failed)
         stamps.start()
-        shared = (self.fleet, stamps, self.hints, self.membership, clock, self.counters, self.draw)
+        hints = await self._recovered_hints(stamps)
+        shared = (self.fleet, stamps, hints, self.membership, clock, self.counters, self.draw)
         writes, strong = EventualWrites(*shared), StrongOperations(*shared)
         sweeper = Sweeper(self.fleet, strong, clock, self.draw)
         sweeper.start()
         self.requests.serve(writes, strong, PrefixDeletions(self.fleet, stamps, writes, clock))
-        self.coordinator = Coordinator(stamps, writes, strong, sweeper)
+        self.coordinator = Coordinator(stamps, hints, writes, strong, sweeper)
         self._said.info("coordinating", replicator=settings.replicator_id, stamper=stamper)
+
+    async def _recovered_hints(self, stamps: Stamps) -> Hints:
+        """The hints of an earlier run, on their way to those who miss them."""
+        hints = Hints(
+            self._disk,
+            self.directory.hints_path,
+            self.fleet,
+            stamps,
+            self.membership,
+            self.service.clock,
+            self.draw,
+            bytes_max=self.settings.hint_bytes_max,
+            on_failure=self._disk_failed,
+        )
+        try:
+            for _ in hints.recover():
+                await asyncio.sleep(0)
+        except OSError as error:
+            raise disk_failure(error) from error
+        hints.start()
+        return hints
 
     async def _allotted(self) -> int:
         pause_s = allot_pause_s_min
@@ -245,9 +262,6 @@ class Replicator:
         self._said.info("link opened", peer=hello.id, role=hello.role.name.lower())
         self.membership.came(peer)
         self._notice(peer)
-        node = self.fleet.nodes.get(hello.id)
-        if node is not None and node.link.peer is hello:
-            self._tell_caught_up(peer)
 
     def _went(self, peer: Peer) -> None:
         self.membership.went(peer)
@@ -261,20 +275,6 @@ class Replicator:
         node = self.fleet.nodes.get(peer.hello.id)
         if node is not None:
             self.fleet.noticed(node)
-
-    def _tell_caught_up(self, peer: Peer) -> None:
-        """There is nothing here that this node has missed."""
-
-        def heard(kind: int, body: bytes) -> None:
-            if kind != OK:
-                self.service.clock.call_later(1.0, partial(self._tell_again, peer))
-
-        if peer.request(CAUGHT_UP, b"", heard, caught_up_s_max) != SENT:
-            self.service.clock.call_later(1.0, partial(self._tell_again, peer))
-
-    def _tell_again(self, peer: Peer) -> None:
-        if peer.connected and not self._closing:
-            self._tell_caught_up(peer)
 
     # -- the map, kept for a start without PostgreSQL
 
@@ -316,10 +316,21 @@ class Replicator:
         await asyncio.gather(*(link.close(left_s) for link in self.fleet.close()))
         if coordinator is not None:
             coordinator.eventual.retries.give_up()
+            await self._until_kept(coordinator.hints, 0.0 if failed else hints_s_max)
+            coordinator.hints.close()
             coordinator.stamps.seal()
         self._disk.close()
         if self._directory is not None:
             self._directory.close()
+
+    async def _until_kept(self, hints: Hints, seconds: float) -> None:
+        ends_s = self.service.clock.monotonic_s() + seconds
+        while not hints.idle:
+            if self.service.clock.monotonic_s() >= ends_s:
+                if seconds:
+                    self._said.warning("the disk did not keep all hints in time")
+                return
+            await asyncio.sleep(0.005)
 
 
 def only_member(member: Member) -> Admit:

@@ -73,12 +73,20 @@ def _node(node: FleetNode, slots: int) -> dict[str, object]:
 
 
 def _behind(replicator: Replicator, node_id: str) -> dict[str, object]:
-    """What this replicator still has for a node, and for how long."""
+    """What this replicator still has for a node, and for how long. `overflowed` tells whether
+    the node misses more than that, which is found by comparing replicas."""
     coordinator = replicator.coordinator
-    since_s = [] if coordinator is None else coordinator.eventual.retries.of(node_id)
-    now_s = replicator.service.clock.monotonic_s()
-    lag_ms = round((now_s - min(since_s)) * 1000) if since_s else 0
-    return {"retries": len(since_s), "lag_ms": lag_ms}
+    if coordinator is None:
+        return {"retries": 0, "hints": 0, "overflowed": False, "lag_ms": 0}
+    hints, clock = coordinator.hints, replicator.service.clock
+    since_s = coordinator.eventual.retries.of(node_id)
+    retried_ms = (clock.monotonic_s() - min(since_s)) * 1000 if since_s else 0
+    return {
+        "retries": len(since_s),
+        "hints": hints.waiting.get(node_id, 0),
+        "overflowed": bool(hints.mark(node_id)),
+        "lag_ms": max(round(retried_ms), hints.lag_ms(node_id)),
+    }
 
 
 def _state(node: FleetNode) -> str:
