@@ -28,11 +28,6 @@ change = o.ChangeRequest(
 
 
 @given(keys, st.binary(max_size=100), ttls, st.binary(max_size=100))
-def test_a_put_comes_out_as_it_went_in(key: bytes, value: bytes, ttl: int, meta: bytes) -> None:
-    assert o.decode_put(o.encode_put(key, value, ttl, meta)) == (key, value, ttl, meta)
-
-
-@given(keys, st.binary(max_size=100), ttls, st.binary(max_size=100))
 def test_the_record_of_a_put_is_that_of_its_parts(
     key: bytes, value: bytes, ttl: int, meta: bytes
 ) -> None:
@@ -123,8 +118,6 @@ def test_a_deletion_by_prefix_needs_a_prefix_and_stays_within_a_page() -> None:
 )
 def test_a_put_beyond_a_limit_is_refused(body: bytes) -> None:
     with pytest.raises(PeerError):
-        o.decode_put(body)
-    with pytest.raises(PeerError):
         o.put_record(body, 1_000)
 
 
@@ -166,7 +159,6 @@ def test_a_change_answer_of_another_size_is_refused(size: int) -> None:
 
 
 decoders: list[tuple[Callable[[bytes], object], bytes]] = [
-    (o.decode_put, o.encode_put(key, b"value", 5, b"meta")),
     (partial(o.put_record, now_ms=1_000), o.encode_put(key, b"value", 5, b"meta")),
     (o.decode_change, o.encode_change(change)),
     (o.decode_batch, o.encode_batch([(o.PUT, b"one"), (o.FETCH, b"two")])),
