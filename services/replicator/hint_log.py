@@ -220,8 +220,7 @@ class HintLog:
     def delivered(self, through: int, oldest_ms: int | None) -> None:
         """All hints up to this one were delivered; the next one taken is as old as this, if it
         is known."""
-        self._done_through = max(self._done_through, through)
-        self._skip_lost()
+        self.passed(through)
         if not self.count:
             self.oldest_ms = None
         elif oldest_ms is not None:
@@ -229,6 +228,11 @@ class HintLog:
         elif self._reading.ahead:
             self.oldest_ms = self._reading.ahead[0].kept_ms
         self._retire()
+
+    def passed(self, through: int) -> None:
+        """As `delivered`, but every file stays until its owner says otherwise."""
+        self._done_through = max(self._done_through, through)
+        self._skip_lost()
 
     def _skip_lost(self) -> None:
         while self._lost and self._lost[0][0] <= self._done_through + 1:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from services.core.cluster import ClusterMap
 from services.core.hlc import pack_version
+from services.core.messages import CAUGHT_UP
 from services.core.record import value_body
 from services.core.wire import Role
+from services.replicator.adoption import Adoption
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.fleet import Fleet
 from services.replicator.hints import Hints
@@ -63,6 +65,10 @@ class Keeper:
         for _ in self.hints.recover():
             pass
         self.hints.start()
+        self.adoption = Adoption(
+            disk, self.directory.path, self.hints, self.clock, random.Random(6)
+        )
+        self.adoption.start()
         self.fleet.adopt(world.map)
         self.fleet.start()
 
@@ -139,12 +145,23 @@ class HintWorld:
         bugs = sum(station.counters.bugs for station in [*stations, self.keeper.station])
         assert not bugs, "a callback or a handler failed; the log has it"
 
-    def restart(self, end: Callable[[], None] | None = None, **limits: int) -> None:
-        """The replicator's next life, after a power cut or what else ends this one."""
+    def restart(
+        self, end: Callable[[], None] | None = None, *, name: str | None = None, **limits: int
+    ) -> None:
+        """The replicator's next life, after a power cut or what else ends this one; or the life of
+        another one on the same machine."""
         self.network.crash(self.name)
         self.keeper.clock.stop()
         (end or self.disk.crash)()
+        if name is not None:
+            self.name = name
+            for node_id in self.nodes:
+                self.network.block(name, node_id)
         self.keeper = Keeper(self, self.name, self.disk, **{**self.limits, **limits})
+
+    def times_told(self, node_id: str = "node-1") -> int:
+        """How often the node was told that it has caught up."""
+        return self.nodes[node_id].asked[CAUGHT_UP]
 
     def missing(self, node_id: str = "node-1") -> set[int]:
         """The hints that were said to be kept and are not on the node."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from services.core.cluster import ClusterMap, Member, Placement
 from services.core.digest import digest_key
@@ -59,10 +60,17 @@ def member_of(number: int) -> Member:
     return Member(name, store_id, "127.0.0.1", 8000 + number, 9000 + number)
 
 
+class Surroundings(Protocol):
+    """What a node lives in."""
+
+    timeline: Timeline
+    network: FakeNetwork
+
+
 class Node:
     """One node through its lives. What it is asked is counted, and may be answered otherwise."""
 
-    def __init__(self, world: World, member: Member) -> None:
+    def __init__(self, world: Surroundings, member: Member) -> None:
         self.world = world
         self.node_id = member.node_id
         self.store_id = bytes.fromhex(member.store_id)
