@@ -53,8 +53,8 @@ from services.runtime.clock import Clock
 from services.runtime.peer import SENT
 
 # No step is begun after this, and the longest step is a write's: with its 2 s the answer is there
-# before the 5 s are over that a gateway gives its client's request. A full call of 10,000 deletes
-# takes about half a second on an idle cluster of three.
+# before the 5 s are over that a gateway gives its client's request. 10,000 deletes take the
+# replicator and three nodes about a second of work, all together.
 work_s: Final = 3.0
 # A page takes a node some milliseconds, and others can speak for it.
 scan_s: Final = 1.0
