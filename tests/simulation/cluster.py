@@ -30,15 +30,16 @@ from services.core.cluster import ClusterMap
 from services.core.messages import WRITE, encode_write
 from services.core.record import is_tombstone, value, version
 from services.core.ring import slot_of
-from services.replicator.memory_map_store import MemoryMapStore, Rows
+from services.replicator.memory_map_store import Rows
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_link import FakeNetwork, Weather
 from tests.simulation.cluster_clients import Client, Mode, Told, Write, key_modes
 from tests.simulation.cluster_faults import Faults
+from tests.simulation.cluster_operator import Operator
 from tests.simulation.history import ABSENT, Found, History
 from tests.simulation.key_model import KeyModel
 from tests.simulation.linearizability import check
-from tests.simulation.machines import NodeMachine, ReplicatorMachine, Site
+from tests.simulation.machines import MapStoreOfChanges, NodeMachine, ReplicatorMachine, Site
 from tests.simulation.replicator_life import finish
 from tests.simulation.scenario import Outcome
 
@@ -71,7 +72,7 @@ class World:
             self.timeline,
             back,
             front,
-            MemoryMapStore(self.rows, size, 3),
+            MapStoreOfChanges(self.rows, size, 3),
             self.near,
             self.outcome.count,
         )
@@ -87,6 +88,8 @@ class World:
         ]
         client_names = [client.name for client in self.clients]
         self.faults = Faults(self.site, self.nodes, self.replicators, client_names, self.skew_ms)
+        self.operator = Operator(self.site, self.nodes, list(key_modes()))
+        self.changes_left = draw.choice((0, 0, 1, 2, 3))
 
     def _skew(self) -> int:
         return self.draw.randint(-self.skew_ms, self.skew_ms)
@@ -104,6 +107,7 @@ class World:
         for client in self.clients:
             client.begin()
         self.faults.begin()
+        self._plan_change()
         self._suffer()
         self._mend()
         Judgement(self).run()
@@ -124,7 +128,41 @@ class World:
         for client in self.clients:
             client.stopped = True
         self.faults.end()
+        self.changes_left = 0
         self.timeline.advance(quiet_s)
+        assert not self.operator.busy, "the change of members does not come to its end"
+
+    # -- members that come and go
+
+    def _plan_change(self) -> None:
+        if self.changes_left:
+            self.timeline.schedule(self.draw.uniform(0.1, 1.5), self._change_members)
+
+    def _change_members(self) -> None:
+        if self.changes_left and not self.operator.busy:
+            self.changes_left -= 1
+            newest = finish(self.site.store.newest())
+            assert newest is not None
+            self.operator.begin(newest, self._other_members(newest))
+            self.outcome.count("changes of members")
+        self._plan_change()
+
+    def _other_members(self, newest: ClusterMap) -> list[NodeMachine]:
+        """One or two nodes join, or leave, or are replaced."""
+        draw = self.draw
+        members = [machine for machine in self.nodes if machine.name in newest.nodes]
+        joining = draw.choice((0, 1, 1, 2))
+        leaving = draw.choice((0, 1, 1, 2))
+        if not joining:
+            leaving = min(leaving, len(members) - 3)
+        joining = joining or int(not leaving)
+        stay = draw.sample(members, max(len(members) - leaving, 3 - joining))
+        for _ in range(joining):
+            machine = NodeMachine(self.site, len(self.nodes) + 1, self._skew())
+            self.nodes.append(machine)
+            machine.start()
+            stay.append(machine)
+        return stay
 
 
 class Judgement:
@@ -141,7 +179,8 @@ class Judgement:
 
     def run(self) -> None:
         for key, mode in self.modes.items():
-            if mode is Mode.EVENTUAL:
+            # Hints are for the owners of their time.
+            if mode is Mode.EVENTUAL and self.map.epoch == 1:
                 self._check_delivered(key)
         strong = [key for key, mode in self.modes.items() if mode is not Mode.EVENTUAL]
         shown = {key: self._read(key) for key in strong}

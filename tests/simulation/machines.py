@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from services.core.cluster import Member
+from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError
 from services.replicator.memory_map_store import MemoryMapStore
 from services.runtime.clock import FakeClock, Timeline
@@ -17,6 +17,16 @@ from services.runtime.fake_link import FakeNetwork
 from tests.simulation.memory_hints import Owed
 from tests.simulation.node_life import NodeLife
 from tests.simulation.replicator_life import ReplicatorLife
+
+
+class MapStoreOfChanges(MemoryMapStore):
+    """Also of maps that no settings tell of: members come and go."""
+
+    def publish(self, new: ClusterMap) -> None:
+        self._rows.maps[new.epoch] = new.encode()
+
+    def check(self, newest: ClusterMap) -> None:
+        """Whatever there is, was meant."""
 
 
 @dataclass(slots=True)
@@ -32,7 +42,7 @@ class Site:
     timeline: Timeline
     back: FakeNetwork
     front: FakeNetwork
-    store: MemoryMapStore
+    store: MapStoreOfChanges
     refuse_leads: bool
     count: Callable[[str], None]
     wrong: list[str] = field(default_factory=list)
@@ -116,6 +126,8 @@ class NodeMachine(Machine):
         self.store_id = number.to_bytes(16, "big")
         self.member = Member(self.name, self.store_id.hex(), self.name, 8082, 9082)
         self.node: NodeLife | None = None
+        # The slots that it is to own, and whose data it lacks.
+        self.not_ready: frozenset[int] = frozenset()
 
     @property
     def life(self) -> NodeLife | None:
@@ -136,6 +148,7 @@ class NodeMachine(Machine):
             refuse_leads=site.refuse_leads,
         )
         life.on_failed = self._failed
+        life.replica.not_ready = self.not_ready
         try:
             for _ in life.recover():
                 pass
@@ -161,6 +174,18 @@ class NodeMachine(Machine):
         assert self.node is not None
         self.site.wrong.extend(self.node.wrong)
         self.node = None
+
+    def be_not_ready(self, slots: Iterable[int]) -> None:
+        self.not_ready |= frozenset(slots)
+        self._tell_what_is_ready()
+
+    def be_ready(self, slot: int) -> None:
+        self.not_ready -= {slot}
+        self._tell_what_is_ready()
+
+    def _tell_what_is_ready(self) -> None:
+        if self.node is not None:
+            self.node.replica.not_ready = self.not_ready
 
     def break_disk(self) -> None:
         operation: Operation = self.site.draw.choice(("sync", "write"))

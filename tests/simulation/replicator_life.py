@@ -16,7 +16,7 @@ from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.fleet import Fleet
 from services.replicator.map_store import MapStore
-from services.replicator.membership import Membership, poll_s
+from services.replicator.membership import Membership, dropped_drain_s, poll_s
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.replicator import only_member
 from services.replicator.requests import Requests
@@ -66,7 +66,9 @@ class SimulatedMembership(Membership):
         finish(self._ask())
         for peer in list(self._told):
             self._tell(peer)
-        finish(self._close_dropped())
+        dropped, self._dropped = self._dropped, []
+        for link in dropped:
+            finish(link.close(dropped_drain_s))
 
 
 class ReplicatorLife:
