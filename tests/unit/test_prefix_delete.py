@@ -137,6 +137,23 @@ def test_pages_follow_each_other_exactly(nodes: int) -> None:
     assert deleted(world, keys) == keys
 
 
+def test_pages_of_a_count_meet_each_key_once_where_nodes_tell_of_them_at_their_own_pace() -> None:
+    """Each node looks at a thousand keys a time, and has others than its neighbours."""
+    world = World(nodes=6)
+    keys = fill(world, 4_500)
+    start, counted = b"", 0
+    for _ in range(10):
+        asked = delete(world, start=start, limit=1_900, dry_run=True)
+        world.pass_time(0.5)
+        page = told(asked)
+        counted += page.matched
+        if page.next is None:
+            break
+        start = page.next
+        assert prefix + start == keys[counted]
+    assert counted == 4_500
+
+
 def test_a_limit_that_is_just_met_ends_without_a_cursor(world: World) -> None:
     fill(world, 40)
     asked = delete(world, limit=40)
