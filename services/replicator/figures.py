@@ -79,6 +79,10 @@ def _add_hints(metrics: Metrics, replicator: Replicator) -> None:
         coordinator = replicator.coordinator
         return {} if coordinator is None else asdict(coordinator.hints.counters.dropped)
 
+    def adopted() -> int:
+        coordinator = replicator.coordinator
+        return 0 if coordinator is None else coordinator.adoption.adopted
+
     for name, text in (
         ("waiting", "Hints that wait for a node"),
         ("waiting_bytes", "What they take"),
@@ -93,6 +97,7 @@ def _add_hints(metrics: Metrics, replicator: Replicator) -> None:
         ("sent_again", "Messages with hints that were sent again"),
     ):
         metrics.add(f"hints_{name}", "counter", text, partial(count, name))
+    metrics.add("hints_adopted", "counter", "Hints of others taken over", adopted)
     text = "Hints that were not kept, or not to the end"
     metrics.add("hints_dropped", "counter", text, dropped, labels=("reason",))
 

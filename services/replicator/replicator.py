@@ -25,6 +25,7 @@ from services.core.messages import (
 )
 from services.core.operations import MAP
 from services.core.wire import OK, Hello, Role
+from services.replicator.adoption import Adoption
 from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
@@ -66,6 +67,7 @@ class Coordinator:
 
     stamps: Stamps
     hints: Hints
+    adoption: Adoption
     eventual: EventualWrites
     strong: StrongOperations
     sweeper: Sweeper
@@ -145,12 +147,14 @@ class Replicator:
         stamps = Stamps(self.directory, stamper, clock, self._disk_failed)
         stamps.start()
         hints = await self._recovered_hints(stamps)
+        adoption = Adoption(self._disk, self.directory.path, hints, clock, self.draw)
+        adoption.start()
         shared = (self.fleet, stamps, hints, self.membership, clock, self.counters, self.draw)
         writes, strong = EventualWrites(*shared), StrongOperations(*shared)
         sweeper = Sweeper(self.fleet, strong, clock, self.draw)
         sweeper.start()
         self.requests.serve(writes, strong, PrefixDeletions(self.fleet, stamps, writes, clock))
-        self.coordinator = Coordinator(stamps, hints, writes, strong, sweeper)
+        self.coordinator = Coordinator(stamps, hints, adoption, writes, strong, sweeper)
         self._said.info("coordinating", replicator=settings.replicator_id, stamper=stamper)
 
     async def _recovered_hints(self, stamps: Stamps) -> Hints:
@@ -315,6 +319,7 @@ class Replicator:
         left_s = 0.0 if failed else max(0.0, ends_s - clock.monotonic_s())
         await asyncio.gather(*(link.close(left_s) for link in self.fleet.close()))
         if coordinator is not None:
+            coordinator.adoption.close()
             coordinator.eventual.retries.give_up()
             await self._until_kept(coordinator.hints, 0.0 if failed else hints_s_max)
             coordinator.hints.close()

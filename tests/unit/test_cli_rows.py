@@ -5,8 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.announcement import up_document
+from services.cli.ports import plan_ports
 from services.cli.rows import Restarts, Row, Stage, accepts_connections, http_ready
+from services.cli.table import UpSettings, service_table
+from services.core.errors import FatalError
+from services.dhtnode.settings import NodeSettings
 from services.runtime.database_url import DatabaseAddress
+from services.runtime.settings import load
 
 
 @given(deaths=st.integers(1, 10_000), luck=st.floats(0, 1))
@@ -96,3 +101,68 @@ async def test_a_database_that_is_up_is_tried_each_time() -> None:
     reason = await accepts_connections(lambda: True, lambda: nowhere)()
     assert reason is not None
     assert reason.startswith("no connection: ")
+
+
+def _table(*, nodes: int, replicators: int, **environ: str) -> dict[str, Row]:
+    settings = load(
+        UpSettings,
+        {
+            "CLUSTER_SECRET": "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe",
+            "DATABASE_URL": "postgres://ada@db/shop",
+            "DATA_DIR": "/nonexistent",
+            **environ,
+        },
+    )
+    ports = plan_ports(8080, nodes=nodes, replicators=replicators)
+    return {row.name: row for row in service_table(settings, ports)}
+
+
+def test_every_replicator_has_a_name_of_its_own_and_every_node_knows_them_all() -> None:
+    rows = _table(nodes=4, replicators=4)
+    names = ["replicator", "replicator-2", "replicator-3", "replicator-4"]
+    assert [name for name, row in rows.items() if row.stage is Stage.REPLICATORS] == names
+    for number, (name, port) in enumerate(zip(names, (8085, 8087, 8088, 8089), strict=True), 1):
+        assert rows[name].environment == {
+            "REPLICATOR_ID": f"replicator-{number}",
+            "REPLICATOR_PORT": str(port),
+            "CLUSTER_SIZE": "4",
+        }
+        assert port + 1000 in rows[name].ports()
+    urls = ",".join(str(rows[name].url) for name in names)
+    nodes = [row for row in rows.values() if row.stage is Stage.NODES]
+    assert [row.environment["REPLICATOR_URLS"] for row in nodes] == [urls] * 4
+
+
+@pytest.mark.parametrize(
+    ("environ", "host"),
+    [
+        ({}, "127.0.0.1"),
+        ({"BIND_HOST": "0.0.0.0"}, "127.0.0.1"),  # noqa: S104  Nobody listens.
+        ({"BIND_HOST": "::"}, "::1"),
+        ({"BIND_HOST": "0.0.0.0", "ADVERTISE_HOST": "here.example"}, "here.example"),  # noqa: S104  As above.
+    ],
+)
+def test_nodes_that_listen_everywhere_tell_others_one_address(
+    environ: dict[str, str], host: str
+) -> None:
+    row = _table(nodes=1, replicators=1, **environ)["node-1"]
+    assert row.environment["ADVERTISE_HOST"] == host
+    started = {
+        **environ,
+        **row.environment,
+        "CLUSTER_SECRET": "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe",
+        "DATA_DIR": "/nonexistent",
+    }
+    assert load(NodeSettings, started).advertised_host == host
+
+
+def test_a_node_that_nobody_could_reach_does_not_start() -> None:
+    everywhere = {
+        "BIND_HOST": "0.0.0.0",  # noqa: S104  Nobody listens.
+        "DATA_DIR": "/nonexistent",
+        "CLUSTER_SECRET": "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe",
+    }
+    with pytest.raises(FatalError, match="ADVERTISE_HOST is not set"):
+        load(NodeSettings, everywhere)
+    with pytest.raises(FatalError, match="ZONE is 'rack 1': use up to 64 letters"):
+        load(NodeSettings, {**everywhere, "ZONE": "rack 1"})

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.core.cluster import Member
 from services.core.errors import PeerError
 from services.core.key import namespace_prefix
 from services.core.messages import (
@@ -23,12 +24,17 @@ from services.core.messages import (
     decode_body,
     decode_get_many,
     decode_list_query,
+    decode_member,
     decode_records,
+    decode_registered,
+    decode_state,
     decode_statuses,
     decode_write_many,
     encode_body,
     encode_get_many,
     encode_records,
+    encode_registered,
+    encode_state,
     encode_statuses,
     encode_write_many,
     items_max,
@@ -49,7 +55,26 @@ decoders: list[Callable[[bytes], object]] = [
     decode_list_query,
     lambda body: decode_body(body, list[Cache]),
     lambda body: decode_body(body, ListPage),
+    decode_member,
+    decode_registered,
+    decode_state,
 ]
+
+
+@given(st.integers(0, 256), st.binary(max_size=50), st.booleans())
+def test_what_nodes_say_of_themselves_and_hear_survives(
+    missing: int, data: bytes, catching_up: bool
+) -> None:
+    assert decode_registered(encode_registered(missing, data)) == (missing, data)
+    assert decode_state(encode_state(catching_up=catching_up)) is catching_up
+    member = Member("node-1", "0" * 32, "127.0.0.1", 8082, 9082, "rack-1")
+    assert decode_member(encode_body(member)) == member
+
+
+def test_a_member_whose_name_is_not_text_is_refused() -> None:
+    body = encode_body(Member("node-1", "0" * 32, "127.0.0.1", 8082, 9082))
+    with pytest.raises(PeerError, match="not a message of the form that is due"):
+        decode_member(body.replace(b"node-1", b"\xff" * 6))
 
 
 @given(st.lists(keys, max_size=20))
