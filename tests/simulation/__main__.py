@@ -1,20 +1,29 @@
 """Run simulated scenarios from a terminal: many seeds, or the one that failed.
 
-python -m tests.simulation [--seed N | --seeds N] [--scenario NAME]
+python -m tests.simulation [--seed N | --seeds N] [--scenario NAME] [--jobs N]
+python -m tests.simulation --broken RULE [--seeds N]     how many seeds until its removal shows
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
+from tests.simulation.broken import removals
+from tests.simulation.cluster import cluster
 from tests.simulation.links import links
 from tests.simulation.lying_disk import lying_disk
 from tests.simulation.node import node
 from tests.simulation.scenario import Scenario, SeedFailedError, run_seeds
 
-scenarios: dict[str, Scenario] = {"links": links, "lying_disk": lying_disk, "node": node}
+scenarios: dict[str, Scenario] = {
+    "links": links,
+    "lying_disk": lying_disk,
+    "node": node,
+    "cluster": cluster,
+}
 
 
 def main() -> int:
@@ -22,15 +31,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this seed alone")
     parser.add_argument("--seeds", type=int, default=300, help="run seeds 0 to N-1")
     parser.add_argument("--scenario", choices=sorted(scenarios), help="only this one")
+    parser.add_argument("--broken", choices=sorted(removals), help="without this rule")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     options = parser.parse_args()
     one = options.seed
     seeds = range(options.seeds) if one is None else range(one, one + 1)
+    jobs = options.jobs if one is None else 1
+    if options.broken is not None:
+        return look_for(options.broken, seeds, jobs)
     for name, scenario in scenarios.items():
         if options.scenario not in (None, name):
             continue
         started_s = time.monotonic()
         try:
-            totals = run_seeds(name, scenario, seeds)
+            totals = run_seeds(name, scenario, seeds, jobs=jobs)
         except SeedFailedError as failure:
             sys.stderr.write(f"{failure}\n")
             return 1
@@ -39,6 +53,18 @@ def main() -> int:
         done = f"seed {one}" if one is not None else f"{len(seeds):,} seeds"
         sys.stdout.write(f"{name}: {done} in {took_s:.1f} s, 0 violations: {sums}\n")
     return 0
+
+
+def look_for(rule: str, seeds: range, jobs: int) -> int:
+    """Whether clusters without this rule are seen to go wrong."""
+    try:
+        run_seeds("cluster", cluster, seeds, jobs=jobs, within=removals[rule])
+    except SeedFailedError as failure:
+        sys.stdout.write(f"without {rule}: {failure}\n")
+        sys.stdout.write(f"without {rule}: caught by seed {failure.seed:,}\n")
+        return 0
+    sys.stdout.write(f"without {rule}: not caught by {len(seeds):,} seeds\n")
+    return 1
 
 
 if __name__ == "__main__":

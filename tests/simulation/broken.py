@@ -24,6 +24,7 @@ from services.replicator.fleet import Owner
 from services.replicator.write import Write
 from services.runtime.log.log import Batch
 from tests.simulation import cluster_operator
+from tests.simulation.cluster_operator import Rules
 
 Removal = Callable[[], AbstractContextManager[object]]
 
@@ -119,13 +120,20 @@ def majority_of_the_old_alone() -> AbstractContextManager[object]:
 
 
 def new_owner_from_one_source() -> AbstractContextManager[object]:
-    return patch.object(
-        cluster_operator, "Rules", partial(cluster_operator.Rules, every_source=False)
-    )
+    """It takes what the first old owner that answers holds."""
+    return patch.object(cluster_operator, "Rules", partial(Rules, every_source=False))
 
 
 def new_owner_without_floor() -> AbstractContextManager[object]:
-    return patch.object(cluster_operator, "Rules", partial(cluster_operator.Rules, floor=False))
+    return patch.object(cluster_operator, "Rules", partial(Rules, floor=False))
+
+
+def reading_of_the_highest() -> AbstractContextManager[object]:
+    return patch.object(strong, "Reading", ReadingOfTheHighest)
+
+
+def forgetful_proposal() -> AbstractContextManager[object]:
+    return patch.object(strong, "Proposal", ForgetfulProposal)
 
 
 def writes_below_the_floor() -> AbstractContextManager[object]:
@@ -147,8 +155,8 @@ def learns_below_the_floor() -> AbstractContextManager[object]:
 
 
 removals: dict[str, Removal] = {
-    "read-without-write-back": lambda: patch.object(strong, "Reading", ReadingOfTheHighest),
-    "blind-retry": lambda: patch.object(strong, "Proposal", ForgetfulProposal),
+    "read-without-write-back": reading_of_the_highest,
+    "blind-retry": forgetful_proposal,
     "local-expiry": local_expiry,
     "restamp-after-answer": stamped_again_after_the_answer,
     "no-joint-quorum": majority_of_the_old_alone,

@@ -1,9 +1,17 @@
-"""What a simulated scenario is, and how a seed of it is run, reported and repeated."""
+"""What a simulated scenario is, and how seeds of it are run, reported and repeated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+
+# Enough that handing them over costs nothing, few enough that a failure is told soon.
+seeds_in_a_piece = 20
 
 
 @dataclass(slots=True)
@@ -20,21 +28,71 @@ class Outcome:
 Scenario = Callable[[int], Outcome]
 """Runs one seed. Raises AssertionError when something that must hold did not."""
 
+Setting = Callable[[], AbstractContextManager[object]]
+"""What seeds are run within."""
+
 
 class SeedFailedError(Exception):
     """A seed broke a rule; the text says how to see it again."""
 
+    def __init__(self, name: str, seed: int, what: str) -> None:
+        super().__init__(f"{name}: seed {seed}: {what}\nrepeat it with: make sim SEED={seed}")
+        self.seed = seed
 
-def run_seeds(name: str, scenario: Scenario, seeds: range) -> Mapping[str, int]:
-    """Run each seed and sum up what they did."""
+
+@dataclass(slots=True, frozen=True)
+class _Failure:
+    seed: int
+    what: str
+
+
+def run_seeds(
+    name: str, scenario: Scenario, seeds: range, *, jobs: int = 1, within: Setting = nullcontext
+) -> Mapping[str, int]:
+    """Run each seed and sum up what they did, in so many processes. The first that fails, in
+    order of seeds, is told. What is handed to other processes must be functions of modules."""
     totals: dict[str, int] = {}
-    for seed in seeds:
-        try:
-            outcome = scenario(seed)
-        except AssertionError as error:
-            raise SeedFailedError(
-                f"{name}: seed {seed}: {error}\nrepeat it with: make sim SEED={seed}"
-            ) from error
-        for key, number in outcome.counts.items():
+    for counts, failure in _run_pieces(scenario, seeds, jobs, within):
+        if failure is not None:
+            raise SeedFailedError(name, failure.seed, failure.what)
+        for key, number in counts.items():
             totals[key] = totals.get(key, 0) + number
     return totals
+
+
+_Sum = tuple[dict[str, int], _Failure | None]
+
+
+def _run_pieces(scenario: Scenario, seeds: range, jobs: int, within: Setting) -> Iterator[_Sum]:
+    pieces = [
+        seeds[start : start + seeds_in_a_piece] for start in range(0, len(seeds), seeds_in_a_piece)
+    ]
+    run = partial(_run_piece, scenario, within)
+    if jobs == 1:
+        yield from map(run, pieces)
+        return
+    # Children that begin anew: what this process has started may not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_leave_interrupts_alone) as pool:
+        try:
+            yield from pool.map(run, pieces)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_alone() -> None:
+    """Ctrl-C is for the process that has started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_piece(scenario: Scenario, within: Setting, seeds: range) -> _Sum:
+    totals: dict[str, int] = {}
+    with within():
+        for seed in seeds:
+            try:
+                outcome = scenario(seed)
+            except AssertionError as error:
+                return totals, _Failure(seed, str(error))
+            for key, number in outcome.counts.items():
+                totals[key] = totals.get(key, 0) + number
+    return totals, None
