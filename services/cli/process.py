@@ -69,8 +69,12 @@ class Child:
 
     `keep` runs until the child is asked to stop, the command of a one-shot row ends well, or the
     child is given up. `started` is done at the first readiness, with None, or when the start of
-    everything should wait no longer, with the FatalError that says why. A redundant child is then
-    still tried, for as long as that makes sense; others are given up.
+    everything should wait no longer, with the FatalError that says why; others than a redundant
+    child are given up then.
+
+    Once started, a child that is needed is given up only when it refuses for good: whatever else
+    ends it may pass, and nobody does its work meanwhile. A redundant one is also given up when it
+    dies again and again, since the others of its stage are better off without its restarts.
     """
 
     def __init__(self, row: Row, log: ServiceLog, surroundings: Surroundings) -> None:
@@ -81,7 +85,7 @@ class Child:
         self._group: int | None = None
         # Why it is not up; None while it is.
         self.trouble: str | None = "not started yet"
-        # Why it stays out for good, if it does.
+        # Why it is not started any more, if it is not.
         self.given_up: FatalError | None = None
         self.started: asyncio.Future[FatalError | None]
         self.started = asyncio.get_running_loop().create_future()
@@ -221,18 +225,20 @@ class Child:
         if self._was_healthy():
             self._deaths = 0
         self._deaths += 1
-        restarts = self.row.restarts
+        restarts, redundant = self.row.restarts, self.row.redundant
         failure = self._failure(ending)
         # It says itself that the next start would meet the same.
-        over = ending.code == FatalError.exit_code or self._deaths >= restarts.deaths_max
-        if over and (self.row.redundant or self.started.done()):
+        over = ending.code == FatalError.exit_code or (
+            redundant and self._deaths >= restarts.deaths_max
+        )
+        if over and redundant:
             # Otherwise everything stops now, and ends with the same words.
             self._say(f"{failure}; it stays out until you start everything again")
         if not self.started.done() and (
             over or self._never_ready is not None or self._deaths >= restarts.tries
         ):
             self.started.set_result(failure)
-            over = over or not self.row.redundant
+            over = over or not redundant
         self.given_up = failure if over else None
         failing = "failing: " if self._deaths >= restarts.failing_deaths and not over else ""
         self._now(f"{failing}{failure}")

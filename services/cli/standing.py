@@ -2,7 +2,8 @@
 
 A stage of redundant services does its work with one of them missing, and so everything is ready
 with that many. The start goes on with fewer, as long as one is up: what it holds can be read, and
-an operator sees what is wrong. With none left, all stop.
+an operator sees what is wrong. With none left, all stop; and so they do when any other service is
+given up, for nobody does its work.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ def is_ready(rows: Sequence[Row], down: Mapping[str, str]) -> bool:
     )
 
 
-def nobody_left(children: Sequence[Child]) -> FatalError | None:
-    """Why there is no going on, if of some redundant services every one is given up."""
+def no_going_on(children: Sequence[Child]) -> FatalError | None:
+    """Why all must stop: one that is needed is given up, or every redundant one of a stage."""
+    needed = [child.given_up for child in children if child.given_up and not child.row.redundant]
+    if needed:
+        return together(needed)
     for stage in by_stage([child.row for child in children if child.row.redundant]):
         reasons = [child.given_up for child in children if child.row in stage]
         if all(reasons):

@@ -1,8 +1,8 @@
 """Start a table of services in order, keep them up, and stop them in order.
 
 start     stage by stage; a stage begins when every row of the one before is ready
-keep up   a service that dies is named and started again; the others go on. One that refuses for
-          good, or dies again and again, stays out; what that means for all is in standing.py
+keep up   a service that dies is named and started again; the others go on. When one is given up
+          is in process.py, what that means for all in standing.py
 stop      the stages backwards, each with a limit to its time
 
 A stop has `stop_s_max`. A stage may use all that is left of it but what the stages after it need
@@ -26,7 +26,7 @@ from services.cli.logs import RotatingFile, ServiceLog, Terminal
 from services.cli.ports import refuse_taken_ports
 from services.cli.process import Child, Surroundings
 from services.cli.rows import Row, Stage
-from services.cli.standing import is_ready, nobody_left, together, troubles
+from services.cli.standing import is_ready, no_going_on, together, troubles
 from services.cli.stop_requests import StopRequests
 from services.core.errors import FatalError
 
@@ -148,7 +148,11 @@ class Supervisor:
                 return
 
     async def _until_started(self, children: Sequence[Child]) -> None:
-        """Wait until all are ready or failed, one failed that is needed, or a stop is due."""
+        """Wait until all of a stage are ready or failed, or a stop is due.
+
+        One that is needed, of this stage or of one before, is given up when it fails, and with
+        that a stop is due.
+        """
         stop_due = asyncio.create_task(self._until_stop_due())
         try:
             waiting = {child.started for child in children}
@@ -156,10 +160,9 @@ class Supervisor:
                 either: set[asyncio.Future[Any]] = {*waiting, stop_due}
                 done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 waiting -= done
-                failed = [(child.row, why) for child in children if (why := _why_failed(child))]
-                needed = [why for row, why in failed if not row.redundant]
-                if needed or len(failed) == len(children):
-                    self._fail(together(needed or [why for _, why in failed]))
+                failed = [why for child in children if (why := _why_failed(child))]
+                if len(failed) == len(children):
+                    self._fail(together(failed))
         finally:
             stop_due.cancel()
             await asyncio.wait([stop_due])
@@ -237,7 +240,7 @@ class Supervisor:
 
     def _changed(self) -> None:
         """A child came up, went down, or was given up."""
-        if (failure := nobody_left(list(self._children.values()))) is not None:
+        if (failure := no_going_on(list(self._children.values()))) is not None:
             self._fail(failure)
         if not self._published:
             return

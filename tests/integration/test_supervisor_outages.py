@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,13 @@ def nodes(*moods: str) -> list[dict[str, Any]]:
         serving(f"node-{number}", "NODES", *([] if mood == "-" else [mood]), redundant=True)
         for number, mood in enumerate(moods, start=1)
     ]
+
+
+def taken(port: int) -> socket.socket | None:
+    """A socket that listens on the port, once its service has let go of it."""
+    with suppress(OSError):
+        return socket.create_server(("127.0.0.1", port))
+    return None
 
 
 async def until_down(up: Supervised, *names: str) -> dict[str, Any]:
@@ -114,14 +123,73 @@ async def test_a_service_that_refuses_later_stays_out_and_up_json_says_that_it_i
         os.kill(pids["node-2"], signal.SIGKILL)
         await up.until_shown("node-2 refuses to run")
         assert (await until_down(up, "node-2"))["ready"] is True
-        os.kill(pids["gateway"], signal.SIGKILL)
-        await up.until_shown("gateway refuses to run")
-        document = await until_down(up, "gateway", "node-2")
-        assert document["ready"] is False
-        assert reason in document["down"]["gateway"]
-        assert document["pids"].keys() == {"node-1", "node-3"}, "they go on"
-        assert up.shown.count("it stays out until you start everything again") == 2
-        assert "not ready without node-2, gateway" in up.shown
+        assert up.document()["pids"].keys() == {"node-1", "node-3", "gateway"}, "they go on"
+        assert up.shown.count("it stays out until you start everything again") == 1
+
+
+async def test_when_a_needed_service_refuses_later_all_stop_with_its_words_and_its_code(
+    data_dir: Path,
+) -> None:
+    rows = [*nodes("-", "-", "-"), serving("gateway", "GATEWAY", "fragile")]
+    async with supervised(table(rows, data_dir), data_dir) as up:
+        os.kill((await up.until_up())["pids"]["gateway"], signal.SIGKILL)
+        assert await up.ended() == 78
+        log = data_dir / "logs" / "gateway.log"
+        assert up.shown.splitlines()[-1] == f"ydht: gateway refuses to run: {reason} (see {log})"
+        assert log.read_text().count("looking at my files") == 1, "it was asked once"
+        assert "it stays out" not in up.shown
+        assert "stopping node-1, node-2, node-3" in up.shown
+        assert not (data_dir / "up.json").exists()
+        assert up.left() == []
+
+
+def kill_ready(up: Supervised, name: str) -> None:
+    """Kill a service during the start, when no up.json has its pid yet."""
+    ready = re.search(rf"{name} +\| \[up\] ready \(pid (\d+)\)", up.shown)
+    assert ready is not None
+    os.kill(int(ready[1]), signal.SIGKILL)
+
+
+async def test_a_needed_service_that_refuses_while_a_later_one_gets_ready_ends_the_start_at_once(
+    data_dir: Path,
+) -> None:
+    account = serving("usermanager", "ACCOUNTS", "fragile")
+    gateway = serving("gateway", "GATEWAY", "unready", ready_s_max=600.0)
+    async with supervised(table([*nodes("-"), account, gateway], data_dir), data_dir) as up:
+        await up.until_shown("starting gateway")
+        kill_ready(up, "usermanager")
+        assert await up.ended() == 78
+        log = data_dir / "logs" / "usermanager.log"
+        line = up.shown.splitlines()[-1]
+        assert line == f"ydht: usermanager refuses to run: {reason} (see {log})"
+        assert not (data_dir / "up.json").exists(), "it was never ready"
+        assert up.left() == []
+
+
+async def test_when_the_last_redundant_one_refuses_during_the_start_of_later_ones_it_ends(
+    data_dir: Path,
+) -> None:
+    gateway = serving("gateway", "GATEWAY", "unready", ready_s_max=600.0)
+    rows = [*nodes("damaged", "fragile"), gateway]
+    async with supervised(table(rows, data_dir), data_dir) as up:
+        await up.until_shown("starting gateway")
+        kill_ready(up, "node-2")
+        assert await up.ended() == 78
+        assert up.shown.splitlines()[-1].count(reason) == 2
+
+
+async def test_a_needed_service_that_dies_during_the_start_of_later_ones_does_not_end_it(
+    data_dir: Path,
+) -> None:
+    account = serving("usermanager", "ACCOUNTS")
+    gateway = serving("gateway", "GATEWAY", "unready", ready_s_max=600.0)
+    async with supervised(table([account, gateway], data_dir), data_dir) as up:
+        await up.until_shown("starting gateway")
+        kill_ready(up, "usermanager")
+        await up.until_shown("usermanager  | [up] ready", times=2)
+        assert "stopping" not in up.shown
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
 
 
 async def test_when_the_last_node_refuses_all_stop(data_dir: Path) -> None:
@@ -152,21 +220,42 @@ async def test_ready_is_true_only_while_every_needed_service_is_up(data_dir: Pat
         assert "up           | ready again" in up.shown
 
 
-async def test_a_service_that_dies_soon_after_it_is_ready_is_given_up_in_the_end(
+async def test_a_node_that_dies_soon_after_it_is_ready_is_given_up_in_the_end(
     data_dir: Path,
 ) -> None:
-    rows = [*nodes("-", "-", "-"), serving("gateway", "GATEWAY", "sickly", deaths_max=7)]
+    rows = [*nodes("-", "sickly", "-"), serving("gateway", "GATEWAY")]
+    rows[1]["deaths_max"] = 7
     async with supervised(table(rows, data_dir), data_dir) as up:
         await up.until_shown("is failing (5 deaths in a row); starting it again")
         await up.until_shown("(7 deaths in a row): out of breath")
-        document = await until_down(up, "gateway")
-        assert document["ready"] is False
-        assert document["down"]["gateway"].startswith(
-            "gateway ended with exit code 1 (7 deaths in a row): out of breath"
+        document = await until_down(up, "node-2")
+        assert document["ready"] is True
+        assert document["down"]["node-2"].startswith(
+            "node-2 ended with exit code 1 (7 deaths in a row): out of breath"
         )
-        log = (data_dir / "logs" / "gateway.log").read_text()
+        log = (data_dir / "logs" / "node-2.log").read_text()
         assert log.count("out of breath") == 7 + 1, "said seven times, and quoted once"
         assert up.process.returncode is None
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
+
+
+async def test_a_needed_service_that_dies_again_and_again_is_named_and_tried_until_it_works(
+    data_dir: Path,
+) -> None:
+    gateway = serving("gateway", "GATEWAY", deaths_max=6)
+    async with supervised(table([*nodes("-"), gateway], data_dir), data_dir) as up:
+        pid = (await up.until_up())["pids"]["gateway"]
+        os.kill(pid, signal.SIGKILL)
+        blocker = await wait_until(lambda: taken(gateway["port"]), "the port is free")
+        with blocker:
+            # Past the count at which a redundant service would stay out.
+            await up.until_shown("is failing (8 deaths in a row); starting it again")
+            document = await until_down(up, "gateway")
+            assert document["ready"] is False
+            assert document["down"]["gateway"].startswith("failing: gateway ended with exit code")
+            assert "it stays out" not in up.shown
+        assert (await until_whole(up))["ready"] is True
         up.signal(signal.SIGINT)
         assert await up.ended() == 0
 
@@ -192,21 +281,22 @@ async def test_a_redundant_service_that_only_fails_to_start_is_tried_again_later
         assert (await until_whole(up))["ready"] is True
 
 
-async def test_a_command_that_cannot_be_started_any_more_is_given_up_however_well_it_ran(
+async def test_a_node_that_cannot_be_started_any_more_is_given_up_however_well_it_ran(
     data_dir: Path,
 ) -> None:
     program = data_dir.with_name("program")
     program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     program.chmod(0o700)
-    gateway = serving("gateway", "GATEWAY", program=str(program), healthy_s=0.2, deaths_max=6)
-    async with supervised(table([*nodes("-"), gateway], data_dir), data_dir) as up:
-        pid = (await up.until_up())["pids"]["gateway"]
+    rows = nodes("-", "-")
+    rows[1].update(program=str(program), healthy_s=0.2, deaths_max=6)
+    async with supervised(table(rows, data_dir), data_dir) as up:
+        pid = (await up.until_up())["pids"]["node-2"]
         await asyncio.sleep(0.5)
         program.unlink()
         os.kill(pid, signal.SIGKILL)
         await up.until_shown("it stays out until you start everything again")
-        why = up.document()["down"]["gateway"]
-        assert why.startswith("gateway could not be started: No such file or directory")
+        why = up.document()["down"]["node-2"]
+        assert why.startswith("node-2 could not be started: No such file or directory")
         assert "(6 deaths in a row)" in why
 
 
