@@ -11,7 +11,6 @@ or a private network.
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 import socket
 import ssl
@@ -19,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.core.errors import RestartLater
 from services.core.wire import DOWN, Frame, FrameDecoder, Hello
 from services.runtime import telemetry
 from services.runtime.connection import Connection
@@ -36,7 +34,7 @@ from services.runtime.opening import (
     shutting_down,
 )
 from services.runtime.peer import Handlers, OnAnswer, Peer
-from services.runtime.port_holder import holder_of
+from services.runtime.port_holder import cannot_listen
 from services.runtime.refusals import Refusals
 from services.runtime.settings import link_port_offset
 
@@ -278,12 +276,8 @@ class LinkServer:
             )
         except OSError as error:
             where = f"port {self.port} on {self._host}, for links,"
-            if error.errno == errno.EADDRINUSE:
-                raise RestartLater(
-                    f"{where} is taken by {holder_of(self.port)}: stop that, or choose another "
-                    f"HTTP port (links are at {link_port_offset} above it)"
-                ) from error
-            raise RestartLater(f"cannot listen on {where} {error.strerror}") from error
+            choice = f"choose another HTTP port (links are at {link_port_offset} above it)"
+            raise cannot_listen(error, self.port, where, choice) from error
         self.port = listening.getsockname()[1]
         if self._secured is not None:
             self._secured.start(listening, limits.openings_max, limits.opening_s)

@@ -71,6 +71,10 @@ def why_not(error: Exception) -> str:
     return str(error)
 
 
+def nothing_open() -> None:
+    """There is no door to shut: it has not been opened yet, or is shut."""
+
+
 class SecuredStrangers:
     """Accepts connections and takes them through the TLS handshake, so many at a time.
 
@@ -90,50 +94,76 @@ class SecuredStrangers:
         self._on_refused = on_refused
         self._counters = counters
         self._handshakes: set[asyncio.Task[None]] = set()
-        self._accepting: asyncio.Task[None] | None = None
+        # Accepted, while the task of their handshake has not had its first turn.
+        self._waiting: set[socket.socket] = set()
+        self._shut: Callable[[], None] = nothing_open
 
     def start(self, listening: socket.socket, handshakes_max: int, handshake_s: float) -> None:
         """Take over a socket that listens."""
+        loop = asyncio.get_running_loop()
         listening.settimeout(0)
-        self._accepting = asyncio.create_task(
-            self._accept(listening, handshakes_max, handshake_s), name="accept links"
-        )
+        pause: asyncio.TimerHandle | None = None
+
+        # Called by the loop, and no task that awaits: one that is cancelled before its first turn,
+        # or when it has accepted just now, would leave a socket behind.
+        def accept() -> None:
+            nonlocal pause
+            if not self._accept_one(listening, handshakes_max, handshake_s):
+                loop.remove_reader(listening)
+                pause = loop.call_later(accept_retry_s, loop.add_reader, listening, accept)
+
+        def shut() -> None:
+            if pause is not None:
+                pause.cancel()
+            loop.remove_reader(listening)
+            listening.close()
+
+        loop.add_reader(listening, accept)
+        self._shut = shut
 
     async def close(self) -> None:
-        tasks = [*self._handshakes, *([self._accepting] if self._accepting else [])]
+        self._shut()
+        self._shut = nothing_open
+        tasks = list(self._handshakes)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for stranger in self._waiting:
+            stranger.close()
 
-    async def _accept(
+    def _accept_one(
         self, listening: socket.socket, handshakes_max: int, handshake_s: float
-    ) -> None:
-        with listening:
-            while True:
-                try:
-                    await self._accept_one(listening, handshakes_max, handshake_s)
-                except OSError as error:
-                    self._on_refused(f"a connection could not be accepted: {error.strerror}")
-                    await asyncio.sleep(accept_retry_s)
-                except Exception:
-                    # A bug over one stranger must not shut the door on all others unseen.
-                    self._failed()
-                    await asyncio.sleep(accept_retry_s)
-
-    async def _accept_one(
-        self, listening: socket.socket, handshakes_max: int, handshake_s: float
-    ) -> None:
-        stranger, _ = await asyncio.get_running_loop().sock_accept(listening)
+    ) -> bool:
+        """Whether to go on at once."""
+        try:
+            stranger, _ = listening.accept()
+        except BlockingIOError:
+            # It has left again.
+            return True
+        except OSError as error:
+            self._refuse(f"a connection could not be accepted: {error.strerror}")
+            return False
         if len(self._handshakes) >= handshakes_max:
             stranger.close()
-            self._on_refused(f"{handshakes_max} other connections are just opening")
-            return
+            return self._refuse(f"{handshakes_max} other connections are just opening")
+        self._waiting.add(stranger)
         task = asyncio.create_task(self._shake_hands(stranger, handshake_s))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
+        return True
+
+    def _refuse(self, reason: str) -> bool:
+        try:
+            self._on_refused(reason)
+        except Exception:
+            # A bug over one stranger must not shut the door on all others unseen.
+            self._failed()
+            return False
+        return True
 
     async def _shake_hands(self, stranger: socket.socket, handshake_s: float) -> None:
+        self._waiting.discard(stranger)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._opening,

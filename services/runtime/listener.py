@@ -12,7 +12,6 @@ uvicorn is pinned exactly, because this reaches into its protocol and server sta
 from __future__ import annotations
 
 import asyncio
-import errno
 from email.utils import formatdate
 from typing import Any, NoReturn
 
@@ -23,11 +22,11 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from services.core.errors import ClientError, FatalError, FixRequest, RestartLater, RetryLater
+from services.core.errors import ClientError, FatalError, FixRequest, RetryLater
 from services.runtime.client_connections import Connections, idle_s_max
 from services.runtime.clock import Clock
 from services.runtime.edge import new_request_id
-from services.runtime.port_holder import holder_of
+from services.runtime.port_holder import cannot_listen
 from services.runtime.problem import problem_type
 
 # What a browser's cookies and a long URL need; the contract names this figure to clients.
@@ -348,15 +347,4 @@ class Listener:
 
     def _unusable(self, error: OSError, port_variable: str) -> FatalError:
         where = f"port {self._port} on {self._host}"
-        if error.errno == errno.EADDRINUSE:
-            return RestartLater(
-                f"{where} is taken by {holder_of(self._port)}: stop that, or set {port_variable} "
-                "to another"
-            )
-        if error.errno == errno.EADDRNOTAVAIL:
-            # While a machine starts, its addresses come one by one.
-            return RestartLater(
-                f"cannot listen on {where}: this machine has no such address now; set BIND_HOST to "
-                "one that it has"
-            )
-        return FatalError(f"cannot listen on {where} ({port_variable}): {error.strerror or error}")
+        return cannot_listen(error, self._port, where, f"set {port_variable} to another")

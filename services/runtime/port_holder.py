@@ -1,8 +1,35 @@
-"""Who sits on a port that is taken, for the line that says so."""
+"""Why a port cannot be listened on, and who sits on it if it is taken."""
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
 import psutil  # type: ignore[import-untyped]
+
+from services.core.errors import FatalError, RestartLater
+
+# The machine is short of something just now, and may have it again at the next start.
+_passing: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def cannot_listen(error: OSError, port: int, where: str, choice: str) -> FatalError:
+    """What ends a service that cannot listen; RestartLater if that may pass by itself.
+
+    `where` names the port in a sentence, `choice` is what to set for another one.
+    """
+    if error.errno == errno.EADDRINUSE:
+        return RestartLater(f"{where} is taken by {holder_of(port)}: stop that, or {choice}")
+    if error.errno == errno.EADDRNOTAVAIL:
+        # While a machine starts, its addresses come one by one.
+        return RestartLater(
+            f"cannot listen on {where}: this machine has no such address now; set BIND_HOST to "
+            "one that it has"
+        )
+    why = f"cannot listen on {where}: {error.strerror or error}"
+    if error.errno in _passing:
+        return RestartLater(why)
+    return FatalError(f"{why}; {choice}")
 
 
 def holder_of(port: int) -> str:
