@@ -123,6 +123,7 @@ class World:
             self.timeline.advance(0.05)
         self.outcome.count("operations", self.told.operations)
         assert self.told.operations >= operations_min, "the clients got nowhere"
+        assert counts["faults"] >= faults_min, "too little went wrong"
 
     def _mend(self) -> None:
         for client in self.clients:
@@ -316,7 +317,7 @@ def _maps_placed_once() -> Iterator[None]:
         yield
 
 
-_decode = functools.lru_cache(maxsize=64)(ClusterMap.decode)
+_decode = functools.lru_cache(maxsize=128)(ClusterMap.decode)
 
 
 def cluster(seed: int) -> Outcome:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache, partial
+from itertools import count
 
 from services.core import operations as o
 from services.core.key import namespace_prefix
@@ -45,6 +46,7 @@ from tests.simulation.node_life import secret
 # What a replicator gives an operation, and some time on the way.
 answer_s = 2.5
 think_s = 0.02
+prefix = namespace_prefix(7, b"store")
 # Whoever was refused waits longer before the next try.
 refused_s = 0.15
 
@@ -57,30 +59,31 @@ class Mode(Enum):
 
 @lru_cache(maxsize=1)
 def keys_of_one_slot() -> tuple[bytes, ...]:
-    """Six storage keys that share a slot. Looking for them takes a tenth of a second."""
-    prefix = namespace_prefix(7, b"store")
-    first = prefix + b"key-0"
-    found = [first]
-    number = 0
-    while len(found) < 6:
-        number += 1
+    """Five storage keys that share a slot. Looking for them takes a tenth of a second."""
+    found: list[bytes] = []
+    for number in count():
         key = prefix + b"key-%d" % number
-        if slot_of(key) == slot_of(first):
+        if not found or slot_of(key) == slot_of(found[0]):
             found.append(key)
+        if len(found) == 5:
+            break
     return tuple(found)
 
 
 def key_modes() -> dict[bytes, Mode]:
-    """The keys of a run: five of one slot, of which three are strong, and three from elsewhere."""
-    *strong, one, other, _ = keys_of_one_slot()
-    elsewhere = [namespace_prefix(7, b"store") + b"elsewhere-%d" % number for number in range(2)]
+    """The keys of a run, five of one slot and two from elsewhere."""
+    first, second, third, fourth, fifth = keys_of_one_slot()
     return {
-        **dict.fromkeys(strong, Mode.STRONG),
-        one: Mode.MIXED,
-        other: Mode.EVENTUAL,
-        elsewhere[0]: Mode.EVENTUAL,
-        elsewhere[1]: Mode.MIXED,
+        **dict.fromkeys((first, second, third), Mode.STRONG),
+        fourth: Mode.MIXED,
+        fifth: Mode.EVENTUAL,
+        prefix + b"elsewhere-0": Mode.EVENTUAL,
+        prefix + b"elsewhere-1": Mode.MIXED,
     }
+
+
+# So that rivals meet: most operations are on few keys.
+shares = {Mode.STRONG: 4, Mode.MIXED: 2, Mode.EVENTUAL: 2}
 
 
 @dataclass(slots=True)
@@ -132,7 +135,7 @@ class Client:
         self.clock = FakeClock(site.timeline)
         self.station = Station(Identity(Role.GATEWAY, name, secret))
         self.modes = key_modes()
-        self.keys = list(self.modes)
+        self.keys = [key for key, mode in self.modes.items() for _ in range(shares[mode])]
         self.stopped = False
         self._life_of = life_of
         # Something was refused or is unknown; the next request waits longer.
@@ -191,7 +194,6 @@ class Client:
 
     def _one(self, replicator: str) -> tuple[int, bytes, Heard]:
         """One operation on some key: kind and body of its request, and who hears of the answer."""
-        # Half of all operations are on strong keys, which are four of eight.
         key = self.draw.choice(self.keys)
         mode = self.modes[key]
         if mode is Mode.MIXED:

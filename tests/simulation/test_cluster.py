@@ -1,0 +1,46 @@
+"""What a cluster told anybody stays true, in any weather and through changes of its members."""
+
+from __future__ import annotations
+
+from tests.simulation.cluster import cluster
+from tests.simulation.scenario import run_seeds
+
+
+def test_300_seeds_of_a_cluster_are_linearizable_and_lose_nothing() -> None:
+    seeds = 300
+    totals = run_seeds("cluster", cluster, range(seeds), jobs=2)
+    assert totals["operations"] >= 150 * seeds
+    assert totals["faults"] >= 4 * seeds
+    # Each kind of trouble has been met often, so the check has seen something.
+    for trouble in (
+        "node: power cut",
+        "node: kill",
+        "replicator: power cut",
+        "replicator: kill",
+        "replicator: directory lost",
+        "pause",
+        "one-way partition",
+        "isolation",
+        "storm",
+        "frozen disk",
+        "broken disk",
+        "clock jump",
+    ):
+        assert totals[f"fault {trouble}"] > seeds / 2, trouble
+    assert totals["changes of members"] > seeds / 2
+    assert totals["slots moved"] > seeds
+    assert totals["keys undecided"] == 0
+
+
+def test_most_operations_of_simulated_clients_have_definite_outcomes() -> None:
+    totals = run_seeds("cluster", cluster, range(40), jobs=2)
+    told = ("absent", "found", "mismatch", "not an integer", "wrote")
+    strong = sum(totals.get(f"strong {outcome}", 0) for outcome in told)
+    unsure = totals["strong unknown"] + totals["strong failed"]
+    assert strong > unsure
+    assert totals["eventual acknowledged"] > totals["eventual unknown"] + totals["eventual refused"]
+
+
+def test_a_seed_of_a_cluster_repeats_itself() -> None:
+    assert cluster(11).trace == cluster(11).trace
+    assert cluster(11).trace != cluster(12).trace
