@@ -50,9 +50,9 @@ class Restarts:
 
     The wait doubles from `first_s` to `longest_s` and starts over once the process has been
     ready for `healthy_s`. The start of everything waits for `tries` starts of a process that does
-    not get ready. After `failing_deaths` in a row a process is named as failing, and after
-    `deaths_max`, which take five minutes or more, it stays out. One that refuses for good stays
-    out at once.
+    not get ready. After `failing_deaths` in a row a process is named as failing; a redundant one
+    stays out after `deaths_max`, which take five minutes or more, or at once when it refuses for
+    good. A needed one is tried for ever, and ends everything when it refuses for good.
     """
 
     first_s: float = 0.25
