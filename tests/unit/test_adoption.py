@@ -80,7 +80,7 @@ def test_a_power_cut_while_hints_are_taken_over_loses_none(seed: int) -> None:
     world.disk.latency_s = (0.000_1, 0.05)
     for _ in range(3):
         world.pass_until(lambda: world.keeper.adoption.adopted > 0, within_s=looked_s)
-        world.pass_time(draw.uniform(0.0, 0.1))
+        world.pass_time(draw.uniform(0.0, 1.5))
         world.restart(draw.choice((world.disk.crash, world.disk.kill)))
         if not left_behind(world):
             break
@@ -89,6 +89,14 @@ def test_a_power_cut_while_hints_are_taken_over_loses_none(seed: int) -> None:
     world.come_back()
     world.pass_time(3.0)
     assert not world.missing() & set(range(300))
+
+
+def test_nothing_is_removed_there_before_it_is_durable_here() -> None:
+    world = gone(5)
+    world.disk.latency_s = (0.01, 0.05)
+    world.pass_until(lambda: not any("node-1/log" in name for name in left_behind(world)), looked_s)
+    world.restart()
+    assert world.hints.waiting["node-1"] == 5
 
 
 def test_an_overflow_is_taken_over_before_it_is_forgotten() -> None:
