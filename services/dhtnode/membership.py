@@ -58,7 +58,11 @@ class Membership:
     def adopt(self, data: bytes) -> None:
         """Take a map that a replicator sent, if it is newer than ours; its epoch is logged, and
         the map kept. PeerError if it cannot follow ours. On a disk without room for an epoch we
-        stay in ours, which is what is answered."""
+        stay in ours, which is what is answered.
+
+        Placements are left alone: a node stores what it is sent, whoever owns it, and to make them
+        would hold the loop for many milliseconds.
+        """
         received = ClusterMap.decode(data)
         known = self.map
         if known is not None and received.epoch <= known.epoch:
@@ -73,8 +77,6 @@ class Membership:
         self._replica.adopt_epoch(received.epoch)
         if self._replica.epoch < received.epoch:
             return
-        # Made now, not under the first request that needs a placement.
-        _ = received.placements
         self.map = received
         self._keep(data)
 

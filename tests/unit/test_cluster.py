@@ -145,6 +145,18 @@ def test_slots_with_the_same_owners_share_one_placement() -> None:
     assert stable.old_ring is stable.ring
 
 
+@pytest.mark.parametrize("known", [stable, joint, after])
+def test_every_slot_has_the_placement_of_its_owners_before_and_after(known: ClusterMap) -> None:
+    for slot, placement in enumerate(known.placements):
+        old, new = known.old_ring.slots[slot], known.ring.slots[slot]
+        assert placement.owners == tuple(dict.fromkeys(old + new))
+        assert (placement.old_mask, placement.new_mask) == (
+            placement.mask(old),
+            placement.mask(new),
+        )
+        assert (placement.old_majority, placement.new_majority) == (2, 2)
+
+
 def test_the_movement_of_a_change_is_between_its_two_rings() -> None:
     movement = joint.movement()
     assert movement

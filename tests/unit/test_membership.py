@@ -104,6 +104,14 @@ def test_without_room_for_its_epoch_a_map_is_not_taken() -> None:
     assert world.get(key_of(1)) == (OK, value(1))
 
 
+def test_a_map_is_taken_without_working_out_who_owns_what() -> None:
+    node = Node()
+    node.membership.adopt(cluster_map(3))
+    known = node.membership.map
+    assert known is not None
+    assert not {"ring", "placements"} & vars(known).keys(), "that holds the loop for long"
+
+
 # Catching up.
 
 behind = (m.STATE, m.encode_state(catching_up=True))
