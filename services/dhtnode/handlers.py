@@ -3,18 +3,17 @@
 Reads and writes of one key go straight to the replica. What is about many keys is bounded by the
 request, waits for its turn with all else of that kind (`turns.Turns`), and is answered once
 everything it has seen is durable. Such handlers are generators, which yield where they may be
-interrupted.
+interrupted; nothing is done for a peer that wants no answer or has gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from services.core.digest import summary_of
 from services.core.errors import PeerError
-from services.core.hlc import Version
 from services.core.messages import (
     CACHES,
     CAUGHT_UP,
@@ -42,24 +41,22 @@ from services.core.messages import (
     decode_body,
     decode_list_query,
     encode_body,
+    many_bytes_max,
     u16,
     u64,
 )
 from services.core.ring import leaf_count, slot_count
-from services.core.wire import OK
-from services.dhtnode.listing import Entry, Query, examined_max
+from services.core.wire import FAILED, OK, OVERLOADED
+from services.dhtnode import pages
+from services.dhtnode.listing import Entry, Query
 from services.dhtnode.membership import Membership
 from services.dhtnode.replica import Replica
 from services.dhtnode.turns import Soon, Turns
+from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.link_limits import LinkCounters
-from services.runtime.peer import Handler, Handlers, Peer
+from services.runtime.peer import Handler, Handlers, Peer, no_answer
 
-# About a millisecond of merging new keys into the order of a namespace, a whole turn.
-index_budget: Final = 4096
-# A page is looked for in pieces of half a millisecond.
-page_piece_keys: Final = 256
-page_pieces_max: Final = examined_max // page_piece_keys
 # An answer with a piece of a slot: large enough to be worth a round trip, made in a millisecond.
 piece_bytes: Final = 256 << 10
 versions_max: Final = 4096
@@ -87,7 +84,8 @@ class NodeHandlers:
         self._table = replica.table
         self._membership = membership
         self._clock = clock
-        self._turns = Turns(clock, soon, self._malformed, counters)
+        self.counters = counters
+        self.turns = Turns(clock, soon)
 
     def table(self, acceptor: Handlers) -> Handlers:
         """All kinds, also those that the acceptor has handlers for."""
@@ -97,23 +95,23 @@ class NodeHandlers:
             GET: replica.get,
             WRITE: replica.write,
             COUNT: self._count,
-            LEAVES: self._leaves,
             EPOCH: self._epoch,
             CACHES: self._caches,
             CAUGHT_UP: self._caught_up,
         }
         by_turns: dict[int, Long] = {
-            GET_MANY: replica.get_many,
             LIST: self._list,
             SCAN: self._scan,
             DIGESTS: self._digests,
+            LEAVES: self._leaves,
             VERSIONS: self._versions,
             SLOT: self._slot,
         }
         return {
             **{kind: partial(self._guarded, handler) for kind, handler in at_once.items()},
             **{kind: partial(self._queued, handler) for kind, handler in by_turns.items()},
-            WRITE_MANY: partial(self._queued, replica.write_many, changes=True),
+            GET_MANY: partial(self._queued, replica.get_many, first=True),
+            WRITE_MANY: partial(self._queued, replica.write_many, first=True, changes=True),
         }
 
     def _guarded(self, handler: Handler, peer: Peer, request_id: int, body: bytes) -> None:
@@ -122,14 +120,38 @@ class NodeHandlers:
         try:
             handler(peer, request_id, body)
         except PeerError as error:
-            self._malformed(peer, request_id, error)
+            self.malformed(peer, request_id, error)
 
     def _queued(
-        self, handler: Long, peer: Peer, request_id: int, body: bytes, *, changes: bool = False
+        self,
+        handler: Long,
+        peer: Peer,
+        request_id: int,
+        body: bytes,
+        *,
+        first: bool = False,
+        changes: bool = False,
     ) -> None:
-        self._turns.add(peer, request_id, handler(peer, request_id, body), changes=changes)
+        if request_id == no_answer:
+            # A link bounds what waits for an answer; of what wants none it does not know.
+            self._replica.counters.malformed += 1
+            return
+        if len(body) > many_bytes_max:
+            why = f"{len(body)} bytes in one message; at most {many_bytes_max} are allowed"
+            self.malformed(peer, request_id, PeerError(why))
+            return
+        taken = self.turns.add(
+            _Request(self, peer, request_id),
+            handler(peer, request_id, body),
+            size_bytes=len(body),
+            first=first,
+            changes=changes,
+        )
+        if not taken:
+            self.counters.overloaded += 1
+            peer.reply(request_id, OVERLOADED, b"")
 
-    def _malformed(self, peer: Peer, request_id: int, error: PeerError) -> None:
+    def malformed(self, peer: Peer, request_id: int, error: PeerError) -> None:
         self._replica.counters.malformed += 1
         peer.reply(request_id, MALFORMED, str(error).encode()[:reason_bytes_max])
 
@@ -137,50 +159,23 @@ class NodeHandlers:
 
     def _list(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         query = decode_list_query(body)
-        yield from self._ordered(query)
-        entries: list[ListEntry] = []
-        groups: list[bytes] = []
-        start: bytes | None = query.start
-        for _ in range(page_pieces_max):
-            room = query.limit - len(entries) - len(groups)
-            if start is None or not room:
-                break
-            page = self._table.page(
-                query.namespace, _piece(query, start, room), self._clock.wall_ms()
-            )
-            entries += map(_entry, page.entries)
-            groups += page.groups
-            start = page.next
-            yield
-        answer = encode_body(ListPage(entries, groups, start))
+        found = yield from pages.page(
+            self._table, query.namespace, _query(query), self._clock.wall_ms
+        )
+        answer = encode_body(ListPage(list(map(_entry, found.entries)), found.groups, found.next))
         self._replica.after_changes(peer, request_id, OK, answer)
 
     def _scan(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         query = decode_list_query(body)
-        yield from self._ordered(query)
-        found: list[tuple[bytes, Version]] = []
-        start: bytes | None = query.start
-        for _ in range(page_pieces_max):
-            room = query.limit - len(found)
-            if start is None or not room:
-                break
-            piece = self._table.scan(
-                query.namespace,
-                _piece(query, start, room),
-                self._clock.wall_ms(),
-                tombstones=query.tombstones,
-            )
-            found += piece.found
-            start = piece.next
-            yield
-        self._replica.after_changes(peer, request_id, OK, encode_body(ScanPage(found, start)))
-
-    def _ordered(self, query: ListQuery) -> Iterator[None]:
-        """Merge the keys that are new into the order of the namespace. Keys that come meanwhile
-        are not waited for."""
-        mark = self._table.index_mark(query.namespace)
-        while not self._table.index_slice(query.namespace, mark, index_budget):
-            yield
+        scanned = yield from pages.scan(
+            self._table,
+            query.namespace,
+            _query(query),
+            self._clock.wall_ms,
+            tombstones=query.tombstones,
+        )
+        answer = encode_body(ScanPage(scanned.found, scanned.next))
+        self._replica.after_changes(peer, request_id, OK, answer)
 
     def _count(self, peer: Peer, request_id: int, body: bytes) -> None:
         if len(body) == 8:
@@ -204,10 +199,11 @@ class NodeHandlers:
             yield
         self._replica.after_changes(peer, request_id, OK, b"".join(summaries))
 
-    def _leaves(self, peer: Peer, request_id: int, body: bytes) -> None:
+    def _leaves(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         reader = Reader(body)
         slot = reader.slot()
         reader.end()
+        yield
         self._replica.after_changes(peer, request_id, OK, self._table.leaves(slot))
 
     def _versions(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
@@ -249,9 +245,33 @@ class NodeHandlers:
         peer.reply(request_id, OK, b"")
 
 
-def _piece(query: ListQuery, start: bytes, room: int) -> Query:
-    """What to look for next. Pages follow each other exactly, so their pieces do."""
-    return Query(query.prefix, start, room, query.delimiter, query.slots, page_piece_keys)
+class _Request(NamedTuple):
+    """A request over a link, while it waits for its turn."""
+
+    handlers: NodeHandlers
+    peer: Peer
+    request_id: int
+
+    @property
+    def waiting(self) -> bool:
+        return self.peer.connected
+
+    def dropped(self) -> None:
+        self.peer.reply(self.request_id, OVERLOADED, b"")
+
+    def failed(self, error: Exception) -> None:
+        """As a link does it."""
+        if isinstance(error, PeerError):
+            self.handlers.malformed(self.peer, self.request_id, error)
+            return
+        self.handlers.counters.bugs += 1
+        said = telemetry.logger("services.dhtnode")
+        said.exception("a request over a link failed", peer=self.peer.hello.id)
+        self.peer.reply(self.request_id, FAILED, b"")
+
+
+def _query(query: ListQuery) -> Query:
+    return Query(query.prefix, query.start, query.limit, query.delimiter, query.slots)
 
 
 def _entry(entry: Entry) -> ListEntry:

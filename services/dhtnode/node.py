@@ -14,13 +14,14 @@ import dataclasses
 import gc
 import random
 import secrets
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
 from services.core.cluster import Member
 from services.core.digest import digest_key
-from services.core.errors import FatalError, PeerError, RetryLater
+from services.core.errors import FatalError, PeerError, RestartLater, RetryLater
 from services.core.wire import Role
 from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory
@@ -31,6 +32,7 @@ from services.dhtnode.registrar import Registrar
 from services.dhtnode.replica import Replica
 from services.dhtnode.settings import NodeSettings
 from services.dhtnode.table import Table
+from services.dhtnode.turns import Turns
 from services.dhtnode.upkeep import Upkeep
 from services.runtime import telemetry
 from services.runtime.disk import Disk
@@ -77,6 +79,8 @@ class Node:
         self._disk = disk
         self._directory: NodeDirectory | None = None
         self._links: list[Link] = []
+        self._turns: Turns | None = None
+        self._recovered = False
         # Only has to differ between processes.
         self._draw = random.Random()  # noqa: S311
         # By batches that somebody waits for, what tells them whether it has become durable.
@@ -107,7 +111,13 @@ class Node:
         return self._directory
 
     async def start(self, loops: Loops) -> None:
-        """Recover what an earlier run left, then serve. FatalError if this node must not."""
+        """Recover what an earlier run left, then serve. FatalError if this node must not; after
+        a bug that is said by the second try, so that the first one's traceback is in the log."""
+        if self._recovered:
+            raise RestartLater(
+                f"{self.settings.node_id} has recovered and then failed to serve in a way that "
+                "nobody foresaw; the log has the traceback"
+            )
         if self.recovery is not None:
             raise FatalError(
                 f"recovering {self.directory.path} failed in a way that nobody foresaw; the log "
@@ -116,6 +126,7 @@ class Node:
         self.recovery = Recovery(self.directory, self.replica.replay)
         try:
             found = await self._recover(self.recovery)
+            self._recovered = True
             await self._serve(found, loops)
         except OSError as error:
             raise disk_failure(error) from error
@@ -289,6 +300,13 @@ class Node:
         if not told.result():
             raise self._ending()
 
+    async def in_turns(self, steps: Iterator[None]) -> None:
+        """Have these steps made among all else that takes this node long. RetryLater if too much
+        of that waits already. Whoever calls this has seen that the node is serving."""
+        if self._turns is None:
+            raise RuntimeError("the node does not serve yet")
+        await self._turns.do(steps)
+
     def _let_go(self) -> None:
         """Tell those who wait for the disk that it keeps nothing any more."""
         for told in self._awaited.values():
@@ -312,6 +330,7 @@ class Node:
         handlers = NodeHandlers(
             self.replica, self.membership, self.service.clock, soon, self.link_counters
         )
+        self._turns = handlers.turns
         identity = Identity(
             Role.NODE,
             self.settings.node_id,

@@ -7,12 +7,12 @@ there); both are covered by the signature.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+import msgspec
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,8 +23,8 @@ from services.core.hlc import etag
 from services.core.key import check_key, check_namespace, namespace_prefix, tenant_max
 from services.core.record import value, version, visible
 from services.core.ring import slot_of
-from services.dhtnode.handlers import index_budget
-from services.dhtnode.listing import Query
+from services.dhtnode import pages
+from services.dhtnode.listing import Entry, Query
 from services.dhtnode.node import Node
 from services.runtime.signing import RequireSignature, Verifier
 
@@ -85,23 +85,19 @@ class Store:
             start=_cursor(request),
             limit=_limit(request),
         )
-        table = self._node.table
-        mark = table.index_mark(prefix)
-        while not table.index_slice(prefix, mark, index_budget):  # noqa: ASYNC110  Works in slices.
-            await asyncio.sleep(0)
-        page = table.page(prefix, query, self._node.service.clock.wall_ms())
+        answer = bytearray()
+        await self._node.in_turns(self._page(prefix, query, answer))
         await self._node.until_durable()
-        keys = [
-            {
-                # What came over a link need not be text; here it is shown whatever it is.
-                "key": entry.key.decode(errors="backslashreplace"),
-                "size": entry.value_bytes,
-                "etag": etag(entry.version),
-            }
-            for entry in page.entries
-        ]
-        cursor = None if page.next is None else page.next.hex()
-        return JSONResponse({"keys": keys, "count": len(keys), "cursor": cursor})
+        return Response(bytes(answer), media_type="application/json")
+
+    def _page(self, prefix: bytes, query: Query, answer: bytearray) -> Iterator[None]:
+        """Work for the queue: put the page as JSON into `answer`."""
+        node = self._node
+        found = yield from pages.page(node.table, prefix, query, node.service.clock.wall_ms)
+        keys = list(map(_shown, found.entries))
+        yield
+        cursor = None if found.next is None else found.next.hex()
+        answer += msgspec.json.encode({"keys": keys, "count": len(keys), "cursor": cursor})
 
     async def snapshot(self, _: Request) -> Response:
         """Have a snapshot written soon, so that the next start has little log to replay."""
@@ -125,6 +121,15 @@ class Store:
     def _serving(self) -> None:
         if not self._node.serving:
             raise RetryLater("overloaded", f"{self._node.settings.node_id} is still recovering")
+
+
+def _shown(entry: Entry) -> dict[str, object]:
+    return {
+        # What came over a link need not be text; here it is shown whatever it is.
+        "key": entry.key.decode(errors="backslashreplace"),
+        "size": entry.value_bytes,
+        "etag": etag(entry.version),
+    }
 
 
 def _prefix(request: Request) -> bytes:

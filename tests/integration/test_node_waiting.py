@@ -1,62 +1,27 @@
-"""A look at a node's own copy waits for the disk: for the key's own change, and not for ever."""
+"""A look at a node's own copy waits for the disk, for the key's own change and not for ever; and
+for its turn among all else that takes long."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import random
-from collections.abc import AsyncIterator
-from pathlib import Path
+import json
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from starlette.requests import Request
 
-from services.core import messages as m
 from services.core.errors import RetryLater
+from services.core.ring import slot_of
 from services.core.wire import OK
 from services.dhtnode import node as node_module
-from services.dhtnode.node import Node
-from services.dhtnode.settings import NodeSettings
-from services.runtime.clock import FakeClock, SystemClock, Timeline
-from services.runtime.fake_disk import FakeDisk
+from services.dhtnode.routes import Store
+from services.dhtnode.turns import waiting_max
+from services.runtime.clock import SystemClock
 from services.runtime.loops import Loops
-from services.runtime.service import Service
-from tests.free_ports import free_port
-from tests.integration.node_process import Stamps, prefix, secret
+from tests.integration.node_process import prefix
+from tests.integration.running_node import RunningNode
 from tests.waiting import wait_until
-
-
-class RunningNode:
-    """A whole node on a disk in memory that can be held up."""
-
-    def __init__(self) -> None:
-        self.timeline = Timeline()
-        self.disk = FakeDisk(random.Random(1), FakeClock(self.timeline))
-        settings = NodeSettings(
-            port=free_port(),
-            cluster_secret=secret,
-            data_dir=Path("/data"),
-            segment_bytes=16 << 20,
-            disk_reserve_bytes=0,
-            replicator_urls=(),
-        )
-        self.service = Service("dhtnode", SystemClock())
-        self.node = Node(settings, self.service, self.disk)
-        self.answers: list[int] = []
-        self.stamps = Stamps()
-
-    async def run_disk(self) -> None:
-        while True:
-            self.timeline.advance(0.01)
-            await asyncio.sleep(0.001)
-
-    def put(self, name: bytes) -> bytes:
-        key = prefix + name
-        write = m.encode_write(0, key, self.stamps.value(b"x"))
-        self.node.replica.write(self, 0, write)  # type: ignore[arg-type]
-        return key
-
-    def reply(self, request_id: int, kind: int, body: bytes) -> None:
-        self.answers.append(kind)
 
 
 @pytest.fixture
@@ -135,3 +100,44 @@ async def test_a_look_is_refused_when_the_node_closes(running: RunningNode) -> N
     running.disk.thaw()
     await closing
     assert running.answers == [OK]
+
+
+def listing(limit: int) -> Request:
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/store",
+        "headers": [(b"x-ydht-tenant", b"7")],
+        "query_string": b"limit=%d" % limit,
+    }
+    return Request(scope)
+
+
+async def test_a_look_at_all_keys_is_made_in_the_one_queue_of_what_takes_long(
+    running: RunningNode,
+) -> None:
+    node, store = running.node, Store(running.node)
+    for number in range(1_500):
+        key = prefix + b"key-%04d" % number
+        node.table.put(slot_of(key), key, running.stamps.value(b"x"))
+    made: list[int] = []
+
+    def steps(number: int) -> Iterator[None]:
+        for _ in range(3):
+            made.append(number)
+            yield
+
+    waiting = [asyncio.create_task(node.in_turns(steps(n))) for n in range(waiting_max)]
+    await asyncio.sleep(0)
+    with pytest.raises(RetryLater, match="overloaded"):
+        await store.list(listing(100))
+    assert made == [], "one was made outside of the queue"
+    await asyncio.gather(*waiting)
+    assert len(made) == 3 * waiting_max
+    pages = [
+        json.loads(bytes((await store.list(listing(limit))).body)) for limit in (1, 300, 1_000)
+    ]
+    for limit, page in zip((1, 300, 1_000), pages, strict=True):
+        shown = [key["key"] for key in page["keys"]]
+        assert shown == [f"key-{number:04d}" for number in range(limit)]
+        assert (page["count"], bytes.fromhex(page["cursor"])) == (limit, b"key-%04d" % limit)

@@ -10,10 +10,11 @@ import pytest
 from services.core import messages as m
 from services.core.digest import summary_of
 from services.core.ring import slot_count, slot_of
-from services.core.wire import FAILED, OK
+from services.core.wire import FAILED, OK, OVERLOADED
 from services.dhtnode.handlers import NodeHandlers, digests_max
 from services.dhtnode.listing import Query
 from services.dhtnode.membership import Membership
+from services.dhtnode.turns import waiting_bytes_max
 from services.runtime.clock import FakeClock
 from services.runtime.link_limits import LinkCounters
 from tests.unit.replica_world import Answer, World, key_of, prefix, value, version
@@ -140,7 +141,71 @@ def test_a_message_that_makes_no_sense_changes_nothing(station: Station) -> None
     assert station.world.replica.counters.malformed == 4
 
 
+def test_a_write_is_not_kept_waiting_by_the_listings_before_it(station: Station) -> None:
+    world = station.world
+    for number in range(300):
+        key = key_of(number)
+        world.table.put(slot_of(key), key, value(1))
+    listings = [station.ask(m.LIST, m.encode_body(m.ListQuery(prefix))) for _ in range(100)]
+    station.turn()
+    write = station.ask(m.WRITE_MANY, written((key_of(1), value(2)), (key_of(2), value(2))))
+    read = station.ask(m.GET_MANY, m.encode_get_many([key_of(5)]))
+    for _ in range(8):
+        station.turn()
+        world.settle(0.01)
+    assert world.answer(write) == (OK, m.encode_statuses([(OK, b"")] * 2))
+    assert world.answer(read) == (OK, m.encode_records([value(1)]))
+    assert sum(request_id in world.asker.answers for request_id in listings) < 10
+    station.finish()
+    world.settle()
+    assert all(world.asker.answers[request_id][0] == OK for request_id in listings)
+
+
+queued = (m.GET_MANY, m.WRITE_MANY, m.LIST, m.SCAN, m.DIGESTS, m.LEAVES, m.VERSIONS, m.SLOT)
+
+
+@pytest.mark.parametrize("kind", queued)
+def test_what_wants_no_answer_or_is_too_large_never_waits(station: Station, kind: int) -> None:
+    world = station.world
+    station.handlers[kind](world.asker, 0, written((key_of(1), value(1))))
+    assert world.asker.answers == {}
+    request_id = station.ask(kind, bytes(m.many_bytes_max + 1))
+    assert world.asker.answers[request_id][0] == m.MALFORMED
+    assert station.due == []
+    assert (world.replica.counters.malformed, world.table.total.keys) == (2, 0)
+
+
+def test_past_so_many_bytes_of_writes_the_next_are_overloaded(station: Station) -> None:
+    world = station.world
+    body = written(*[(key_of(1), value(1, bytes(20_000)))] * 50)
+    room = waiting_bytes_max // len(body)
+    asked = [station.ask(m.WRITE_MANY, body) for _ in range(room + 1)]
+    assert world.asker.answers == {asked[-1]: (OVERLOADED, b"")}
+    assert station.counters.overloaded == 1
+    listing = station.ask(m.LIST, m.encode_body(m.ListQuery(prefix)))
+    station.finish()
+    world.settle(10.0)
+    assert {world.asker.answers[request_id][0] for request_id in (*asked[:-1], listing)} == {OK}
+
+
+def test_a_peer_that_has_gone_is_told_that_nothing_was_done(station: Station) -> None:
+    world = station.world
+    request_id = station.ask(m.WRITE_MANY, written((key_of(1), value(1))))
+    world.asker.connected = False
+    station.finish()
+    assert world.answer(request_id) == (OVERLOADED, b"")
+    assert world.table.total.keys == 0
+
+
 # Digests.
+
+
+def test_leaves_wait_for_their_turn_as_they_may_have_to_be_worked_out(station: Station) -> None:
+    request_id = station.ask(m.LEAVES, m.u16.pack(5))
+    assert station.world.answer(request_id) is None
+    station.finish()
+    assert station.world.answer(request_id) == (OK, bytes(512))
+    assert station.told(m.LEAVES, m.u16.pack(slot_count))[0] == m.MALFORMED
 
 
 def test_digests_are_worked_out_in_steps_while_a_cache_changes_sides(station: Station) -> None:
