@@ -7,7 +7,8 @@
     entry      promised 12 · ballot 12 · operation 12 · key_len u16 · record_len u32 · key · record
 
 A promise takes about 250 bytes, and no second copy of a record that the table has as well: an
-accepted record and the cell that learned it are one object.
+accepted record and the cell that learned it are one object. A record that is no cell, as it was
+not learned or something newer came, is counted here.
 
 Replay may meet frames that are older than what a snapshot has brought: a ballot only ever grows,
 so the greater one tells what is newer.
@@ -15,7 +16,7 @@ so the greater one tells what is newer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final
 
@@ -63,11 +64,19 @@ def check_accepted(record: bytes) -> bytes:
 
 
 class Promises:
-    """All promises of a replica. The rules for them are those of `paxos`; this only holds."""
+    """All promises of a replica. The rules for them are those of `paxos`; this only holds.
 
-    def __init__(self) -> None:
+    `cell` looks a slot's key up in the table. Whoever changes a cell so that it becomes, or is not
+    any more, the record of a promise has that weighed anew.
+    """
+
+    def __init__(self, cell: Callable[[int, bytes], bytes | None]) -> None:
         self._slots: dict[int, dict[bytes, Promise]] = {}
         self.count = 0
+        # By key, the bytes of records that are held here and in no cell.
+        self._alone: dict[bytes, int] = {}
+        self._alone_bytes = 0
+        self._cell = cell
 
     def get(self, slot: int, key: bytes) -> Promise:
         held = self._slots.get(slot)
@@ -80,6 +89,15 @@ class Promises:
         before = len(held)
         held[key] = promise
         self.count += len(held) - before
+        self.weigh(slot, key)
+
+    def weigh(self, slot: int, key: bytes) -> None:
+        """See whether the record of a promise is that of the cell as well."""
+        record = self.get(slot, key).record
+        self._alone_bytes -= self._alone.pop(key, 0)
+        if record and self._cell(slot, key) is not record:
+            self._alone[key] = len(record)
+            self._alone_bytes += len(record)
 
     def merge(self, slot: int, key: bytes, found: Promise) -> None:
         """Hold what is newer of what is held and what a log or a snapshot says was held."""
@@ -90,8 +108,8 @@ class Promises:
 
     @property
     def memory_bytes(self) -> int:
-        """An estimate of what they take besides the records, which the table counts."""
-        return self.count * promise_memory_bytes
+        """An estimate of what they take besides the records that the table counts."""
+        return self.count * promise_memory_bytes + self._alone_bytes
 
     def items(self, slot: int) -> list[tuple[bytes, Promise]]:
         return list(self._slots.get(slot, {}).items())
@@ -102,7 +120,10 @@ class Promises:
                 yield slot, key, promise
 
     def wipe(self, slot: int) -> None:
-        self.count -= len(self._slots.pop(slot, {}))
+        wiped = self._slots.pop(slot, {})
+        self.count -= len(wiped)
+        for key in wiped:
+            self._alone_bytes -= self._alone.pop(key, 0)
 
     # -- snapshots
 

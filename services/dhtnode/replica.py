@@ -54,9 +54,10 @@ _key_head_bytes = u16.size
 chunk_bytes: Final = 64 << 10
 # So many slots are passed over in half a millisecond.
 empty_slots_max: Final = 512
-# A change of the cluster is two epochs. One that is so far ahead comes of flipped bits or a bug,
-# and a replica that followed it could never go back.
-epochs_ahead_max: Final = 1 << 32
+# A change of the cluster is two epochs: so many are made in years of a change every few minutes.
+# One that is further ahead comes of flipped bits or a bug, and a replica that followed it could
+# never go back. Of a bit that flipped in an epoch, the lower 20 at most pass.
+epochs_ahead_max: Final = 1 << 20
 # A reason that travels in an answer's detail, whose length in a batch's answer is one byte.
 detail_bytes_max: Final = 255
 
@@ -85,7 +86,7 @@ class Replica:
     def __init__(self, table: Table, clock: Clock) -> None:
         self.table = table
         self.counters = ReplicaCounters()
-        self.promises = Promises()
+        self.promises = Promises(table.peek)
         self.floors: dict[int, Version] = {}
         # Slots that are ours by the map, and whose data have not arrived yet.
         self.not_ready: frozenset[int] = frozenset()
@@ -128,7 +129,12 @@ class Replica:
         return self.table.memory_bytes + self.promises.memory_bytes
 
     def note_change(self, key: bytes, batch: Batch) -> None:
-        """This batch has a change of this key, which nobody may see before it is durable."""
+        """This batch has a change of this key, of its cell or of its promise, which nobody may
+        see before it is durable."""
+        self._note(key, batch)
+        self.promises.weigh(slot_of(key), key)
+
+    def _note(self, key: bytes, batch: Batch) -> None:
         batch.keys.add(key)
         self._changing[key] = batch
 
@@ -305,12 +311,20 @@ class Replica:
         _, items = decode_write_many(body)
         yield
         epoch = body[:8]
-        if epoch != self._epoch_bytes and not self.meets_epoch(peer, request_id, body):
-            return
+        met = False
         statuses: list[Status] = []
         last: Batch | None = None
         for key, record in items:
             waits: Batch | None = None
+            if not met and epoch != self._epoch_bytes:
+                # What makes no sense brings no epoch along.
+                if (objection := self._objection(key, record)) is not None:
+                    statuses.append(objection)
+                    yield
+                    continue
+                if not self.meets_epoch(peer, request_id, body):
+                    return
+            met = True
             if epoch != self._epoch_bytes:
                 self.counters.wrong_epoch += 1
                 statuses.append((WRONG_EPOCH, self._epoch_bytes))
@@ -384,8 +398,10 @@ class Replica:
             return self.no_room()
         high_water.take(version)
         self.table.replace(place, key, old, record)
+        if old is not None and self.promises.count and self.promises.get(slot, key).record is old:
+            self.promises.weigh(slot, key)
         batch = log.append(frame.RECORD, change)
-        self.note_change(key, batch)
+        self._note(key, batch)
         return batch
 
     def _objection(self, key: bytes, record: bytes) -> Status | None:

@@ -422,6 +422,22 @@ def test_what_makes_no_sense_brings_no_epoch_along(world: World, key: bytes, rec
     assert world.replica.counters.malformed == 1
 
 
+def test_many_items_bring_their_epoch_along_with_the_first_that_makes_sense(world: World) -> None:
+    senseless, sound = (b"short", value(1)), (key_of(1), value(1))
+    for items in ([], [senseless], [senseless] * 3):
+        kind, answer = world.told("write_many", m.encode_write_many(7, items))
+        assert (kind, [status for status, _ in m.decode_statuses(answer)]) == (
+            OK,
+            [m.MALFORMED] * len(items),
+        )
+        assert (world.replica.epoch, world.frames) == (0, [])
+    kind, answer = world.told("write_many", m.encode_write_many(7, [senseless, sound, senseless]))
+    assert [status for status, _ in m.decode_statuses(answer)] == [m.MALFORMED, OK, m.MALFORMED]
+    assert world.replica.epoch == 7
+    older = m.encode_write_many(6, [senseless, sound])
+    assert world.told("write_many", older) == (m.WRONG_EPOCH, m.u64.pack(7))
+
+
 def test_an_epoch_that_cannot_be_is_malformed_and_not_adopted(world: World) -> None:
     world.write(key_of(1), value(1), epoch=3)
     for epoch in (3 + epochs_ahead_max + 1, (1 << 64) - 1):
