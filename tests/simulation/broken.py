@@ -163,5 +163,6 @@ removals: dict[str, Removal] = {
     "new-owner-from-one-source": new_owner_from_one_source,
     "new-owner-without-floor": new_owner_without_floor,
     "write-below-floor": writes_below_the_floor,
+    "hint-below-floor": writes_below_the_floor,
     "learn-below-floor": learns_below_the_floor,
 }

@@ -75,6 +75,8 @@ class Operator:
         self.station = Station(Identity(Role.TOOL, "operator", secret))
         self.moves: list[Move] = []
         self.joint: ClusterMap | None = None
+        # While not, a change stays joint, also when all its data have moved.
+        self.may_finish = True
         self._keys: dict[int, list[bytes]] = {}
         for key in keys:
             self._keys.setdefault(slot_of(key), []).append(key)
@@ -106,7 +108,7 @@ class Operator:
         for move in self.moves:
             if not move.done:
                 self._go_on(move)
-        if all(move.done for move in self.moves):
+        if self.may_finish and all(move.done for move in self.moves):
             self.site.store.publish(self.joint.finish_change())
             self.joint = None
         else:

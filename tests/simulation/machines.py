@@ -43,8 +43,8 @@ class Site:
     back: FakeNetwork
     front: FakeNetwork
     store: MapStoreOfChanges
-    refuse_leads: bool
-    count: Callable[[str], None]
+    refuse_leads: bool = True
+    count: Callable[[str], None] = lambda what: None
     wrong: list[str] = field(default_factory=list)
 
 

@@ -1,0 +1,225 @@
+"""Three nodes and two replicators for a scene that is told step by step, in good weather but for
+what the scene does to single pairs of processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from services.core import operations as o
+from services.core.cluster import ClusterMap
+from services.core.messages import u16
+from services.core.record import is_tombstone, value
+from services.core.ring import slot_of
+from services.core.wire import Role
+from services.dhtnode import frame
+from services.replicator.memory_map_store import Rows
+from services.runtime.clock import FakeClock, Timeline
+from services.runtime.fake_connection import FakeEnd
+from services.runtime.fake_link import FakeLink, FakeNetwork
+from services.runtime.link import Station
+from services.runtime.opening import Identity
+from tests.simulation.asked import outcome_of, request_of
+from tests.simulation.cluster_clients import keys_of_one_slot
+from tests.simulation.cluster_operator import Operator
+from tests.simulation.history import Action, History, Operation
+from tests.simulation.key_model import KeyModel
+from tests.simulation.linearizability import check
+from tests.simulation.machines import MapStoreOfChanges, NodeMachine, ReplicatorMachine, Site
+from tests.simulation.node_life import secret
+from tests.simulation.replicator_life import finish
+
+answer_s = 2.5
+
+
+class SceneNetwork(FakeNetwork):
+    """Holds what one process sends another for a while, where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(random.Random(0))
+        self.late_s: dict[tuple[str, str], float] = {}
+
+    def carry(self, end: FakeEnd, deliver: Callable[[FakeEnd], None], *, sure: bool) -> None:
+        late_s = self.late_s.get((end.name, end.peer_name))
+        if late_s is None or sure:
+            super().carry(end, deliver, sure=sure)
+        else:
+            end.other.clock.call_later(late_s, lambda: end.other.arrive(deliver))
+
+
+class Scene:
+    """`ask` begins an operation, `wait` lets time pass; `verdict` says what is wrong at the end."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.back = SceneNetwork()
+        self.front = FakeNetwork(random.Random(0))
+        self.rows = Rows()
+        store = MapStoreOfChanges(self.rows, 3, 3)
+        self.site = Site(random.Random(0), self.timeline, self.back, self.front, store)
+        self.nodes = [NodeMachine(self.site, number, 0) for number in (1, 2, 3)]
+        self.replicators = [ReplicatorMachine(self.site, number, 0) for number in (1, 2)]
+        self.history = History(lambda: self.timeline.now_s)
+        self.key = keys_of_one_slot()[0]
+        self.slot = slot_of(self.key)
+        for node in self.nodes:
+            node.start()
+            finish(store.register(node.member))
+        # From here on they are known by their place among the owners of the key.
+        owners = self.map.owners(self.slot)
+        self.nodes.sort(key=lambda machine: owners.index(machine.name))
+        for replicator in self.replicators:
+            replicator.start()
+        self.station = Station(Identity(Role.GATEWAY, "client", secret))
+        self.front.attach(self.station, FakeClock(self.timeline))
+        self.links = [FakeLink(self.front, "client", each.name) for each in self.replicators]
+        for link in self.links:
+            link.start()
+        self.operator = Operator(self.site, self.nodes, [self.key])
+        self.wait(0.5)
+
+    def wait(self, seconds: float) -> None:
+        self.timeline.advance(seconds)
+
+    @property
+    def map(self) -> ClusterMap:
+        newest = finish(self.site.store.newest())
+        assert newest is not None
+        return newest
+
+    # -- who speaks with whom
+
+    def cut(self, replicator: int, *nodes: int) -> None:
+        """Nothing that this replicator sends reaches these nodes."""
+        for node in nodes:
+            self.back.block(f"replicator-{replicator}", self._name(node))
+
+    def cut_operator(self, *nodes: int) -> None:
+        for node in nodes:
+            self.back.block("operator", self._name(node))
+
+    def _name(self, node: int) -> str:
+        return self.nodes[node - 1].name
+
+    def mend(self) -> None:
+        self.back.heal()
+        self.back.late_s.clear()
+
+    def delay(self, replicator: int, node: int, seconds: float) -> None:
+        self.back.late_s[f"replicator-{replicator}", self._name(node)] = seconds
+
+    # -- strong operations
+
+    def ask(self, replicator: int, action: Action, key: bytes | None = None) -> Operation:
+        operation = self.history.invoke(f"client-{replicator}", key or self.key, action)
+
+        def answered(kind: int, body: bytes) -> None:
+            self.history.resolve(operation, outcome_of(action, kind, body))
+
+        kind, body = request_of(action, operation.key)
+        assert not self.links[replicator - 1].request(kind, body, answered, answer_s)
+        return operation
+
+    def ask_until_promised(self, replicator: int, action: Action) -> Operation:
+        """Ask, and stop in the moment in which two nodes have promised a ballot for it."""
+        before = self._promised()
+        operation = self.ask(replicator, action)
+        while sum(one != other for one, other in zip(before, self._promised(), strict=True)) < 2:
+            assert self.timeline.step()
+        return operation
+
+    def _promised(self) -> list[bytes]:
+        lives = [machine.node for machine in self.nodes]
+        return [
+            life.replica.promises.get(self.slot, self.key).promised
+            for life in lives
+            if life is not None
+        ]
+
+    def restart(self, node: int) -> None:
+        machine = self.nodes[node - 1]
+        machine.stop(power_cut=False)
+        self.wait(0.05)
+        machine.start()
+        self.wait(0.5)
+
+    def asked(self, replicator: int, action: Action) -> Operation:
+        """Ask, and wait for the answer."""
+        operation = self.ask(replicator, action)
+        self.wait(0.2)
+        return operation
+
+    @property
+    def verdict(self) -> str | None:
+        """What the history of strong operations shows to be wrong."""
+        violations = check(self.history.operations, KeyModel(FakeClock.epoch_ms, 900)).violations
+        return violations[0] if violations else None
+
+    # -- cells
+
+    def put(self, replicator: int, value: bytes) -> None:
+        """Write eventually, and wait for the acknowledgement."""
+        told = []
+
+        def answered(kind: int, body: bytes) -> None:
+            told.append(kind)
+
+        link = self.links[replicator - 1]
+        assert not link.request(o.PUT, o.encode_put(self.key, value), answered, answer_s)
+        self.wait(0.03)
+        assert told == [o.CHANGED]
+
+    def send(self, node: int, kind: int, message: bytes) -> None:
+        """A message of some replicator comes to a node, however late."""
+        life = self.replicators[0].replicator
+        assert life is not None
+        link = life.fleet.nodes[self._name(node)].link
+        assert not link.request(kind, message, lambda kind, body: None, answer_s)
+        self.wait(0.1)
+
+    def owe(self, node: int, record: bytes) -> None:
+        """A replicator has kept a hint of this record."""
+        self.replicators[0].owed.setdefault(self._name(node), {})[self.key] = record
+        self.wait(0.5)
+
+    @property
+    def stamp(self) -> bytes:
+        """A version of this moment."""
+        life = self.replicators[0].replicator
+        assert life is not None
+        return life.stamps.tick()
+
+    def raise_floor(self, floor: bytes, *nodes: int) -> None:
+        """Have these nodes know durably that all up to the floor is over, and hold nothing of it:
+        what collecting a slot leaves behind."""
+        for number in nodes:
+            node = self.nodes[number - 1].node
+            assert node is not None
+            body = u16.pack(self.slot) + floor
+            node.replica.replay(frame.FLOOR, body)
+            node.log.append(frame.FLOOR, body)
+            node.replica.table.wipe(self.slot)
+            node.replica.promises.wipe(self.slot)
+        self.wait(0.1)
+
+    # -- members
+
+    def replace(self, leaving: list[int]) -> None:
+        """Begin to put new nodes into the places of these."""
+        stay = [machine for number, machine in enumerate(self.nodes, 1) if number not in leaving]
+        joining = [NodeMachine(self.site, 4 + number, 0) for number in range(len(leaving))]
+        self.nodes.extend(joining)
+        for machine in joining:
+            machine.start()
+        self.operator.begin(self.map, stay + joining)
+
+    def values(self) -> set[bytes]:
+        """What the owners' cells show to eventual reads."""
+        found = set()
+        for name in self.map.owners(self.slot):
+            machine = next(each for each in self.nodes if each.name == name)
+            assert machine.node is not None
+            cell = machine.node.replica.table.peek(self.slot, self.key)
+            if cell and not is_tombstone(cell):
+                found.add(value(cell))
+        return found
