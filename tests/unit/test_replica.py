@@ -452,6 +452,14 @@ def test_an_epoch_that_cannot_be_is_malformed_and_not_adopted(world: World) -> N
     assert world.write(key_of(1), value(2), epoch=3 + epochs_ahead_max) == (OK, b"")
 
 
+@pytest.mark.parametrize("bit", range(21, 64))
+def test_an_epoch_with_a_high_bit_flipped_is_not_adopted(world: World, bit: int) -> None:
+    world.replica.adopt_epoch(3)
+    with pytest.raises(PeerError, match="ahead of ours, 3"):
+        world.ask("write", m.encode_write(3 | 1 << bit, key_of(1), value(1)))
+    assert world.replica.epoch == 3
+
+
 def test_a_duplicate_of_a_flying_write_waits_for_the_epoch_it_came_with(world: World) -> None:
     world.ask("write", m.encode_write(1, key_of(1), value(1)))
     world.timeline.advance(0.0)
