@@ -116,7 +116,7 @@ def test_promises_alone_use_up_the_memory_that_puts_may_take() -> None:
         disk_reserve_bytes=0,
     )
     promised = 0
-    while world.replica.full is None:
+    while world.replica.full is None and promised < 6_000:
         strong.prepare(promised, 1)
         world.settle(0.01)
         upkeep.notice()

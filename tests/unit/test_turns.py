@@ -146,7 +146,7 @@ def test_a_few_are_side_by_side_and_the_others_wait_unbegun_in_their_order(desk:
     begun: list[int] = []
     while desk.due:
         begun += [number for number in dict.fromkeys(desk.turn()) if number not in begun]
-        assert len(set(begun) - desk.done) <= side_by_side_max
+        assert len(set(begun) - desk.done) <= side_by_side_max < 10
     assert begun == list(range(1, 101))
 
 
