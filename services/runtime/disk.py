@@ -42,7 +42,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from services.core.errors import FatalError
+from services.core.errors import RestartLater
 from services.runtime.file_lock import FileLock
 
 Done = Callable[[OSError | None], None]
@@ -67,8 +67,9 @@ class Space:
     free_bytes: int
 
 
-class DirectoryInUse(FatalError):
-    """Another process holds the lock of a directory; `pid` is None if it did not say who it is."""
+class DirectoryInUse(RestartLater):
+    """Another process holds the lock of a directory, perhaps not for long; `pid` is None if it did
+    not say who it is."""
 
     def __init__(self, directory: Path, pid: int | None) -> None:
         holder = "another process" if pid is None else f"process {pid}"

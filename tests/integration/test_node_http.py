@@ -15,7 +15,7 @@ from urllib.parse import quote_from_bytes
 import httpx
 import pytest
 
-from services.core.errors import FatalError, RestartLater
+from services.core.errors import FatalError, RestartLater, RestartLater
 from services.core.key import namespace_prefix
 from services.core.wire import OK
 from services.runtime.clock import SystemClock
@@ -318,7 +318,8 @@ async def test_what_recovery_has_loaded_is_out_of_the_collectors_sight(
 async def test_a_second_process_on_the_same_directory_is_refused(node: NodeProcess) -> None:
     second = NodeProcess(node.data_dir)
     second.starts = 10
-    line = await refused(second)
+    # The first one may end soon.
+    line = await refused(second, RestartLater.exit_code)
     assert f"in use by process {node.process.pid}" in line
     assert (await node.get("/health")).status_code == 200
 
