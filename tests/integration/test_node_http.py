@@ -15,7 +15,7 @@ from urllib.parse import quote_from_bytes
 import httpx
 import pytest
 
-from services.core.errors import FatalError, RestartLater, RestartLater
+from services.core.errors import FatalError, RestartLater
 from services.core.key import namespace_prefix
 from services.core.wire import OK
 from services.runtime.clock import SystemClock
