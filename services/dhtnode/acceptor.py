@@ -36,7 +36,7 @@ from services.core.hlc import Version, version_bytes, version_zero
 from services.core.key import check_storage_key
 from services.core.messages import AHEAD, NOT_READY, STORAGE_FULL, encode_get_many, u16, u64
 from services.core.paxos import Promise
-from services.core.record import check, is_tombstone
+from services.core.record import is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
@@ -160,8 +160,7 @@ class Acceptor:
         replica = self._replica
         ballot, operation, key, record = decode_accept(body)
         check_storage_key(key)
-        if check_accepted(record)[:version_bytes] > ballot:
-            raise PeerError("a record that is newer than the ballot it is to be accepted at")
+        _check_proposed(record, ballot)
         if not replica.meets_epoch(peer, request_id, body):
             return
         self.counters.accepts += 1
@@ -212,6 +211,7 @@ class Acceptor:
         replica = self._replica
         ballot, key, record = decode_learn(body)
         check_storage_key(key)
+        _check_proposed(record, ballot)
         if not replica.meets_epoch(peer, request_id, body):
             return
         place = place_of(key)
@@ -225,7 +225,7 @@ class Acceptor:
             return
         self.counters.learns += 1
         old = self._table.peek(slot, key)
-        if old is None or old < check(record):
+        if old is None or old < record:
             if mine:
                 # The log has the record already.
                 kind, change = frame.LEARNED, encode_promised(ballot, key)
@@ -279,3 +279,9 @@ class Acceptor:
         batch = replica.log.append(kind, change)
         replica.note_change(key, batch)
         return batch
+
+
+def _check_proposed(record: bytes, ballot: Version) -> None:
+    """PeerError for what nobody proposes at this ballot."""
+    if check_accepted(record)[:version_bytes] > ballot:
+        raise PeerError("a record that is newer than the ballot it is accepted at")
