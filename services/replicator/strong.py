@@ -36,7 +36,7 @@ from services.core.ballots import (
 )
 from services.core.change import read
 from services.core.errors import RetryLater
-from services.core.hlc import check_version
+from services.core.hlc import Version, check_version
 from services.core.messages import WRONG_EPOCH, u64
 from services.core.operations import UNKNOWN, unknown_answer
 from services.core.paxos import Change, Proposal, Reading, Step, no_operation
@@ -185,11 +185,21 @@ class StrongOperations:
             return
         if decided:
             self._counters.fast_reads += 1
+            self._merge(reading.ballot)
             record = reading.record
             self._repair(operation, reading, record)
             self._end(operation, *read(record, no_operation)[1])
         else:
             self._propose_instead(operation)
+
+    def _merge(self, ballot: Version) -> None:
+        """What a client writes after it was shown this is later, also if it writes eventually and
+        finds cells that have not learned yet."""
+        try:
+            self._stamps.merge(ballot)
+        except RetryLater:
+            # Too far ahead to be followed; that is no reason not to show it.
+            return
 
     def _repair(self, operation: _Operation, reading: Reading, record: bytes) -> None:
         """Have replicas learn what was chosen if they turned out to be behind it."""

@@ -116,6 +116,31 @@ def test_an_expired_value_is_read_as_nothing_and_written_as_deleted(world: World
     assert world.messages(ACCEPT) == accepts, "it has been written once"
 
 
+@pytest.mark.parametrize("ahead_ms", [0, lead_ms_max - 100])
+def test_an_eventual_write_is_later_than_what_was_read_before_it(ahead_ms: int) -> None:
+    """Also if another replicator has stamped that, and no cell has learned it yet."""
+    world = World(replicators=2)
+    world.replicators[1].clock.skew_ms = ahead_ms
+    world.pass_time(2.0)
+    for node in world.nodes.values():
+        node.ignore(LEARN)
+    strong_put = world.change(key, Put(b"read"), by=1)
+    world.pass_time(0.01)
+    assert fetched(world)[:version_bytes] == strong_put.version
+    assert world.messages(PREPARE) == 2, "the read was fast"
+    eventual_put = world.put(key, b"written after it was read")
+    world.pass_time(0.01)
+    assert eventual_put.version > strong_put.version
+    assert value(fetched(world)) == b"written after it was read"
+
+
+def test_a_read_of_what_is_too_far_ahead_to_be_followed_is_answered() -> None:
+    world = World(replicators=2)
+    version = stored(world)
+    world.replicator.clock.skew_ms = -lead_ms_max - 1_000
+    assert fetched(world)[:version_bytes] == version
+
+
 def test_a_reader_that_is_slow_costs_a_read_the_time_of_a_hedge(world: World) -> None:
     version = stored(world)
     world.owners(key)[0].ignore(READ)
