@@ -63,6 +63,8 @@ class Batch:
         self._done = done
         self._eventual: list[tuple[bytes, bytes, Done]] = []
         self._waiting: deque[tuple[bytes, Change, bool, Done]] = deque()
+        # Keys that strong items of this batch change.
+        self._changed: set[bytes] = set()
         self._under_way = 0
         self._beginning = False
         self._begin_until_s = clock.monotonic_s() + begin_s_max
@@ -73,9 +75,10 @@ class Batch:
             if written is not None:
                 self._eventual.append((*written, partial(self._answered, index)))
             else:
-                self._waiting.append(
-                    (*strong_of(kind, content, now_ms), partial(self._ended, index))
-                )
+                key, change, grows = strong_of(kind, content, now_ms)
+                self._waiting.append((key, change, grows, partial(self._ended, index)))
+                if change is not read:
+                    self._changed.add(key)
         self._answers: list[Item] = [(TOO_LARGE, b"")] * len(items)
         self._left = len(items)
         self._room = body_bytes_max - u16.size - len(items) * (item_head_bytes + short_bytes_max)
@@ -99,9 +102,10 @@ class Batch:
             if self._clock.monotonic_s() > self._begin_until_s:
                 text = f"{begin_s_max:g} s went by before this item of a batch could begin"
                 done(*refusal("overloaded", text))
-            elif change is read:
+            elif change is read and key not in self._changed:
                 self._strong.fetch(key, done)
             else:
+                # Here also a read, which must not pass changes before it or fall behind later ones.
                 self._strong.change(key, change, done, grows=grows)
         self._beginning = False
 

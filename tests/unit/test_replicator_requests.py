@@ -305,6 +305,15 @@ def test_of_two_items_on_one_key_the_later_one_stays(front: Front) -> None:
     assert value(front.record(key_of(2))) == b"4"
 
 
+def test_strong_items_on_one_key_see_each_other_in_their_order(front: Front) -> None:
+    front.told(o.CHANGE, changed(o.ChangeRequest(o.Action.PUT, key, b"0")))
+    fetch = (o.FETCH, key)
+    puts = [(o.CHANGE, changed(o.ChangeRequest(o.Action.PUT, key, b"%d" % n))) for n in (1, 2)]
+    answers = front.batch(fetch, puts[0], fetch, fetch, puts[1], fetch)
+    shown = [value(body) for kind, body in answers if kind == OK]
+    assert shown == [b"0", b"1", b"1", b"2"]
+
+
 def test_of_strong_items_so_many_are_under_way_at_a_time(front: Front) -> None:
     for node in front.world.nodes.values():
         node.ignore(READ)
