@@ -157,7 +157,7 @@ class NodeMachine(Machine):
         life.serve()
         self.node = life
 
-    def _failed(self) -> None:
+    def _failed(self, error: OSError) -> None:
         """Its disk failed, and the process has ended; somebody starts it again."""
         self.site.count("failed disks")
         draw = self.site.draw

@@ -19,53 +19,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.core import messages as m
-from services.core.digest import digest_key
 from services.core.errors import FatalError
 from services.core.key import namespace_prefix
 from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_of
 from services.core.wire import LOST, OK, OVERLOADED, TIMEOUT, Role
-from services.dhtnode.acceptor import Acceptor
-from services.dhtnode.directory import NodeDirectory
-from services.dhtnode.handlers import NodeHandlers
-from services.dhtnode.membership import Membership
-from services.dhtnode.recovery import Recovery
 from services.dhtnode.replica import Replica
-from services.dhtnode.snapshot import SnapshotWriter
-from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk, Operation
 from services.runtime.fake_link import FakeLink, FakeNetwork, Weather
 from services.runtime.link import Station
-from services.runtime.link_limits import LinkCounters
-from services.runtime.log.log import Batch, Log
 from services.runtime.opening import Identity
 from services.runtime.peer import SENT
+from tests.simulation.node_life import NodeLife, secret
 from tests.simulation.scenario import Outcome
 
 lives = 4
 steps = 30
 clients = 3
-secret = "one secret for all of them here"
 path = Path("/data/nodes/node-1")
-segment_bytes = 6_000
-commit_bytes_max = 2_500
 timeout_s = 1.0
 store = namespace_prefix(7, b"store")
 cache = namespace_prefix(7, b"cache")
 keys = [store + b"key-%02d" % number for number in range(16)]
 cached_keys = [cache + b"key-%02d" % number for number in range(6)]
 slots = sorted({slot_of(key) for key in keys + cached_keys})
-
-
-class BusyClock(FakeClock):
-    """A clock on which whatever is measured takes a while, so that work is done in slices."""
-
-    spent_s = 0.0
-
-    def monotonic_s(self) -> float:
-        self.spent_s += 0.000_7
-        return super().monotonic_s() + self.spent_s
 
 
 class World:
@@ -167,7 +145,8 @@ class Client:
             else:
                 count("refused")
             named = kind in (m.WRITE, m.WRITE_MANY)
-            if named and answer not in (LOST, TIMEOUT, OVERLOADED):
+            # Who has no room for an epoch says so without it.
+            if named and answer not in (LOST, TIMEOUT, OVERLOADED, m.STORAGE_FULL):
                 self.world.told_epoch = max(self.world.told_epoch, epoch)
 
         if self.link.request(kind, body, answered, timeout_s) == SENT:
@@ -275,14 +254,11 @@ class Life:
         self.world = world
         self.draw = world.draw
         self.disk = world.disk
-        self.clock = FakeClock(world.timeline)
-        self.busy_clock = BusyClock(world.timeline)
-        self.replica = Replica(Table(digest_key(secret)), self.clock)
-        self.station: Station | None = None
-        self.snapshot: SnapshotWriter | None = None
-        self.failed = False
-        self.directory: NodeDirectory
-        self.log: Log
+        self.process = NodeLife(
+            "node-1", bytes(range(16)), world.timeline, world.network, world.disk
+        )
+        self.process.on_failed = self._disk_failed
+        self.process.on_snapshot = self._written
 
     def recover(self, *, interrupted: bool) -> bool:
         """Whether the node serves; it does unless its recovery is interrupted."""
@@ -291,9 +267,7 @@ class Life:
             operation: Operation = self.draw.choice(("write", "sync", "sync_directory", "open"))
             self.disk.fail(operation, errno.EIO, "/data/*", after=self.draw.randrange(5))
         try:
-            self.directory = NodeDirectory.open(self.disk, path, "node-1", bytes(range(16)))
-            recovery = Recovery(self.directory, self.replica.replay)
-            for _ in recovery.steps():
+            for _ in self.process.recover():
                 if interrupted and self.draw.random() < 0.1:
                     count("interrupted recoveries")
                     return False
@@ -306,51 +280,25 @@ class Life:
             raise AssertionError(f"an honest crash was refused: {error}") from error
         self.disk.heal()
         count("recoveries")
-        self.world.check_recovered(self.replica)
-        found = recovery.result
-        self.log = Log(
-            self.directory,
-            self.clock,
-            self._soon,
-            next_sequence=found.next_sequence,
-            next_index=found.next_index,
-            segments=found.segments,
-            on_durable=self._durable,
-            on_failure=self._disk_failed,
-            segment_bytes=segment_bytes,
-            commit_bytes_max=commit_bytes_max,
-        )
-        self.log.start()
-        self.replica.serve(self.log)
-        self._listen()
+        self.world.check_recovered(self.process.replica)
+        self.process.serve()
         return True
 
-    def _listen(self) -> None:
-        membership = Membership(self.replica, lambda data: None)
-        counters = LinkCounters()
-        # A clock that is busy, so that long requests take many turns and others come in between.
-        handlers = NodeHandlers(self.replica, membership, self.busy_clock, self._soon, counters)
-        identity = Identity(Role.NODE, "node-1", secret, lambda: self.replica.epoch)
-        acceptor = Acceptor(self.replica, self.clock)
-        for _ in acceptor.settle():
-            pass
-        self.station = Station(identity, handlers.table(acceptor.handlers()), counters=counters)
-        self.world.network.attach(self.station, self.clock)
-
     def work(self) -> None:
-        world, draw = self.world, self.draw
+        world, draw, process = self.world, self.draw, self.process
         for _ in range(draw.randrange(steps)):
             for _ in range(draw.choice((0, 1, 3, 10))):
                 draw.choice(world.clients).ask()
             if draw.random() < 0.2:
-                self._snapshot()
+                process.take_snapshot()
             if draw.random() < 0.15:
                 draw.choice((self._freeze, self._fill, self._break, self._storm))()
             if draw.random() < 0.1:
-                self.replica.table.tend_slice(50)
+                process.replica.table.tend_slice(50)
             world.timeline.advance(draw.choice((0.000_3, 0.001, 0.01, 0.1, 0.3)))
-            self.replica.full = "no segment" if self.log.shortage is not None else None
-            if self.failed:
+            full = process.log.shortage is not None
+            process.replica.full = "no segment" if full else None
+            if process.failed:
                 return
         for _ in range(draw.randrange(12)):
             draw.choice(world.clients).ask()
@@ -358,12 +306,11 @@ class Life:
 
     def end(self) -> None:
         count = self.world.outcome.count
-        if self.station is not None:
-            assert not self.station.counters.bugs, "a handler of the node failed; the log has it"
-            if not self.failed:
-                self.world.network.crash("node-1")
-        self.clock.stop()
-        self.busy_clock.stop()
+        process = self.process
+        if process.station is not None:
+            assert not process.station.counters.bugs, "a handler of the node failed; the log has it"
+        process.end()
+        self.world.wrong += process.wrong
         self.disk.heal()
         self.disk.capacity_bytes = 1 << 40
         if self.draw.random() < 0.6:
@@ -376,33 +323,12 @@ class Life:
         # Clients find the next life soon, and have heard of the end of this one.
         self.world.timeline.advance(self.draw.choice((0.01, 0.2)))
 
-    def _soon(self, callback: Callable[[], None]) -> None:
-        self.clock.call_later(0.0, callback)
-
-    def _durable(self, batch: Batch) -> None:
-        if self.failed:
-            self.world.wrong.append("acknowledged after the disk had failed")
-        self.replica.durable(batch)
-
     def _disk_failed(self, error: OSError) -> None:
-        """The process ends at once, and says nothing more to anybody."""
         if error.errno != errno.EIO:
             self.world.wrong.append(f"not a failure of the disk: {error}")
-        self.failed = True
         self.world.outcome.count("failed disks")
-        self.world.network.crash("node-1")
-        self.clock.stop()
-        self.busy_clock.stop()
 
-    def _snapshot(self) -> None:
-        if self.snapshot is None:
-            self.snapshot = SnapshotWriter(
-                self.directory, self.log, self.busy_clock, self.replica.frames(), self._written
-            )
-            self.snapshot.start()
-
-    def _written(self, snapshot: SnapshotWriter, error: OSError | None) -> None:
-        self.snapshot = None
+    def _written(self, error: OSError | None) -> None:
         self.world.outcome.count("snapshots" if error is None else "snapshots without space")
 
     def _freeze(self) -> None:

@@ -73,7 +73,7 @@ class NodeLife:
         self.wrong: list[str] = []
         # How snapshots ended: None, or for want of what.
         self.on_snapshot: Callable[[OSError | None], None] = lambda error: None
-        self.on_failed: Callable[[], None] = lambda: None
+        self.on_failed: Callable[[OSError], None] = lambda error: None
         self.directory: NodeDirectory
         self.log: Log
         self._network = network
@@ -166,7 +166,7 @@ class NodeLife:
     def _disk_failed(self, error: OSError) -> None:
         self.failed = True
         self.end()
-        self.on_failed()
+        self.on_failed(error)
 
     def _written(self, snapshot: SnapshotWriter, error: OSError | None) -> None:
         self.snapshot = None
