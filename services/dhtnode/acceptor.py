@@ -166,7 +166,7 @@ class Acceptor:
         self.counters.accepts += 1
         slot = slot_of(key)
         refused = self._refusal(slot, ballot, len(body))
-        if refused is None and replica.full is not None and self._grows(slot, key, record):
+        if refused is None and replica.full is not None and self._grows(slot, key, ballot, record):
             refused = STORAGE_FULL, replica.full.encode()
         if refused is not None:
             replica.reply_in_epoch(peer, request_id, *refused)
@@ -189,10 +189,10 @@ class Acceptor:
             batch = self._log(frame.ACCEPTED, accepted, key, ballot)
             batch.replies.append((peer, request_id, OK, b""))
 
-    def _grows(self, slot: int, key: bytes, record: bytes) -> bool:
-        """Whether the record takes more room than what is there. One that is only absorbed, as
-        by a read, does not."""
-        if not record or is_tombstone(record):
+    def _grows(self, slot: int, key: bytes, ballot: Version, record: bytes) -> bool:
+        """Whether this is a change that takes more room than what is there. A record that is older
+        than its ballot is only absorbed or repeated, as by a read, which goes on also when full."""
+        if not record or is_tombstone(record) or record[:version_bytes] < ballot:
             return False
         return len(record) > len(self._table.peek(slot, key) or b"")
 

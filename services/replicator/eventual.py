@@ -56,8 +56,10 @@ operation_s: Final = 2.0
 # neighbours have the write.
 awaited_s: Final = 0.25
 sweep_s: Final = 0.05
-# Until a newer map arrives, which takes a query.
-map_pause_s: Final = (0.01, 0.03)
+# Until a newer map arrives, which takes a query; without PostgreSQL it takes longer, and the pause
+# doubles up to the last.
+map_pause_s_min: Final = 0.03
+map_pause_s_max: Final = 0.25
 
 
 class Hints(Protocol):
@@ -103,8 +105,11 @@ class EventualWrites:
         self._sweeping = False
         # What is to be sent and waits for more that go with it, while more are coming.
         self._gathered: list[Write] | None = None
-        # Writes, with their attempts, that wait for a newer map.
+        # Writes, with their attempts, that wait for a newer map than that of this epoch, and how
+        # long the next of them wait.
         self._outdated: list[tuple[Write, int]] = []
+        self._outdated_epoch = 0
+        self._map_pause_s = map_pause_s_min
 
     @property
     def retrying(self) -> int:
@@ -364,7 +369,11 @@ class EventualWrites:
         write.void()
         self._outdated.append((write, write.attempt))
         if len(self._outdated) == 1:
-            self._clock.call_later(self._draw.uniform(*map_pause_s), self._send_outdated)
+            if self._outdated_epoch != self._fleet.epoch:
+                self._outdated_epoch, self._map_pause_s = self._fleet.epoch, map_pause_s_min
+            pause_s = self._map_pause_s * self._draw.uniform(0.4, 1.0)
+            self._map_pause_s = min(self._map_pause_s * 2, map_pause_s_max)
+            self._clock.call_later(pause_s, self._send_outdated)
 
     def _send_outdated(self) -> None:
         outdated, self._outdated = self._outdated, []

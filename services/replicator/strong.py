@@ -312,7 +312,7 @@ class StrongOperations:
         if kind == WRONG_EPOCH:
             self._counters.wrong_epoch += 1
             self._epochs.outdated(u64.unpack(body)[0])
-            self._again(operation, epoch_pause_s)
+            self._again(operation, epoch_pause_s + self._pause_s(operation))
         elif self._do_without(operation, owner, kind):
             self._ask(operation)
 

@@ -427,6 +427,15 @@ def test_late_failures_of_what_was_chosen_become_hints(world: World) -> None:
     assert [hint[0] for hint in world.replicator.hints.kept] == [third.node_id]
 
 
+def test_full_nodes_absorb_what_the_one_that_has_it_shows_to_a_read(world: World) -> None:
+    first, *others = world.owners(key)
+    record = world.version() + value_body(b"eventual")
+    world.plant(first, key, record)
+    for node in others:
+        node.replica.full = "memory: it is used up"
+    assert fetched(world) == record
+
+
 def test_a_full_node_refuses_what_grows_and_allows_reads_and_deletes(world: World) -> None:
     eventual = world.put(key, b"eventual")
     world.pass_time()
@@ -455,6 +464,15 @@ def test_another_epoch_discards_the_round_and_begins_again(world: World) -> None
     assert asked.kind == CHANGED
     assert world.replicator.epochs.told == [3]
     assert world.replicator.counters.wrong_epoch == 1
+
+
+def test_while_there_is_no_newer_map_it_is_asked_less_and_less_often(world: World) -> None:
+    for node in world.nodes.values():
+        node.answer(PREPARE, WRONG_EPOCH, u64.pack(3))
+    asked = world.change(key, Put(b"x"))
+    world.pass_time(operation_s + 0.2)
+    assert refusal(asked)[0] == "no_quorum"
+    assert 10 < world.messages(PREPARE) < 100
 
 
 def test_a_read_in_another_epoch_goes_on_as_well(world: World) -> None:
