@@ -17,8 +17,11 @@ from services.runtime.clock import Clock
 from services.runtime.disk_failure import disk_failure
 from services.runtime.log.log import Log
 
-# A pass over all records: an expired value holds its memory at most about this long.
+# A pass over all records: an expired value holds its memory at most about this long, and as long
+# as it is left to those whose clocks are behind ours. To them a value that is not there any more
+# would be an empty one, and a strong change would keep that.
 trim_pass_s: Final = 300
+trim_after_ms: Final = 60_000
 turn_s: Final = 0.1
 # About a millisecond of bringing caches and indexes in order.
 tend_budget: Final = 2_000
@@ -140,7 +143,8 @@ class Upkeep:
         table = self._replica.table
         records = table.total.keys + table.total.tombstones
         table.trim_slice(
-            self._clock.wall_ms(), max(1, int((slot_count + records) * turn_s / trim_pass_s))
+            self._clock.wall_ms() - trim_after_ms,
+            max(1, int((slot_count + records) * turn_s / trim_pass_s)),
         )
         # The more lags behind the more is tended: it takes memory, and puts bring it quickly.
         left = max(tend_budget, table.index_lag // tend_share)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.core.record import head_bytes, value_body
 from services.core.ring import slot_of
 from services.core.wire import OK
 from services.dhtnode.replica import Replica
-from services.dhtnode.upkeep import Upkeep, tend_budget
+from services.dhtnode.upkeep import Upkeep, tend_budget, trim_after_ms, turn_s
 from services.runtime.clock import SystemClock
 from services.runtime.loops import Loops
-from tests.unit.replica_world import World, cached, key_of, value
+from tests.unit.replica_world import World, cached, key_of, value, version
 
 
 def upkeep_of(world: World, replica: Replica | None = None) -> Upkeep:
@@ -44,6 +45,22 @@ async def test_a_full_cache_under_puts_lags_by_a_bound_that_memory_shows() -> No
     while not table.tend_slice(tend_budget):
         pass
     assert puts - table.memory_bytes < 10_000_000
+
+
+async def test_an_expired_value_is_left_for_a_while_to_those_whose_clocks_are_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.dhtnode.upkeep.trim_pass_s", turn_s)
+    world = World()
+    table, upkeep, slot = world.table, upkeep_of(world), slot_of(key_of(1))
+    record = version(1) + value_body(b"value", world.clock.wall_ms() + 1)
+    table.put(slot, key_of(1), record)
+    world.clock.skew_ms = trim_after_ms
+    await upkeep.tidy()
+    assert table.peek(slot, key_of(1)) == record
+    world.clock.skew_ms += 1
+    await upkeep.tidy()
+    assert table.peek(slot, key_of(1)) == record[:head_bytes]
 
 
 class Faulty(Replica):
