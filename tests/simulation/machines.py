@@ -14,7 +14,6 @@ from services.replicator.memory_map_store import MemoryMapStore
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk, Operation
 from services.runtime.fake_link import FakeNetwork
-from tests.simulation.memory_hints import Owed
 from tests.simulation.node_life import NodeLife
 from tests.simulation.replicator_life import ReplicatorLife
 
@@ -196,7 +195,6 @@ class ReplicatorMachine(Machine):
     def __init__(self, site: Site, number: int, skew_ms: int) -> None:
         super().__init__(site, f"replicator-{number}", skew_ms)
         self.replicator: ReplicatorLife | None = None
-        self.owed: Owed = {}
 
     @property
     def life(self) -> ReplicatorLife | None:
@@ -214,7 +212,6 @@ class ReplicatorMachine(Machine):
             site.back,
             site.front,
             self.disk,
-            self.owed,
             site.draw,
             skew_ms=self.skew_ms,
             refuse_leads=site.refuse_leads,
@@ -223,7 +220,6 @@ class ReplicatorMachine(Machine):
     def lose_directory(self) -> None:
         """Once it is stopped: another machine takes over the name."""
         self.disk = FakeDisk(self.site.draw, self.disk_clock)
-        self.owed = {}
 
     def _forget_life(self) -> None:
         self.replicator = None

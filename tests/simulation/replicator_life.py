@@ -15,6 +15,7 @@ from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.fleet import Fleet
+from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, dropped_drain_s, poll_s
 from services.replicator.prefix_delete import PrefixDeletions
@@ -29,8 +30,10 @@ from services.runtime.fake_link import FakeLink, FakeNetwork
 from services.runtime.link import Station
 from services.runtime.opening import Identity
 from services.runtime.peer import Handler, OwnedLink, Peer
-from tests.simulation.memory_hints import MemoryHints, Owed
 from tests.simulation.node_life import secret
+
+hint_bytes_max = 1 << 20
+hint_segment_bytes = 8_000
 
 T = TypeVar("T")
 
@@ -82,7 +85,6 @@ class ReplicatorLife:
         back: FakeNetwork,
         front: FakeNetwork,
         disk: FakeDisk,
-        owed: Owed,
         draw: random.Random,
         *,
         skew_ms: int = 0,
@@ -105,7 +107,20 @@ class ReplicatorLife:
         self.stamps = Stamps(
             directory, stamper, self.clock, self._disk_failed, refuse_leads=refuse_leads
         )
-        hints = MemoryHints(owed, self.fleet, self.membership, self.clock)
+        self.hints = hints = Hints(
+            disk,
+            directory.hints_path,
+            self.fleet,
+            self.stamps,
+            self.membership,
+            self.clock,
+            draw,
+            bytes_max=hint_bytes_max,
+            on_failure=self._disk_failed,
+            segment_bytes=hint_segment_bytes,
+        )
+        for _ in hints.recover():
+            pass
         shared = (
             self.fleet, self.stamps, hints, self.membership, self.clock, self.counters, draw
         )  # fmt: skip
@@ -124,6 +139,7 @@ class ReplicatorLife:
         self.fleet.start()
         self.membership.begin(self.clock)
         self.sweeper.start()
+        hints.start()
 
     def pause(self) -> None:
         self.clock.pause()

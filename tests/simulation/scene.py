@@ -179,7 +179,9 @@ class Scene:
 
     def owe(self, node: int, record: bytes) -> None:
         """A replicator has kept a hint of this record."""
-        self.replicators[0].owed.setdefault(self._name(node), {})[self.key] = record
+        life = self.replicators[0].replicator
+        assert life is not None
+        life.hints.keep(self._name(node), self.key, record)
         self.wait(0.5)
 
     @property
