@@ -39,6 +39,8 @@ from services.runtime.peer import body_bytes_max
 # Enough that what they send is worth a write of its own; and values of a mebibyte from so many
 # reads, of two replicas each, are as much as links bear.
 strong_at_once: Final = 32
+# If they all end at once, as without a quorum, so many take about two milliseconds.
+begun_in_a_turn: Final = 100
 # Within the time a gateway gives its client's request the items begun last have theirs.
 begin_s_max: Final = 2.5
 # What any answer but a record takes: the name of an error or a version, and a text.
@@ -91,12 +93,18 @@ class Batch:
         self._begin_more()
 
     def _begin_more(self) -> None:
-        """Begin strong items while there is room. One may end at once; it then has a turn in this
-        loop, as a thousand turns in each other would be too deep."""
+        """Begin strong items while there is room. One may end at once; the next is then begun in
+        this loop, as a thousand in each other would be too deep, and after some in the next turn
+        of the event loop."""
         if self._beginning:
             return
         self._beginning = True
+        begun = 0
         while self._waiting and self._under_way < strong_at_once:
+            if begun == begun_in_a_turn:
+                self._clock.call_later(0.0, self._begin_more)
+                break
+            begun += 1
             key, change, grows, done = self._waiting.popleft()
             self._under_way += 1
             if self._clock.monotonic_s() > self._begin_until_s:

@@ -326,7 +326,14 @@ def test_a_thousand_items_that_are_refused_at_once_are_no_problem(front: Front) 
     for node in front.world.nodes.values():
         node.crash()
     front.world.pass_time()
-    answers = front.batch(*[(o.FETCH, key_of(number)) for number in range(o.batch_items_max)])
+    counters = front.replicator.counters
+    asked = front.ask(
+        o.BATCH, o.encode_batch([(o.FETCH, key_of(number)) for number in range(o.batch_items_max)])
+    )
+    front.world.pass_until(lambda: bool(counters.refusals))
+    assert counters.refusals == batch.begun_in_a_turn, "the rest does not hold up the loop"
+    front.world.pass_time()
+    answers = o.decode_batch(asked.body)
     assert {kind for kind, _ in answers} == {o.REFUSED}
     assert {o.decode_refused(body)[0] for _, body in answers} == {"no_quorum"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.core.ballots import ACCEPT, LEARN, NACK, PREPARE, READ
 from services.core.change import Condition, Delete, Expire, Increment, Put
-from services.core.hlc import Version, lead_ms_max, version_bytes, version_ms
+from services.core.hlc import Version, lead_ms_max, version_bytes, version_ms, version_zero
 from services.core.messages import NOT_READY, STORAGE_FULL, WRONG_EPOCH, u64
 from services.core.operations import (
     ABSENT,
@@ -23,7 +23,7 @@ from services.core.record import is_tombstone, value, value_body
 from services.core.ring import slot_of
 from services.core.wire import FAILED, OK, OVERLOADED, TIMEOUT
 from services.replicator import strong
-from services.replicator.strong import hedge_s, operation_s, sweep_s
+from services.replicator.strong import hedge_s, late_in_a_turn, operation_s, sweep_s
 from services.replicator.sweeper import Sweeper, age_ms
 from tests.unit.replicator_world import Asked, Node, World, key_of
 
@@ -449,6 +449,22 @@ def test_a_full_node_refuses_what_grows_and_allows_reads_and_deletes(world: Worl
     asked = world.change(key, Delete(), grows=False)
     world.pass_time()
     assert asked.kind == CHANGED
+
+
+def test_many_that_are_late_at_once_are_told_so_by_and_by(world: World) -> None:
+    for node in world.nodes.values():
+        node.answer(PREPARE, NACK, version_zero)
+    told: list[float] = []
+    many = 3 * late_in_a_turn
+    for number in range(many):
+        world.replicator.strong.change(
+            key_of(number), Put(b"x"), lambda kind, body: told.append(world.timeline.now_s)
+        )
+    world.pass_until(lambda: bool(told))
+    assert len(told) == late_in_a_turn
+    world.pass_time(sweep_s)
+    assert len(told) == many
+    assert world.replicator.strong.under_way == 0
 
 
 # Epochs.
