@@ -10,6 +10,8 @@ from tests.simulation.machines import Machine, NodeMachine, ReplicatorMachine, S
 # Between the beginnings of two faults.
 pause_s = (0.02, 0.5)
 loss_max = 0.3
+# One takes as long to simulate as a dozen operations.
+snapshot_share = 0.02
 
 
 class Faults:
@@ -67,6 +69,8 @@ class Faults:
     def _strike(self) -> None:
         if not self.stopped:
             self.draw.choice(self._kinds)()
+            if self.draw.random() < snapshot_share:
+                self._take_snapshot()
             self._plan()
 
     def _later(self, delay_s: float, mend: Callable[[], None]) -> None:
@@ -125,6 +129,13 @@ class Faults:
                 machine.resume()
 
         self._later(self.draw.choice((0.05, 0.5, 2.5)) * self.draw.random(), resume)
+
+    def _take_snapshot(self) -> None:
+        """No fault; but what a node recovers from is another file from here on."""
+        machine = self.draw.choice(self.nodes)
+        if machine.node is not None and not machine.node.ended:
+            machine.node.take_snapshot()
+            self.site.count("snapshots begun")
 
     # -- networks
 

@@ -28,6 +28,8 @@ from services.runtime.opening import Identity
 secret = "one secret for all of them here"
 segment_bytes = 6_000
 commit_bytes_max = 2_500
+# How often a node looks whether everybody knows how it is.
+look_s = 0.5
 
 
 class BusyClock(FakeClock):
@@ -122,6 +124,11 @@ class NodeLife:
             on_down=self.membership.went,
         )
         self._network.attach(self.station, self.clock)
+        self._look()
+
+    def _look(self) -> None:
+        self.membership.look()
+        self.clock.call_later(look_s, self._look)
 
     def take_snapshot(self) -> None:
         if self.snapshot is None:
