@@ -266,7 +266,7 @@ class EventualWrites:
 
     def _learn_epoch(self, body: bytes) -> None:
         self._counters.wrong_epoch += 1
-        self._epochs.outdated(u64.unpack(body)[0])
+        self._epochs.outdated(int.from_bytes(body[: u64.size], "big"))
 
     def _stands_behind(self, write: Write, owner: Owner, kind: int, body: bytes) -> None:
         """The replica holds a newer record, or has a floor above this one."""
@@ -291,7 +291,7 @@ class EventualWrites:
     def _merge(self, body: bytes) -> bool:
         try:
             self._stamps.merge(check_version(body))
-        except RetryLater:
+        except (PeerError, RetryLater):
             return False
         return True
 

@@ -10,7 +10,7 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from services.core.errors import RetryLater
+from services.core.errors import PeerError, RetryLater
 from services.core.hlc import check_version
 from services.core.messages import BELOW_FLOOR, NEWER, WRITE, WRONG_EPOCH, encode_write, u64
 from services.core.wire import DOWN, LOST, OK
@@ -123,7 +123,7 @@ class Retries:
             return
         if kind == WRONG_EPOCH:
             self._counters.wrong_epoch += 1
-            self._epochs.outdated(u64.unpack(body)[0])
+            self._epochs.outdated(int.from_bytes(body[: u64.size], "big"))
         if kind in (DOWN, LOST) or retry.tried == len(retry_s):
             del self._behind[retry]
             self._hints.keep(retry.node_id, retry.key, retry.record)
@@ -133,6 +133,7 @@ class Retries:
     def _merge(self, body: bytes) -> None:
         try:
             self._stamps.merge(check_version(body))
-        except RetryLater:
-            # So far ahead that nobody may follow. What is there replaces this write all the same.
+        except (PeerError, RetryLater):
+            # So far ahead that nobody may follow, or no version. What is there replaces this write
+            # all the same.
             return

@@ -638,6 +638,18 @@ def test_statuses_that_make_no_sense_leave_the_outcome_unknown(world: World, ans
     assert [one.kind for one in asked] == [UNKNOWN] * 2
 
 
+@pytest.mark.parametrize("kind", [NEWER, BELOW_FLOOR, WRONG_EPOCH])
+def test_a_detail_that_makes_no_sense_costs_the_others_nothing(world: World, kind: int) -> None:
+    for node in world.nodes.values():
+        node.answer(WRITE_MANY, OK, encode_statuses([(kind, b"?"), (OK, b"")]))
+        node.answer(WRITE, kind, b"?")
+    nonsense, other = world.put_many([key_of(1), key_of(2)])
+    world.pass_time(operation_s + 0.2)
+    assert other.kind == CHANGED
+    assert nonsense.kind == REFUSED
+    assert world.replicator.counters.queue_size == 0
+
+
 def test_each_of_many_has_its_own_answer(world: World) -> None:
     statuses = [(OK, b""), (STORAGE_FULL, b"disk"), (FAILED, b""), (OVERLOADED, b"")]
     for node in world.nodes.values():
