@@ -243,10 +243,20 @@ class Acceptor:
         age_ms, limit = decode_unlearned(body)
         before_s = self._clock.monotonic_s() - age_ms / 1000
         found: list[bytes] = []
+        learned: list[bytes] = []
         for key, since_s in self._unlearned.items():
-            if since_s > before_s or len(found) == limit:
+            if since_s > before_s or len(found) + len(learned) == limit:
                 break
-            found.append(key)
+            slot = slot_of(key)
+            cell = self._table.peek(slot, key) or b""
+            if cell < self.promises.get(slot, key).record:
+                found.append(key)
+            else:
+                # By a hint or a write that came later. Nobody else would ever take it off the
+                # list of a replica that is no owner any more.
+                learned.append(key)
+        for key in learned:
+            del self._unlearned[key]
         self._replica.after_changes(peer, request_id, OK, encode_get_many(found))
 
     # -- what all have in common

@@ -169,13 +169,19 @@ class Scene:
         self.wait(0.03)
         assert told == [o.CHANGED]
 
-    def send(self, node: int, kind: int, message: bytes) -> None:
-        """A message of some replicator comes to a node, however late."""
-        life = self.replicators[0].replicator
+    def send(self, node: int, kind: int, message: bytes) -> bytes:
+        """A message of some replicator comes to a node, however late; what is answered."""
+        life = next(each.replicator for each in self.replicators if each.up)
         assert life is not None
+        told: list[bytes] = []
+
+        def answered(kind: int, body: bytes) -> None:
+            told.append(body)
+
         link = life.fleet.nodes[self._name(node)].link
-        assert not link.request(kind, message, lambda kind, body: None, answer_s)
+        assert not link.request(kind, message, answered, answer_s)
         self.wait(0.1)
+        return b"".join(told)
 
     def owe(self, node: int, record: bytes) -> None:
         """A replicator has kept a hint of this record."""
