@@ -210,15 +210,15 @@ class Judgement:
             cells[name] = node.replica.table.peek(slot, key) or b""
         return cells
 
-    def _read(self, key: bytes) -> bytes:
-        """The version that a strong read shows."""
+    def _read(self, key: bytes) -> Found | None:
+        """What a strong read shows."""
         for _ in range(3):
             operation = self.world.clients[0].read(key)
             self.world.timeline.advance(1.0)
             if isinstance(operation.outcome, Found):
-                return operation.outcome.version
+                return operation.outcome
             if operation.outcome is ABSENT:
-                return b""
+                return None
         raise AssertionError(f"nothing is wrong any more, and still: {operation}")
 
     def _check_delivered(self, key: bytes) -> None:
@@ -257,14 +257,14 @@ class Judgement:
         cells = self._cells(key)
         assert len(set(cells.values())) == 1, f"{key!r}: replicas differ: {cells}"
 
-    def _check_shown(self, key: bytes, shown: bytes) -> None:
-        """The cells have come to what a strong read shows."""
+    def _check_shown(self, key: bytes, shown: Found | None) -> None:
+        """The cells have come to what a strong read shows; or to nothing, if it was to expire."""
         cell = next(iter(self._cells(key).values()))
-        if shown:
-            assert version(cell) == shown, f"{key!r}: {shown.hex()} was read, the cells: {cell!r}"
-        else:
-            there = cell and not is_tombstone(cell)
+        there = bool(cell) and not is_tombstone(cell)
+        if shown is None:
             assert not there, f"{key!r} was read as absent, and the cells have {cell!r}"
+        elif there or not shown.expires_at_ms:
+            assert version(cell) == shown.version, f"{key!r}: {shown} was read, and is {cell!r}"
 
     def _check_kept(self, key: bytes) -> None:
         """No acknowledged write is lost, and nothing came back under another stamp."""
