@@ -13,6 +13,9 @@
 A record may be empty: nothing. A LEARN without one means what was accepted at its ballot, which
 spares sending every value twice. In Seen a `record_len` of `same` stands for a record that is the
 cell. `grows` tells a replica that is full what it may refuse before anything is at stake.
+
+UNLEARNED asks for keys that somebody has to finish. Whoever is told of one is given it for as long
+as `age_ms`: those that cannot be finished go to the end of the list, and hide no others.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ ACCEPT: Final = 50
 LEARN: Final = 51
 UNLEARNED: Final = 52
 
-NACK: Final = 152
+NACK: Final = 153
 
 # In the place of a record's length: the record is the cell that follows.
 same: Final = 0xFFFF_FFFF

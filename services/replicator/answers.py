@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from services.core.ballots import NACK
 from services.core.errors import RetryLater
 from services.core.messages import (
     AHEAD,
@@ -31,6 +32,7 @@ _causes = {
     UNKNOWN_KIND: ("no_quorum", "is of an older version"),
     MALFORMED: ("no_quorum", "did not understand"),
     BELOW_FLOOR: ("overloaded", "has collected what is newer"),
+    NACK: ("overloaded", "has promised a later ballot"),
     WRONG_EPOCH: ("overloaded", "is in another epoch of the cluster"),
     NOT_READY: ("overloaded", "is not ready for this slot yet"),
     OVERLOADED: ("overloaded", "has too much to do"),
