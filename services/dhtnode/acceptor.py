@@ -7,7 +7,8 @@ whatever undurable change there is of it, of its cell or of its promise.
     READ · PREPARE · ACCEPT ──► Seen, NACK or OK          LEARN ──► the cell, not answered
 
 A key that was accepted and not yet learned is remembered with the time: its coordinator may have
-died after a majority had accepted, and then some replicator finishes it (UNLEARNED).
+died after a majority had accepted, and then some replicator finishes it (UNLEARNED). The same is
+asked to put a tombstone in the place of an accepted value that has expired, which frees it.
 """
 
 from __future__ import annotations
@@ -36,18 +37,22 @@ from services.core.hlc import Version, version_bytes, version_zero
 from services.core.key import check_storage_key
 from services.core.messages import AHEAD, NOT_READY, STORAGE_FULL, encode_get_many, u16, u64
 from services.core.paxos import Promise
-from services.core.record import is_tombstone
+from services.core.record import expires_at_ms, is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
 from services.dhtnode.promises import check_accepted, encode_accepted, encode_promised
 from services.dhtnode.replica import Replica
+from services.dhtnode.table import trimmed
 from services.runtime.clock import Clock
 from services.runtime.log.log import Batch
 from services.runtime.peer import Handler, Peer
 
 # About a millisecond.
 settled_in_a_turn: Final = 1_000
+# Of the keys that a replicator is told at once, one in so many is left to values that have expired,
+# as long as there are any. The others come first: there eventual reads miss what was acknowledged.
+expired_share: Final = 4
 
 Refused = tuple[int, bytes]
 """The kind and the body of an answer that says why nothing was done."""
@@ -74,7 +79,8 @@ class Acceptor:
         self._replica = replica
         self._table = replica.table
         self._clock = clock
-        # By key, since when something accepted has not been learned; the oldest first.
+        # By key, since when something accepted has not been learned, or when a replicator was told
+        # of it; the oldest first.
         self._unlearned: dict[bytes, float] = {}
 
     @property
@@ -102,16 +108,16 @@ class Acceptor:
             cell = self._table.peek(slot, key) or b""
             if cell == held.record:
                 self.promises.put(slot, key, held._replace(record=cell))
-            elif cell < held.record:
+            elif not _has_learned(cell, held.record):
                 self._unlearned[key] = now_s
 
     # -- reading and promising
 
     def read(self, peer: Peer, request_id: int, body: bytes) -> None:
         replica = self._replica
+        key = check_storage_key(body[epoch_bytes:])
         if not replica.meets_epoch(peer, request_id, body):
             return
-        key = body[epoch_bytes:]
         self.counters.reads += 1
         slot = slot_of(key)
         if slot in replica.not_ready:
@@ -201,7 +207,7 @@ class Acceptor:
         self._unlearned.pop(key, None)
         if cell == promise.record:
             promise = promise._replace(record=cell)
-        elif cell < promise.record:
+        elif not _has_learned(cell, promise.record):
             self._unlearned[key] = self._clock.monotonic_s()
         self.promises.put(slot, key, promise)
 
@@ -218,7 +224,8 @@ class Acceptor:
         slot = place >> leaf_bits
         held = self.promises.get(slot, key)
         mine = held.ballot == ballot
-        if not record and mine:
+        if (not record and mine) or record == held.record:
+            # The very object, so that it is held once.
             record = held.record
         size = len(key) + len(record)
         if not record or self._refusal(slot, ballot, size) or self._floored(slot, ballot):
@@ -233,6 +240,9 @@ class Acceptor:
                 kind, change = frame.RECORD, u16.pack(len(key)) + key + record
             self._table.replace(place, key, old, record)
             self._log(kind, change, key, ballot)
+        elif old == held.record and old is not held.record:
+            # A write or a hint has brought it before.
+            self.promises.put(slot, key, held._replace(record=old))
         if held.record <= record:
             self._unlearned.pop(key, None)
 
@@ -241,23 +251,32 @@ class Acceptor:
 
     def list_unlearned(self, peer: Peer, request_id: int, body: bytes) -> None:
         age_ms, limit = decode_unlearned(body)
-        before_s = self._clock.monotonic_s() - age_ms / 1000
-        found: list[bytes] = []
-        learned: list[bytes] = []
+        few = min(limit // expired_share, self.promises.expired)
+        found = self._take_unlearned(age_ms, limit - few)
+        found += self.promises.take_expired(limit - len(found))
+        self._replica.after_changes(peer, request_id, OK, encode_get_many(found))
+
+    def _take_unlearned(self, age_ms: int, limit: int) -> list[bytes]:
+        """The oldest, which then become the youngest: some cannot be finished for now, and those
+        behind them shall have their turn."""
+        now_s = self._clock.monotonic_s()
+        before_s = now_s - age_ms / 1000
+        old: list[bytes] = []
         for key, since_s in self._unlearned.items():
-            if since_s > before_s or len(found) + len(learned) == limit:
+            if since_s > before_s or len(old) == limit:
                 break
+            old.append(key)
+        found: list[bytes] = []
+        for key in old:
+            del self._unlearned[key]
             slot = slot_of(key)
             cell = self._table.peek(slot, key) or b""
-            if cell < self.promises.get(slot, key).record:
+            # By a hint or a write that came later it may have been learned. Nobody else would ever
+            # take it off the list of a replica that is no owner any more.
+            if not _has_learned(cell, self.promises.get(slot, key).record):
+                self._unlearned[key] = now_s
                 found.append(key)
-            else:
-                # By a hint or a write that came later. Nobody else would ever take it off the
-                # list of a replica that is no owner any more.
-                learned.append(key)
-        for key in learned:
-            del self._unlearned[key]
-        self._replica.after_changes(peer, request_id, OK, encode_get_many(found))
+        return found
 
     # -- what all have in common
 
@@ -289,6 +308,11 @@ class Acceptor:
         batch = replica.log.append(kind, change)
         replica.note_change(key, batch)
         return batch
+
+
+def _has_learned(cell: bytes, record: bytes) -> bool:
+    """Whether the cell has what was accepted, or had it until that expired, or something newer."""
+    return cell >= record or (expires_at_ms(record) > 0 and cell == trimmed(record))
 
 
 def _check_proposed(record: bytes, ballot: Version) -> None:

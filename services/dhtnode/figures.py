@@ -26,6 +26,12 @@ def add_figures(metrics: Metrics, node: Node) -> None:
     metrics.add_counters("acceptor", "of the acceptor of strong operations", acceptor.counters)
     add("promises", "gauge", "Keys with a promise", lambda: acceptor.promises.count)
     add("unlearned", "gauge", "Keys accepted and not learned", lambda: acceptor.unlearned)
+    add(
+        "promises_expired",
+        "gauge",
+        "Keys whose accepted value has expired, to be told to a replicator",
+        lambda: acceptor.promises.expired,
+    )
     metrics.add_counters("link", "of all links", node.link_counters)
     add("links_open", "gauge", "Links that others hold to this node", lambda: _links_open(node))
     _add_log(metrics, node)

@@ -10,6 +10,10 @@ A promise takes about 250 bytes, and no second copy of a record that the table h
 accepted record and the cell that learned it are one object. A record that is no cell, as it was
 not learned or something newer came, is counted here.
 
+A value that has expired is freed with its cell only once a tombstone has been accepted in its
+place: what was chosen is changed by a later choice, and never by one replica's opinion of the time.
+Until then it is counted here, and named to whoever can have that done.
+
 Replay may meet frames that are older than what a snapshot has brought: a ballot only ever grows,
 so the greater one tells what is newer.
 """
@@ -17,6 +21,7 @@ so the greater one tells what is newer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from struct import Struct
 from typing import Final
 
@@ -25,11 +30,13 @@ from services.core.hlc import Version
 from services.core.key import check_storage_key
 from services.core.messages import Reader
 from services.core.paxos import Promise, nothing_promised
-from services.core.record import check
+from services.core.record import check, expired
 from services.core.ring import slot_of
 
 # A tuple, its ballots, and its share of a dictionary.
 promise_memory_bytes: Final = 250
+# An entry in a dictionary of keys that are held elsewhere.
+noted_memory_bytes: Final = 100
 
 _ballot_bytes: Final = 12
 _accepted_head = Struct(">12s12sH")
@@ -76,6 +83,8 @@ class Promises:
         # By key, the bytes of records that are held here and in no cell.
         self._alone: dict[bytes, int] = {}
         self._alone_bytes = 0
+        # Keys whose accepted value was found to have expired, and nobody was told since.
+        self._expired: dict[bytes, None] = {}
         self._cell = cell
 
     def get(self, slot: int, key: bytes) -> Promise:
@@ -89,6 +98,8 @@ class Promises:
         before = len(held)
         held[key] = promise
         self.count += len(held) - before
+        # Somebody is at it. If nothing comes of that, the next look finds it again.
+        self._expired.pop(key, None)
         self.weigh(slot, key)
 
     def weigh(self, slot: int, key: bytes) -> None:
@@ -106,10 +117,34 @@ class Promises:
         promised = max(held.promised, found.promised)
         self.put(slot, key, accepted._replace(promised=promised))
 
+    def find_expired(self, slot: int, now_ms: int) -> None:
+        """Note what has expired in a slot whose cells have just been trimmed."""
+        for key, promise in self._slots.get(slot, {}).items():
+            record = promise.record
+            if record and expired(record, now_ms):
+                self._expired[key] = None
+                self.weigh(slot, key)
+
+    @property
+    def expired(self) -> int:
+        """How many keys there are that `take_expired` has yet to tell."""
+        return len(self._expired)
+
+    def take_expired(self, limit: int) -> list[bytes]:
+        """Some keys whose accepted value has expired. Each is told once after every look."""
+        found = list(islice(self._expired, limit))
+        for key in found:
+            del self._expired[key]
+        return found
+
     @property
     def memory_bytes(self) -> int:
         """An estimate of what they take besides the records that the table counts."""
-        return self.count * promise_memory_bytes + self._alone_bytes
+        return (
+            self.count * promise_memory_bytes
+            + self._alone_bytes
+            + len(self._expired) * noted_memory_bytes
+        )
 
     def items(self, slot: int) -> list[tuple[bytes, Promise]]:
         return list(self._slots.get(slot, {}).items())
@@ -124,6 +159,7 @@ class Promises:
         self.count -= len(wiped)
         for key in wiped:
             self._alone_bytes -= self._alone.pop(key, 0)
+            self._expired.pop(key, None)
 
     # -- snapshots
 

@@ -88,7 +88,9 @@ class Replica:
         self.counters = ReplicaCounters()
         self.promises = Promises(table.peek)
         self.floors: dict[int, Version] = {}
-        # Slots that are ours by the map, and whose data have not arrived yet.
+        # Slots that are ours by the map, and whose data have not arrived yet. It is not durable:
+        # after a restart every slot counts as ready, so a replica that is sent the data of a slot
+        # must not rely on this to keep it from answering before it has them.
         self.not_ready: frozenset[int] = frozenset()
         # By the prefix of a namespace that is a cache, how many keys it may have here.
         self.caches: dict[bytes, int] = {}
@@ -127,6 +129,16 @@ class Replica:
     def memory_bytes(self) -> int:
         """An estimate of what all that is held takes."""
         return self.table.memory_bytes + self.promises.memory_bytes
+
+    def trim_slice(self, now_ms: int, budget: int) -> bool:
+        """Free expired values of the table in the next slots, as `Table.trim_slice`, and find the
+        promises there that still have such a value. Keys are spread evenly over slots, so that
+        these are few as well."""
+        first = self.table.trim_next
+        ended = self.table.trim_slice(now_ms, budget)
+        for slot in range(first, self.table.trim_next or slot_count):
+            self.promises.find_expired(slot, now_ms)
+        return ended
 
     def note_change(self, key: bytes, batch: Batch) -> None:
         """This batch has a change of this key, of its cell or of its promise, which nobody may

@@ -58,6 +58,11 @@ recency_memory_bytes = 90
 table_memory_bytes = 10 << 20
 
 
+def trimmed(record: bytes) -> bytes:
+    """What stays of a record once it has expired: its version and its expiry."""
+    return record[:21] + _no_meta
+
+
 class Table:
     """All methods that take a slot and a key trust that the key is one of that slot."""
 
@@ -360,6 +365,11 @@ class Table:
                 return True
         return False
 
+    @property
+    def trim_next(self) -> int:
+        """The slot with which the next slice begins."""
+        return self._trim_next
+
     def _trim(self, slot: int, now_ms: int) -> None:
         trimmed_ms = self._trimmed_ms[slot]
         if now_ms <= trimmed_ms:
@@ -379,7 +389,7 @@ class Table:
             if records.expires_at_ms(record) > trimmed_ms:
                 namespace.count(-1, 1, namespace.fixed_bytes - len(key) - len(record))
             if len(record) > head_bytes:
-                found[key] = record[:21] + _no_meta
+                found[key] = trimmed(record)
                 self._raw_bytes -= len(record) - head_bytes
                 self.trimmed += 1
         self._trimmed_ms[slot] = now_ms

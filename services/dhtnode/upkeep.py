@@ -142,7 +142,7 @@ class Upkeep:
         """What is due every `turn_s`."""
         table = self._replica.table
         records = table.total.keys + table.total.tombstones
-        table.trim_slice(
+        self._replica.trim_slice(
             self._clock.wall_ms() - trim_after_ms,
             max(1, int((slot_count + records) * turn_s / trim_pass_s)),
         )

@@ -5,6 +5,9 @@ then strong reads see the change and eventual ones do not. Acceptors remember su
 node is asked for its own in turn, and each key is put through an operation that changes nothing:
 whatever was chosen is chosen once more, and learned.
 
+Acceptors also name keys of which they have accepted a value that has expired since. The same
+operation chooses a tombstone in its place, and only that lets them free the value.
+
 Several replicators may do so at once: they stand in each other's way for a moment, and no more.
 """
 
@@ -96,7 +99,7 @@ class Sweeper:
                 log.warning("no list of keys", node=node.node_id, reason=str(error))
                 keys = []
             if keys:
-                log.info("finishing what was left", node=node.node_id, keys=len(keys))
+                log.debug("finishing what was left", node=node.node_id, keys=len(keys))
             # Not in the order in which another replicator has them.
             self._draw.shuffle(keys)
             self._keys.extend(keys)

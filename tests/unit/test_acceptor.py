@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.core.ballots import LEARN, encode_learn
+from services.core.ballots import LEARN, READ, encode_learn, encode_read
 from services.core.hlc import pack_version, version_zero
+from services.core.messages import MALFORMED
 from services.core.record import value_body
 from tests.unit.replicator_world import World, key_of
 
@@ -32,3 +33,16 @@ def test_nothing_is_learned_that_nobody_can_have_proposed(record: bytes) -> None
     assert node.holds(key) is None
     node.crash()
     node.begin()
+
+
+@pytest.mark.parametrize("broken", [b"", b"no storage key", key[:9]])
+def test_a_read_of_no_key_brings_no_epoch_along(broken: bytes) -> None:
+    world = World()
+    node = world.nodes["node-1"]
+    link = world.replicator.fleet.nodes["node-1"].link
+    epoch = node.replica.epoch
+    answers: list[int] = []
+    link.request(READ, encode_read(epoch + 7, broken), lambda kind, _: answers.append(kind), 1.0)
+    world.pass_time()
+    assert answers == [MALFORMED]
+    assert node.replica.epoch == epoch

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.core.paxos import Promise
 from services.core.record import head_bytes, value_body
 from services.core.ring import slot_of
 from services.core.wire import OK
@@ -55,12 +56,16 @@ async def test_an_expired_value_is_left_for_a_while_to_those_whose_clocks_are_be
     table, upkeep, slot = world.table, upkeep_of(world), slot_of(key_of(1))
     record = version(1) + value_body(b"value", world.clock.wall_ms() + 1)
     table.put(slot, key_of(1), record)
+    promises = world.replica.promises
+    promises.put(slot, key_of(1), Promise(version(1), version(1), version(1), record))
     world.clock.skew_ms = trim_after_ms
     await upkeep.tidy()
     assert table.peek(slot, key_of(1)) == record
+    assert promises.expired == 0
     world.clock.skew_ms += 1
     await upkeep.tidy()
     assert table.peek(slot, key_of(1)) == record[:head_bytes]
+    assert promises.take_expired(2) == [key_of(1)]
 
 
 class Faulty(Replica):

@@ -1,0 +1,90 @@
+"""Finishing what was left, also where some of it cannot be finished, or has expired since."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.core.ballots import LEARN, NACK
+from services.core.change import Put
+from services.core.messages import WRITE
+from services.core.operations import CHANGED, refused_answer
+from services.core.record import is_tombstone
+from services.core.ring import slot_count, slot_of
+from services.dhtnode.upkeep import trim_after_ms
+from services.replicator.answers import Failures, refusal
+from services.replicator.sweeper import Sweeper, age_ms
+from tests.unit.replicator_world import World, key_of
+
+
+def sweeper_of(world: World) -> Sweeper:
+    replicator = world.replicator
+    return Sweeper(replicator.fleet, replicator.strong, replicator.clock, replicator.draw)
+
+
+def test_what_cannot_be_finished_does_not_hide_what_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.replicator.sweeper.keys_max", 5)
+    world = World(nodes=5)
+    down = {"node-4", "node-5"}
+    keys = [key_of(number) for number in range(200)]
+    blocked = [key for key in keys if down <= set(world.placement(key).owners)]
+    # On the node that is left to them.
+    alone = {owner for key in blocked for owner in world.placement(key).owners} - down
+    open_ones = [key for key in keys if not down & set(world.placement(key).owners)][:3]
+    assert len(blocked) >= 20
+    assert alone == {"node-1", "node-2", "node-3"}
+    for node in world.nodes.values():
+        node.ignore(LEARN)
+    for some in (blocked, open_ones):
+        asked = [world.change(key, Put(b"x")) for key in some]
+        world.pass_time(0.3)
+        assert {one.kind for one in asked} == {CHANGED}
+    for node in world.nodes.values():
+        node.obey()
+    for name in down:
+        world.nodes[name].crash()
+    world.pass_time(age_ms / 1000)
+    sweeper = sweeper_of(world)
+    sweeper.start()
+    world.pass_time(25.0)
+    sweeper.stop()
+    assert sweeper.unfinished > 0
+    for key in open_ones:
+        assert None not in world.held(key)
+
+
+def test_accepted_values_that_have_expired_become_tombstones_and_are_freed_everywhere() -> None:
+    world = World()
+    replicas = [node.replica for node in world.nodes.values()]
+    keys = [key_of(number) for number in range(30)]
+    before = sum(replica.memory_bytes for replica in replicas)
+    soon_ms = world.replicator.clock.wall_ms() + 1_000
+    for key in keys:
+        world.change(key, Put(bytes(50_000), soon_ms))
+    world.pass_time(1.0)
+    assert sum(replica.memory_bytes for replica in replicas) > before + 90 * 50_000
+    world.pass_time(trim_after_ms / 1000 + 1)
+    for replica in replicas:
+        replica.trim_slice(soon_ms + 1, 2 * slot_count)
+    assert sum(replica.memory_bytes for replica in replicas) > before + 90 * 50_000
+    sweeper = sweeper_of(world)
+    sweeper.start()
+    world.pass_time(5.0)
+    sweeper.stop()
+    assert sweeper.finished == len(keys)
+    assert sum(replica.memory_bytes for replica in replicas) < before + 90 * 1_000
+    for key in keys:
+        assert all(cell is not None and is_tombstone(cell) for cell in world.held(key))
+        for replica in replicas:
+            assert is_tombstone(replica.promises.get(slot_of(key), key).record)
+    assert world.messages(WRITE) == 0
+
+
+def test_a_later_ballot_is_named_as_what_stood_in_the_way() -> None:
+    failures = Failures()
+    failures.note("node-1", NACK)
+    kind, body = failures.refusal()
+    text = "node-1 has promised a later ballot"
+    assert (kind, body) == refusal("overloaded", text)
+    assert body == refused_answer("overloaded", text)
