@@ -112,7 +112,6 @@ class Proposal:
         "_highest",
         "_newest_cell",
         "_preparing",
-        "_sent",
         "_top_floor",
         "_voted",
         "answer",
@@ -120,6 +119,7 @@ class Proposal:
         "beyond",
         "cells",
         "chosen",
+        "identity",
         "operation",
         "placement",
         "record",
@@ -136,8 +136,9 @@ class Proposal:
         self.beyond = version_zero
         self.chosen = False
         self._change = change
-        # The first ballot at which a change may have left, and what it was then based on.
-        self._sent: Version | None = None
+        # The id of this operation itself, whatever is accepted for it: the first ballot at which a
+        # change of it may have left, and `no_operation` until then. What it was then based on.
+        self.identity: Version = no_operation
         self._based_on = b""
         # By the version of each record that this operation made, what its client is to be told.
         self._answers: dict[Version, Answer] = {}
@@ -146,7 +147,12 @@ class Proposal:
     @property
     def committed(self) -> bool:
         """Whether a change may have left: no definite failure may be answered any more."""
-        return self._sent is not None
+        return self.identity != no_operation
+
+    @property
+    def accepted_by(self) -> int:
+        """Who has accepted the ballot, as bits."""
+        return 0 if self._preparing else self._voted
 
     def begin(self, ballot: Version, placement: Placement) -> None:
         """A new round. What is answered to earlier ones must not be passed on any more."""
@@ -175,6 +181,7 @@ class Proposal:
         if not self.placement.is_quorum(self._voted):
             return Step.WAIT
         self._preparing = False
+        self._voted = self._failed = 0
         return self._propose()
 
     def accepted(self, bit: int) -> Step:
@@ -226,30 +233,26 @@ class Proposal:
             self.operation, self.record = operation, current
         else:
             self._commit(changed, found)
-        return self._ask_to_accept()
+        return Step.ACCEPT
 
     def _look_back(self, operation: Version, current: bytes) -> Step | None:
         """What an earlier round of this operation, that may have come to be, means for this one."""
-        if self._sent is None:
+        if not self.committed:
             return None
-        if operation == self._sent:
+        if operation == self.identity:
             self.answer = self._answers[current[:version_bytes]]
             self.operation, self.record = operation, current
-            return self._ask_to_accept()
-        if current != self._based_on or self._top_floor >= self._sent:
+            return Step.ACCEPT
+        if current != self._based_on or self._top_floor >= self.identity:
             return Step.UNKNOWN
         return None
 
     def _commit(self, changed: bytes, found: bytes) -> None:
-        if self._sent is None:
-            self._sent = self.ballot
+        if not self.committed:
+            self.identity = self.ballot
         self._based_on = found
         self._answers[changed[:version_bytes]] = self.answer
-        self.operation, self.record = self._sent, changed
-
-    def _ask_to_accept(self) -> Step:
-        self._voted = self._failed = 0
-        return Step.ACCEPT
+        self.operation, self.record = self.identity, changed
 
 
 class Reading:

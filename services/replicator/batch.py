@@ -1,6 +1,6 @@
 """Many requests of one client in one message: each by itself, answered together.
 
-Eventual items go to each node in one message, and come back in one. Strong items go through
+Eventual items go to each node some hundreds in a message, and come back so. Strong items go through
 `StrongOperations` one by one, so many at a time; what they send within one turn of the loop
 leaves in one write of each socket all the same. Items on one key take effect in their order if
 they are of the same mode.

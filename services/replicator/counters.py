@@ -13,14 +13,20 @@ latency_s: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0
 
 @dataclass(slots=True)
 class Counters:
-    """A replication is one write that replicas are to have; each replica of it succeeds or fails,
-    and one that failed may succeed later: by another try, or as a hint."""
+    """A replication is one record that every owner of its key is to have: an eventual write, from
+    its first stamp on; or what a strong operation had accepted, which for a read that replicas
+    disagreed about is what was there. A strong operation whose outcome is unknown is one too. What
+    is refused before there is a record, or leaves none, is not.
+
+    Each owner of a replication becomes successful once, when it has the record or something newer,
+    or failed once: it did not take the record when asked first, or the replication was given up
+    before it did. At rest the two make up all owners of all replications, and then an owner that
+    failed may still become successful as well: by another try, which is counted here, or by a
+    hint, which `Hints` counts as delivered and /metrics adds."""
 
     total_replications: int = 0
     successful_replicas: int = 0
     failed_replicas: int = 0
-    # Requests to replicas that have not been answered yet.
-    queue_size: int = 0
     retries: int = 0
     restamped: int = 0
     wrong_epoch: int = 0

@@ -23,9 +23,8 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
     metrics.add_fact("replicator_id", lambda: replicator.settings.replicator_id)
     metrics.add_fact("timestamp", lambda: rfc3339(replicator.service.clock.wall_ms()))
     for name, text in (
-        ("total_replications", "Writes that replicas were to have"),
-        ("successful_replicas", "Replicas that have taken one"),
-        ("failed_replicas", "Replicas that have not taken one when asked first"),
+        ("total_replications", "Records that all owners of a key were to have"),
+        ("failed_replicas", "Owners that have not taken one when asked first"),
         ("retries", "Further attempts to have a replica take one"),
         ("restamped", "Writes stamped again, for a replica had a newer one"),
         ("wrong_epoch", "Answers that told of a newer epoch"),
@@ -37,7 +36,14 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
         ("unknown_outcomes", "Requests that may or may not have been done"),
     ):
         add(name, "counter", text, partial(getattr, counters, name))
-    add("queue_size", "gauge", "Requests to replicas under way", lambda: counters.queue_size)
+    add(
+        "successful_replicas",
+        "counter",
+        "Owners that have taken one, at once, at another try or as a hint",
+        lambda: counters.successful_replicas + _hints_delivered(replicator),
+    )
+    text = "Requests to replicas under way, of whatever kind"
+    add("queue_size", "gauge", text, lambda: replicator.fleet.pending)
     add(
         "retries_in_progress",
         "gauge",
@@ -105,7 +111,7 @@ def _add_hints(metrics: Metrics, replicator: Replicator) -> None:
 def health(replicator: Replicator) -> dict[str, object]:
     """What /health adds: degraded when a queue is nearly full."""
     requests = replicator.requests
-    status: dict[str, object] = {"queue_size": replicator.counters.queue_size}
+    status: dict[str, object] = {"queue_size": replicator.fleet.pending}
     full = [
         f"{what}: {size} of {size_max}"
         for what, size, size_max in (
@@ -148,6 +154,11 @@ def _mean_ms(histogram: Histogram) -> float:
 def _finished(replicator: Replicator) -> int:
     coordinator = replicator.coordinator
     return 0 if coordinator is None else coordinator.sweeper.finished
+
+
+def _hints_delivered(replicator: Replicator) -> int:
+    coordinator = replicator.coordinator
+    return 0 if coordinator is None else coordinator.hints.counters.delivered
 
 
 def _live(replicator: Replicator) -> int:

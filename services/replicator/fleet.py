@@ -119,6 +119,11 @@ class Fleet:
             self._forget_routes()
             self.on_change(node)
 
+    @property
+    def pending(self) -> int:
+        """Requests to nodes that have not been answered yet, of whatever kind."""
+        return sum(node.link.pending for node in self.nodes.values())
+
     def close(self) -> list[OwnedLink]:
         """Look no more; the links, for the caller to close."""
         self._closed = True

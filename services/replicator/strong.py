@@ -385,6 +385,8 @@ class StrongOperations:
         if operation.answered:
             if kind != OK:
                 self._missed(operation, owner, kind)
+            elif proposal.record:
+                self._counters.successful_replicas += 1
         elif kind == OK:
             self._step(operation, proposal.accepted(owner.bit))
         elif kind == NACK:
@@ -403,20 +405,24 @@ class StrongOperations:
         record = proposal.record
         if not record:
             return
+        self._counters.total_replications += 1
+        self._counters.successful_replicas += proposal.accepted_by.bit_count()
         learn = encode_learn(operation.route.epoch, proposal.ballot, operation.key, b"")
         failed = operation.failures.by_node
         for owner in operation.route.owners:
-            if proposal.cells.get(owner.bit) == record:
-                continue
             if (kind := failed.get(owner.node.node_id)) is not None:
                 self._missed(operation, owner, kind)
-            else:
+            elif proposal.cells.get(owner.bit) != record:
                 owner.node.link.notify(LEARN, learn)
 
     def _missed(self, operation: _Operation, owner: Owner, kind: int) -> None:
         """This owner did not accept what was chosen; its cell is to have it all the same."""
         proposal = operation.proposal
         if not proposal.record or not proposal.chosen:
+            return
+        if proposal.cells.get(owner.bit) == proposal.record:
+            # What was chosen is what it had shown.
+            self._counters.successful_replicas += 1
             return
         self._counters.failed_replicas += 1
         if kind == NACK:
@@ -461,8 +467,14 @@ class StrongOperations:
         self._end(operation, *refusal(code, text), refused=True)
 
     def _unknown(self, operation: _Operation, why: str) -> None:
-        identity = operation.proposal.operation
-        self._counters.unknown_outcomes += 1
+        """Once a change may have left: it is told by the id that acceptors know it by."""
+        proposal, counters = operation.proposal, self._counters
+        identity = proposal.identity
+        accepted = proposal.accepted_by
+        counters.unknown_outcomes += 1
+        counters.total_replications += 1
+        counters.successful_replicas += accepted.bit_count()
+        counters.failed_replicas += (proposal.placement.everyone & ~accepted).bit_count()
         log.info("outcome unknown", operation=identity.hex(), why=why)
         self._end(operation, UNKNOWN, unknown_answer(identity, why))
 

@@ -39,6 +39,7 @@ class Write:
         "missed",
         "placement",
         "record",
+        "replaced",
         "restamped",
         "risked",
         "slot",
@@ -55,13 +56,24 @@ class Write:
     missed: list[tuple[Owner, int]]
     failures: Failures | None
 
-    def __init__(self, key: bytes, body: bytes, done: Done, now_s: float, *, yields: bool) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        body: bytes,
+        done: Done,
+        now_s: float,
+        *,
+        yields: bool,
+        replaced: bool = False,
+    ) -> None:
         self.key = key
         self.slot = slot_of(key)
         self.body = body
         self.done = done
         self.started_s = now_s
         self.yields = yields
+        # What was asked for after it, together with it, is to stay above it.
+        self.replaced = replaced
         # Requests without an answer yet, of the present attempt and of earlier ones.
         self.attempt = self.unheard = self.loose = 0
         # Enough replicas have it; its client was told; a later stamp was given; and an earlier
@@ -83,6 +95,11 @@ class Write:
         self.loose += self.unheard
         self.unheard = self.acked = self.awaited = 0
         self.attempt += 1
+
+    @property
+    def final(self) -> bool:
+        """Whether it must not be stamped again, for that was done or would put it too high."""
+        return self.restamped or self.replaced
 
     @property
     def traceless(self) -> bool:

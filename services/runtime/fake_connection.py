@@ -97,6 +97,10 @@ class FakeEnd:
     def connected(self) -> bool:
         return self.state is State.OPEN
 
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
     def silent_s(self) -> float:
         return self.clock.monotonic_s() - self._heard_s
 

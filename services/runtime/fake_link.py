@@ -127,6 +127,10 @@ class FakeLink:
     def peer(self) -> Hello | None:
         return self._end.hello if self._end is not None else None
 
+    @property
+    def pending(self) -> int:
+        return self._end.pending if self._end is not None else 0
+
     def silent_s(self) -> float:
         return self._end.silent_s() if self._end is not None else float("inf")
 

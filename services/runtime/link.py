@@ -120,6 +120,10 @@ class Link:
         """Who is at the other end, while there is a connection."""
         return self._connection.hello if self._connection is not None else None
 
+    @property
+    def pending(self) -> int:
+        return self._connection.pending if self._connection is not None else 0
+
     def silent_s(self) -> float:
         return self._connection.silent_s() if self._connection is not None else float("inf")
 

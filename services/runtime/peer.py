@@ -59,6 +59,11 @@ class OwnedLink(Caller, Protocol):
         """Who is at the other end, while there is a connection."""
         ...
 
+    @property
+    def pending(self) -> int:
+        """How many requests have been sent and not answered yet."""
+        ...
+
     def start(self) -> None:
         """Connect, and connect again whenever that is needed. RuntimeError if called twice."""
         ...

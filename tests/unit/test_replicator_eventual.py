@@ -6,13 +6,12 @@ import msgspec
 import pytest
 
 from services.core.cluster import Member
-from services.core.hlc import lead_ms_max
+from services.core.hlc import lead_ms_max, version_bytes
 from services.core.messages import (
     BELOW_FLOOR,
     MALFORMED,
     NEWER,
     NOT_READY,
-    SCAN,
     STORAGE_FULL,
     WRITE,
     WRITE_MANY,
@@ -33,8 +32,9 @@ from services.core.operations import (
 from services.core.record import value, value_body
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.replicator import retries
-from services.replicator.eventual import awaited_s, operation_s, sweep_s
+from services.replicator.eventual import awaited_s, begun_in_a_turn, operation_s, sweep_s
 from services.replicator.retries import retry_s
+from services.runtime.peer import Peer
 from tests.unit.replicator_world import Asked, Node, World, key_of, prefix
 
 key = key_of(1)
@@ -68,7 +68,7 @@ def test_a_write_reaches_every_replica_under_one_version(world: World) -> None:
     assert world.held(key) == [record] * 3
     counters = world.replicator.counters
     assert (counters.total_replications, counters.successful_replicas) == (1, 3)
-    assert (counters.queue_size, counters.failed_replicas) == (0, 0)
+    assert (world.replicator.fleet.pending, counters.failed_replicas) == (0, 0)
     assert sum(counters.acks.buckets) == 1
     assert sum(counters.lags.buckets) == 1
 
@@ -118,7 +118,7 @@ def test_the_others_need_not_have_it_when_the_first_does(world: World) -> None:
     world.pass_time(0.05)
     assert asked.kind == CHANGED
     assert sum(world.replicator.counters.lags.buckets) == 0
-    assert world.replicator.counters.queue_size == 2
+    assert world.replicator.fleet.pending == 2
 
 
 def test_when_the_first_dies_over_a_write_the_next_one_counts(world: World) -> None:
@@ -364,7 +364,7 @@ def test_what_is_heard_after_the_answer_changes_nothing(world: World) -> None:
         node.disk.thaw()
     world.pass_time(noticed_s)
     assert len(asked.answers) == 1
-    assert world.replicator.counters.queue_size == 0
+    assert world.replicator.fleet.pending == 0
 
 
 # Epochs.
@@ -530,7 +530,7 @@ def test_writes_that_come_together_take_one_message_to_each_node_and_back(world:
     assert world.messages(WRITE) == 0
     for one, key in zip(asked, keys, strict=True):
         assert world.held(key) == [one.version + value_body(b"value")] * 3
-    assert world.replicator.counters.queue_size == 0
+    assert world.replicator.fleet.pending == 0
     assert world.replicator.counters.successful_replicas == 300
 
 
@@ -546,13 +546,69 @@ def test_among_many_nodes_each_gets_its_share_alone() -> None:
             assert (node.holds(key) is not None) == (node in world.owners(key))
 
 
-def test_writes_that_come_together_are_split_where_a_message_ends(world: World) -> None:
-    keys = [key_of(number) for number in range(items_max + 1)]
+def test_of_writes_that_come_together_so_many_begin_in_a_turn(world: World) -> None:
+    counters = world.replicator.counters
+    keys = [key_of(number) for number in range(2 * begun_in_a_turn + 1)]
     asked = world.put_many(keys)
+    assert counters.total_replications == begun_in_a_turn, "the rest does not hold up the loop"
     world.pass_time(0.2)
     assert all(one.kind == CHANGED for one in asked)
-    assert world.messages(WRITE_MANY) == 6
-    assert world.messages(SCAN) == 0
+    assert [one.version for one in asked] == sorted(one.version for one in asked)
+    assert world.messages(WRITE_MANY, WRITE) == 3 * 3
+    assert counters.total_replications == len(keys)
+
+
+def test_writes_that_are_sent_again_together_are_split_where_a_message_ends(world: World) -> None:
+    for node in world.nodes.values():
+        node.answer(WRITE_MANY, WRONG_EPOCH, u64.pack(3))
+        node.answer(WRITE, WRONG_EPOCH, u64.pack(3))
+    asked = world.put_many([key_of(number) for number in range(items_max + 1)])
+    world.pass_time(0.003)
+    for node in world.nodes.values():
+        node.obey()
+    sent = world.writes_sent
+    world.pass_time(0.2)
+    assert all(one.kind == CHANGED for one in asked)
+    assert world.writes_sent - sent == 6
+
+
+@pytest.mark.parametrize("between", [0, begun_in_a_turn])
+def test_of_many_on_one_key_the_first_is_not_put_above_the_last(world: World, between: int) -> None:
+    """As it would be if it were stamped again where something newer is found. The last one may be
+    in the same message, or in one that leaves a turn later."""
+    first, last = value_body(b"first"), value_body(b"last")
+    others = [(key_of(2 + number), value_body(b"x"), Asked()) for number in range(between)]
+    asked = [Asked(), Asked()]
+    together = min(2 + between, begun_in_a_turn)
+    newer = encode_statuses([(NEWER, world.version()), *[(OK, b"")] * (together - 1)])
+
+    def overtake(node: Node) -> None:
+        """The first message finds something newer for its first write, and the next do not."""
+
+        def answer(peer: Peer, request_id: int, body: bytes) -> None:
+            node.obey()
+            peer.reply(request_id, OK, newer)
+
+        node.instead[WRITE_MANY] = answer
+
+    for node in world.nodes.values():
+        overtake(node)
+    world.replicator.writes.write_many([(key, first, asked[0]), *others, (key, last, asked[1])])
+    world.pass_time(0.2)
+    assert [one.kind for one in asked] == [CHANGED] * 2
+    assert asked[0].version < asked[1].version
+    assert first not in [(record or b"")[version_bytes:] for record in world.held(key)]
+    assert world.replicator.counters.restamped == 0
+
+
+def test_of_many_on_one_key_one_below_a_floor_is_refused_rather_than_put_last(world: World) -> None:
+    floor = world.version(ahead_ms=100)
+    for node in world.nodes.values():
+        node.answer(WRITE_MANY, OK, encode_statuses([(BELOW_FLOOR, floor), (OK, b"")]))
+    first, last = world.put_many([key, key])
+    world.pass_time(0.1)
+    assert refusal(first)[0] == "overloaded"
+    assert last.kind == CHANGED
 
 
 def test_writes_of_large_values_are_split_where_a_message_is_large_enough(world: World) -> None:
@@ -647,7 +703,7 @@ def test_a_detail_that_makes_no_sense_costs_the_others_nothing(world: World, kin
     world.pass_time(operation_s + 0.2)
     assert other.kind == CHANGED
     assert nonsense.kind == REFUSED
-    assert world.replicator.counters.queue_size == 0
+    assert world.replicator.fleet.pending == 0
 
 
 def test_each_of_many_has_its_own_answer(world: World) -> None:
@@ -686,6 +742,6 @@ def test_nothing_is_left_behind_of_many_writes_in_bad_weather(world: World) -> N
     weather.loss = weather.duplicate = weather.reorder = 0.0
     world.pass_time(operation_s + retries_s + operation_s)
     assert all(one.answered for one in asked)
-    assert world.replicator.counters.queue_size == 0
+    assert world.replicator.fleet.pending == 0
     assert world.replicator.writes.retrying == 0
     assert world.replicator.writes._open == type(world.replicator.writes._open)()

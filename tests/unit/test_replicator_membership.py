@@ -46,6 +46,7 @@ class Away:
     connected = False
     last_error = "no such process"
     peer: Hello | None = None
+    pending = 0
 
     def __init__(self, of: Member) -> None:
         self.member = of

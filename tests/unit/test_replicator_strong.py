@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.core.ballots import ACCEPT, LEARN, NACK, PREPARE, READ
+from services.core.ballots import ACCEPT, LEARN, NACK, PREPARE, READ, decode_accept
 from services.core.change import Condition, Delete, Expire, Increment, Put
 from services.core.hlc import Version, lead_ms_max, version_bytes, version_ms, version_zero
 from services.core.messages import NOT_READY, STORAGE_FULL, WRONG_EPOCH, u64
@@ -19,12 +19,14 @@ from services.core.operations import (
     decode_refused,
     decode_unknown,
 )
+from services.core.paxos import no_operation
 from services.core.record import is_tombstone, value, value_body
 from services.core.ring import slot_of
 from services.core.wire import FAILED, OK, OVERLOADED, TIMEOUT
 from services.replicator import strong
 from services.replicator.strong import hedge_s, late_in_a_turn, operation_s, sweep_s
 from services.replicator.sweeper import Sweeper, age_ms
+from services.runtime.peer import Peer
 from tests.unit.replicator_world import Asked, Node, World, key_of
 
 key = key_of(1)
@@ -380,6 +382,31 @@ def test_a_change_whose_accepts_were_answered_by_nobody_is_made_by_the_next_roun
     world.pass_time(0.5)
     assert asked.kind == CHANGED
     assert value(fetched(world)) == b"1", "it was made once"
+
+
+def test_what_is_unknown_is_told_by_the_id_of_its_own_operation(world: World) -> None:
+    """Also if the last rounds have only repeated what was there, as of a value that has expired
+    meanwhile and cannot be changed any more."""
+    ids: set[Version] = set()
+
+    def fail(peer: Peer, request_id: int, body: bytes) -> None:
+        ids.add(decode_accept(body).operation)
+        peer.reply(request_id, FAILED, b"")
+
+    asked = Asked()
+    world.replicator.writes.write(
+        key, value_body(b"x", world.replicator.clock.wall_ms() + 1_000), asked
+    )
+    world.pass_time()
+    for node in world.nodes.values():
+        node.instead[ACCEPT] = fail
+    changed = world.change(key, Put(b"y", condition=Condition(present=True)))
+    world.pass_time(0.1)
+    (own,) = ids
+    world.pass_time(operation_s + 0.2)
+    assert ids == {own, no_operation}, "the last rounds were not its own any more"
+    assert changed.kind == UNKNOWN
+    assert decode_unknown(changed.body)[0] == own
 
 
 def test_a_change_that_another_one_may_have_replaced_is_unknown() -> None:
