@@ -253,9 +253,7 @@ class HighWater:
         clock and everything taken so far by more than `lead_ms_max`."""
         # Where some clock must stand for the stamp to be believed; mostly the wall clock is.
         needed_ms = int.from_bytes(version[:6], "big") - lead_ms_max
-        return (
-            needed_ms > wall_ms and needed_ms > version_ms(self._latest) and self._refuses_leads
-        )
+        return needed_ms > wall_ms and needed_ms > version_ms(self._latest) and self._refuses_leads
 
     def take(self, version: Version) -> None:
         """Note a version that was accepted now, or found in the log at a start."""

@@ -1,7 +1,7 @@
 """Strong operations on real processes while these are killed, paused and cut off.
 
-FAULT_SECONDS=300 in the environment runs the full figure (`make faults`); without it there is one of
-each fault.
+FAULT_SECONDS=300 in the environment runs the full figure (`make faults`); without it there is one
+of each fault.
 """
 
 from __future__ import annotations
