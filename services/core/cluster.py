@@ -17,7 +17,7 @@ nothing of who is up, and it does not choose its own successor; PostgreSQL order
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -25,7 +25,7 @@ from typing import Literal
 import msgspec
 
 from services.core.errors import PeerError
-from services.core.ring import Owners, OwnershipChange, Ring, RingMember, difference
+from services.core.ring import Owners, OwnershipChange, Ring, RingMember, difference, finished
 
 # Well above what 16384 slots can be spread over sensibly, and it bounds what a peer can make us
 # sort and hash.
@@ -35,6 +35,8 @@ epoch_max = (1 << 63) - 1
 # Two full memberships with every name at its longest take less than this.
 map_bytes_max = 512 * 1024
 port_max = 65_535
+# Placements made in pieces are so many in each: a millisecond's, if no two have the same owners.
+slots_in_a_piece = 1_024
 
 # A node id is also the name of a directory; it and a zone appear in metrics and commands.
 node_id_chars_max = 64
@@ -205,18 +207,34 @@ class ClusterMap:
         return self.ring if self.old_members is None else self._ring_of(self.old_members)
 
     def _ring_of(self, members: tuple[Member, ...]) -> Ring:
-        return Ring(
-            tuple(RingMember(member.node_id, member.zone) for member in members),
-            self.replication_factor,
-        )
+        return finished(self._ring_in_pieces(members))
+
+    def _ring_in_pieces(self, members: tuple[Member, ...]) -> Generator[None, None, Ring]:
+        placed = (RingMember(member.node_id, member.zone) for member in members)
+        return Ring.in_pieces(placed, self.replication_factor)
 
     @cached_property
     def placements(self) -> tuple[Placement, ...]:
         """The placement of each slot: `cluster_map.placements[slot_of(storage_key)]`.
 
         Made at the first use, with the rings: 2 ms for 3 nodes, 25 for 50, and 90 for 256. Whoever
-        routes by a map touches it when the map is adopted, not under the first request.
+        routes by a map touches it when the map is adopted, not under the first request; and whoever
+        must not be held up so long by it calls `prepare` before.
         """
+        return finished(self._placements_in_pieces())
+
+    def prepare(self) -> Iterator[None]:
+        """Make the rings and the placements, with a yield after each millisecond or so. Nothing
+        is made again that has been made."""
+        made = self.__dict__
+        if "ring" not in made:
+            made["ring"] = yield from self._ring_in_pieces(self.members)
+        if self.old_members is not None and "old_ring" not in made:
+            made["old_ring"] = yield from self._ring_in_pieces(self.old_members)
+        if "placements" not in made:
+            made["placements"] = yield from self._placements_in_pieces()
+
+    def _placements_in_pieces(self) -> Generator[None, None, tuple[Placement, ...]]:
         shared: dict[tuple[Owners, Owners], Placement] = {}
         placements: list[Placement] = []
         of: tuple[Owners, Owners] | None = None
@@ -227,6 +245,8 @@ class ClusterMap:
                 of = (old, new)
                 placement = shared.get(of) or shared.setdefault(of, Placement.of(old, new))
             placements.append(placement)
+            if not len(placements) % slots_in_a_piece:
+                yield
         return tuple(placements)
 
     def owners(self, slot: int) -> Owners:

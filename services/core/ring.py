@@ -16,10 +16,10 @@ every disk: changing it moves every key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mmh3 import mmh3_x64_128_utupledigest
 
@@ -33,7 +33,10 @@ _place_shift = _slot_shift - leaf_bits
 # Enough that the fullest of 50 nodes holds at most a quarter more than its share.
 virtual_nodes_per_node = 150
 _seed = 0
+# A placement in pieces passes so many virtual nodes in each, which takes about a millisecond.
+_points_in_a_piece = 512
 
+T = TypeVar("T")
 # The nodes that hold a slot, in the order in which to ask them.
 Owners = tuple[str, ...]
 
@@ -74,20 +77,48 @@ class Ring:
     slots: tuple[Owners, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.replication_factor < 1:
-            raise ValueError(f"a ring needs one replica at least, not {self.replication_factor}")
-        members = tuple(sorted(RingMember(*member) for member in self.members))
-        if not members:
-            raise ValueError("a ring needs one member at least")
-        seen: set[str] = set()
-        for node_id, _ in members:
-            if not node_id:
-                raise ValueError("a member of the ring has an empty node id")
-            if node_id in seen:
-                raise ValueError(f"node {node_id!r} is twice in the ring")
-            seen.add(node_id)
+        members = _checked(self.members, self.replication_factor)
         object.__setattr__(self, "members", members)
-        object.__setattr__(self, "slots", _place(members, self.replication_factor))
+        object.__setattr__(self, "slots", finished(_place(members, self.replication_factor)))
+
+    @classmethod
+    def in_pieces(
+        cls, members: Iterable[RingMember], replication_factor: int
+    ) -> Generator[None, None, Ring]:
+        """The same for who must not be held up: what is returned at the end is the ring."""
+        checked = _checked(members, replication_factor)
+        slots = yield from _place(checked, replication_factor)
+        ring = object.__new__(cls)
+        object.__setattr__(ring, "members", checked)
+        object.__setattr__(ring, "replication_factor", replication_factor)
+        object.__setattr__(ring, "slots", slots)
+        return ring
+
+
+def finished(pieces: Generator[None, None, T]) -> T:
+    """All pieces at once, and what they make."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            made: T = end.value
+            return made
+
+
+def _checked(members: Iterable[RingMember], replication_factor: int) -> tuple[RingMember, ...]:
+    if replication_factor < 1:
+        raise ValueError(f"a ring needs one replica at least, not {replication_factor}")
+    ordered = tuple(sorted(RingMember(*member) for member in members))
+    if not ordered:
+        raise ValueError("a ring needs one member at least")
+    seen: set[str] = set()
+    for node_id, _ in ordered:
+        if not node_id:
+            raise ValueError("a member of the ring has an empty node id")
+        if node_id in seen:
+            raise ValueError(f"node {node_id!r} is twice in the ring")
+        seen.add(node_id)
+    return ordered
 
 
 def difference(old: Ring, new: Ring) -> dict[int, OwnershipChange]:
@@ -109,19 +140,36 @@ def difference(old: Ring, new: Ring) -> dict[int, OwnershipChange]:
     return found
 
 
-def _points(members: Iterable[RingMember]) -> list[tuple[int, str, str]]:
-    """Every virtual node as (hash, node id, zone), clockwise. Node ids settle equal hashes."""
-    points = [
-        (mmh3_x64_128_utupledigest(b"%b#%d" % (encoded, number), _seed)[0], node_id, zone)
-        for node_id, zone in members
-        for encoded in (node_id.encode(),)
-        for number in range(virtual_nodes_per_node)
-    ]
-    points.sort()
+_Point = tuple[int, str, str]
+
+
+def _points(members: Iterable[RingMember]) -> Generator[None, None, list[_Point]]:
+    """Every virtual node as (hash, node id, zone), against the clock. Node ids settle equal
+    hashes."""
+    points: list[_Point] = []
+    paused = 0
+    for node_id, zone in members:
+        encoded = node_id.encode()
+        points += [
+            (mmh3_x64_128_utupledigest(b"%b#%d" % (encoded, number), _seed)[0], node_id, zone)
+            for number in range(virtual_nodes_per_node)
+        ]
+        if len(points) - paused >= _points_in_a_piece:
+            paused = len(points)
+            yield
+    points.sort(reverse=True)
+    yield
     return points
 
 
-def _place(members: tuple[RingMember, ...], replication_factor: int) -> tuple[Owners, ...]:
+def _pieces(points: list[_Point]) -> Iterator[list[_Point]]:
+    for start in range(0, len(points), _points_in_a_piece):
+        yield points[start : start + _points_in_a_piece]
+
+
+def _place(
+    members: tuple[RingMember, ...], replication_factor: int
+) -> Generator[None, None, tuple[Owners, ...]]:
     """The owners of every slot, in one sweep against the clock.
 
     Coming from behind, the point passed last is the nearest one ahead. So a dictionary in which
@@ -148,20 +196,23 @@ def _place(members: tuple[RingMember, ...], replication_factor: int) -> tuple[Ow
             chosen += tuple([node_id for node_id in ahead if node_id not in chosen][:missing])
         return shared.setdefault(chosen, chosen)
 
-    points = _points(members)
-    points.reverse()
+    points = yield from _points(members)
     # Once around first, so that the last slots know what comes after the end of the circle.
-    for _, node_id, zone in points:
-        passed(node_id, zone)
+    for piece in _pieces(points):
+        for _, node_id, zone in piece:
+            passed(node_id, zone)
+        yield
 
     slots: list[Owners] = [()] * slot_count
     upper = slot_count
-    for point, node_id, zone in points:
-        # The slots from here up to the last point all have this point behind them.
-        lower = (point >> _slot_shift) + 1
-        if lower < upper:
-            slots[lower:upper] = [owners()] * (upper - lower)
-            upper = lower
-        passed(node_id, zone)
+    for piece in _pieces(points):
+        for point, node_id, zone in piece:
+            # The slots from here up to the last point all have this point behind them.
+            lower = (point >> _slot_shift) + 1
+            if lower < upper:
+                slots[lower:upper] = [owners()] * (upper - lower)
+                upper = lower
+            passed(node_id, zone)
+        yield
     slots[:upper] = [owners()] * upper
     return tuple(slots)

@@ -8,8 +8,10 @@ again is no news, and a stamper that nobody heard of is never used.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final, Protocol
 
 import asyncpg
@@ -46,7 +48,10 @@ _ALLOT_STAMPER: Final = "INSERT INTO replicators (replicator_id) VALUES ($1) RET
 
 class MapStore(Protocol):
     async def newest(self) -> ClusterMap | None:
-        """The map of the greatest epoch; None while the cluster is forming."""
+        """The map of the greatest epoch; None while the cluster is forming.
+
+        To place all slots takes long where there are many nodes. A store for services does it
+        before it hands out a map, so that nothing is held up when the map is adopted."""
         ...
 
     async def register(self, member: Member) -> Registered:
@@ -72,11 +77,14 @@ class PostgresMapStore:
         self._database = database
         self._cluster_size = cluster_size
         self._replication_factor = replication_factor
+        # The last one that was found: nearly always it is found again.
+        self._known: ClusterMap | None = None
 
     async def newest(self) -> ClusterMap | None:
         with _telling_what_is_wrong():
             async with self._database.connection() as connection:
-                return await _newest(connection)
+                found = await _newest(connection)
+        return await self._prepared(found)
 
     async def register(self, member: Member) -> Registered:
         with _telling_what_is_wrong():
@@ -94,7 +102,17 @@ class PostgresMapStore:
                 if decision.new_map is not None:
                     new_map = decision.new_map
                     await connection.execute(_ADD_MAP, new_map.epoch, new_map.encode())
-        return decision.answer
+        answer = decision.answer
+        return replace(answer, map=await self._prepared(answer.map))
+
+    async def _prepared(self, found: ClusterMap | None) -> ClusterMap | None:
+        """This map with its slots placed, a piece of that in each turn of the event loop."""
+        if found is None or found == self._known:
+            return self._known if found is not None else None
+        for _ in found.prepare():
+            await asyncio.sleep(0)
+        self._known = found
+        return found
 
     async def allot_stamper(self, replicator_id: str) -> int:
         with _telling_what_is_wrong():

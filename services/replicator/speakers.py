@@ -7,6 +7,7 @@ eventual reads see. A bitmap has the bit `1 << (slot & 7)` of the byte `slot >> 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from services.core.cluster import ClusterMap, Placement
 from services.core.ring import slot_count
@@ -22,39 +23,56 @@ class UnspokenError(Exception):
 class Speakers:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        # By placement, a slot that has it and all of them as one number; of the map they are of.
-        self._slots: list[tuple[int, int]] = []
+        # Slots next to each other that have the same placement, of the map that they are of.
+        self._runs: list[_Run] = []
         self._map: ClusterMap | None = None
 
     def assign(self, without: AbstractSet[str] = unlisted) -> dict[FleetNode, bytes]:
         """The nodes that speak, each with the bitmap of its slots. Those in `without` are passed
         over. UnspokenError if that leaves a slot to nobody."""
-        if self._map is not self._fleet.map:
-            self._map = self._fleet.map
-            self._slots = _slots_by_placement(self._map) if self._map is not None else []
-        spoken: dict[FleetNode, int] = {}
-        for slot, slots in self._slots:
-            owners = self._fleet.route(slot).owners
-            for _, node in owners:
-                if node.live and node.node_id not in without:
-                    spoken[node] = spoken.get(node, 0) | slots
-                    break
-            else:
-                names = ", ".join(sorted(node.node_id for _, node in owners))
-                raise UnspokenError(f"of {names}, which have slot {slot}, none can be asked")
-        return {node: slots.to_bytes(slot_count // 8, "little") for node, slots in spoken.items()}
+        fleet = self._fleet
+        if self._map is not fleet.map:
+            self._map = fleet.map
+            self._runs = _runs(self._map) if self._map is not None else []
+        # A digit for each slot, the last slot first, of one binary number.
+        spoken: dict[FleetNode, bytearray] = {}
+        for start, end, placement in self._runs:
+            node = fleet.nodes[placement.owners[0]]
+            if node.rank or node.node_id in without:
+                # Not the usual case, which spares tens of milliseconds where there are many nodes.
+                node = self._speaker(start, without)
+            digits = spoken.get(node)
+            if digits is None:
+                digits = spoken[node] = bytearray(b"0") * slot_count
+            digits[slot_count - end : slot_count - start] = b"1" * (end - start)
+        size = slot_count // 8
+        return {node: int(digits, 2).to_bytes(size, "little") for node, digits in spoken.items()}
+
+    def _speaker(self, slot: int, without: AbstractSet[str]) -> FleetNode:
+        owners = self._fleet.route(slot).owners
+        for _, node in owners:
+            if node.live and node.node_id not in without:
+                return node
+        names = ", ".join(sorted(node.node_id for _, node in owners))
+        raise UnspokenError(f"of {names}, which have slot {slot}, none can be asked")
 
 
-def _slots_by_placement(cluster_map: ClusterMap) -> list[tuple[int, int]]:
-    """For each placement a slot of it, and the bitmap of all its slots as a number."""
-    bitmaps: dict[int, bytearray] = {}
-    first: dict[int, int] = {}
-    placements: tuple[Placement, ...] = cluster_map.placements
+class _Run(NamedTuple):
+    """The slots from `start` up to `end`, which is not among them."""
+
+    start: int
+    end: int
+    placement: Placement
+
+
+def _runs(cluster_map: ClusterMap) -> list[_Run]:
+    placements = cluster_map.placements
+    runs: list[_Run] = []
+    start, present = 0, placements[0]
     for slot, placement in enumerate(placements):
-        # Slots with the same owners share one.
-        bitmap = bitmaps.get(id(placement))
-        if bitmap is None:
-            bitmap = bitmaps[id(placement)] = bytearray(slot_count // 8)
-            first[id(placement)] = slot
-        bitmap[slot >> 3] |= 1 << (slot & 7)
-    return [(first[of], int.from_bytes(bitmap, "little")) for of, bitmap in bitmaps.items()]
+        # Slots with the same owners share their placement.
+        if placement is not present:
+            runs.append(_Run(start, slot, present))
+            start, present = slot, placement
+    runs.append(_Run(start, slot_count, present))
+    return runs

@@ -18,6 +18,7 @@ from services.core.cluster import (
     epoch_max,
     map_bytes_max,
     members_max,
+    slots_in_a_piece,
 )
 from services.core.errors import PeerError
 from services.core.ring import Owners, Ring, RingMember, slot_count
@@ -427,3 +428,25 @@ def test_a_missing_field_is_refused() -> None:
         without = {key: value for key, value in whole.items() if key != name}
         with pytest.raises(PeerError, match=f"missing required field `{name}`"):
             ClusterMap.decode(msgspec.json.encode(without))
+
+
+@pytest.mark.parametrize("nodes", [3, 10, 50])
+def test_placements_made_in_pieces_are_the_same_and_none_shows_before_all_are_made(
+    nodes: int,
+) -> None:
+    stable = ClusterMap(1, 3, members(*range(1, nodes + 1)))
+    joint = stable.begin_change(members(*range(1, nodes + 2)))
+    for at_once in (stable, joint):
+        in_pieces = ClusterMap.decode(at_once.encode())
+        pieces = 0
+        for _ in in_pieces.prepare():
+            assert "placements" not in vars(in_pieces)
+            pieces += 1
+        assert pieces >= 2 + slot_count // slots_in_a_piece
+        made = vars(in_pieces)["placements"]
+        assert made == at_once.placements
+        assert in_pieces.ring == at_once.ring
+        assert in_pieces.ring.slots == at_once.ring.slots
+        assert in_pieces.old_ring.slots == at_once.old_ring.slots
+        assert in_pieces.placements is made, "nothing is made again"
+        assert not list(in_pieces.prepare())
