@@ -14,11 +14,9 @@ from typing import Final, NamedTuple
 from services.core.cluster import ClusterMap, Member, Placement
 from services.core.ring import slot_count
 from services.runtime.clock import Clock
+from services.runtime.link_limits import silent_s_max
 from services.runtime.peer import OwnedLink
 
-# Pings leave every half second, so a node is heard of more often than this unless something is
-# wrong; it is asked last well before its link is given up.
-silent_s_max: Final = 0.75
 look_s: Final = 0.1
 
 

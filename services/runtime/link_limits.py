@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from services.core.wire import frame_bytes_max
+
+# Who has not been heard of for so long is asked last, by everybody alike, for an acknowledgement
+# waits for the replica that reads ask first. It is a ping's half second and half of one more: at
+# the half second itself an idle link would be silent just before each ping. A link is given up
+# much later, after silence_s.
+silent_s_max: Final = 0.75
 
 
 @dataclass(slots=True, frozen=True)
