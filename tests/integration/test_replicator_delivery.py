@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from services.core import messages as m
-from services.core.operations import CHANGED, PUT, encode_put
+from services.core.operations import (
+    BATCH,
+    CHANGE,
+    CHANGED,
+    PUT,
+    Action,
+    ChangeRequest,
+    decode_batch,
+    encode_batch,
+    encode_change,
+    encode_put,
+)
 from services.core.record import value
 from services.core.wire import OK, Role
 from services.runtime.database_url import DatabaseAddress
@@ -113,6 +124,69 @@ async def test_a_node_that_was_away_gets_what_it_missed_and_is_told_so(
         return (shown["state"], shown["hints"], shown["lag_ms"]) == ("live", 0, 0) or None
 
     await until_told(live, "node-3 is like the others")
+
+
+async def test_the_figures_are_true_of_all_kinds_of_traffic_with_a_node_away(
+    cluster: ClusterProcesses,
+) -> None:
+    """Counted here by what was asked for, and there by what became of it."""
+    strong = [
+        (CHANGE, encode_change(ChangeRequest(Action.PUT, prefix + b"strong-%d" % number, b"x")))
+        for number in range(count)
+    ]
+    counted = [(CHANGE, encode_change(ChangeRequest(Action.INCREMENT, prefix + b"counter", by=1)))]
+    eventual = [(PUT, encode_put(key(number), b"x")) for number in range(count)]
+    away = cluster.nodes[2]
+    asked = 0
+    for gone in (False, True):
+        if gone:
+            await away.kill()
+            await until_metrics(cluster.replicator, nodes_live=2)
+        async with node_client(cluster.replicator, "gateway-1", Role.GATEWAY) as client:
+            singly = [*strong, *counted * 20, *eventual]
+            answers = await asyncio.gather(*(client.ask(*request) for request in singly))
+            kind, body = await client.ask(BATCH, encode_batch([*eventual, *strong]))
+            assert kind == OK
+            answers += decode_batch(body)
+            assert {kind for kind, _ in answers} == {CHANGED}
+            asked += len(answers)
+        missed = len(answers) if gone else 0
+        await until_metrics(
+            cluster.replicator,
+            total_replications=asked,
+            successful_replicas=3 * asked - missed,
+            failed_replicas=missed,
+            hints_kept=missed,
+            queue_size=0,
+        )
+    await away.serve()
+    await until_metrics(
+        cluster.replicator,
+        hints_delivered=missed,
+        total_replications=asked,
+        successful_replicas=3 * asked,
+        failed_replicas=missed,
+    )
+
+
+async def test_requests_to_a_node_that_stalls_are_under_way(cluster: ClusterProcesses) -> None:
+    stalled = cluster.nodes[2]
+    stalled.process.send_signal(signal.SIGSTOP)
+    async with node_client(cluster.replicator, "gateway-1", Role.GATEWAY) as client:
+        puts = [
+            client.ask(
+                CHANGE, encode_change(ChangeRequest(Action.PUT, prefix + b"s-%d" % number, b"x"))
+            )
+            for number in range(10)
+        ]
+        assert {kind for kind, _ in await asyncio.gather(*puts)} == {CHANGED}
+        found = await cluster.replicator.metrics()
+        # Each ACCEPT, and some PREPAREs.
+        assert 10 <= found["queue_size"] <= 25
+        assert found["total_replications"] == 10
+        assert found["successful_replicas"] == 20
+    stalled.process.send_signal(signal.SIGCONT)
+    await until_metrics(cluster.replicator, queue_size=0, successful_replicas=30)
 
 
 async def test_what_a_stalled_node_did_not_take_outlives_an_orderly_stop_of_the_replicator(
