@@ -494,3 +494,23 @@ async def test_epochs_stay_in_the_database_and_registrations_tell_the_newest_add
         await connection.close()
     assert [row["epoch"] for row in epochs] == [1, 3]
     assert [row["host"] for row in hosts] == ["10.0.0.1", "127.0.0.1", "127.0.0.1"]
+
+
+async def test_a_map_from_postgresql_has_its_slots_placed_in_many_turns(
+    database_address: DatabaseAddress,
+) -> None:
+    async with Database(database_address, connections_max=2) as database:
+        store = PostgresMapStore(database, 1, 1)
+        formed = (await store.register(member(1))).map
+        assert formed is not None
+        assert "placements" in vars(formed)
+        assert await store.newest() is formed, "it is not placed again"
+        turns = 0
+        finding = asyncio.create_task(PostgresMapStore(database, 1, 1).newest())
+        while not finding.done():
+            turns += 1
+            await asyncio.sleep(0)
+        found = finding.result()
+        assert found == formed
+        assert "placements" in vars(found)
+        assert turns > sum(1 for _ in ClusterMap.decode(formed.encode()).prepare())
