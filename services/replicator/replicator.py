@@ -90,6 +90,9 @@ class Replicator:
         self.registrations = Registrations(self.membership, store)
         self.requests = Requests(lambda: self.refusal, service.clock, self.counters)
         self.coordinator: Coordinator | None = None
+        # Those of the coordinator, from when they are made until they are closed.
+        self._stamps: Stamps | None = None
+        self._hints: Hints | None = None
         self.server: LinkServer | None = None
         # Why PostgreSQL has not given us a stamper yet.
         self.stamper_trouble: str | None = None
@@ -146,6 +149,7 @@ class Replicator:
         clock, settings = self.service.clock, self.settings
         stamps = Stamps(self.directory, stamper, clock, self._disk_failed)
         stamps.start()
+        self._stamps = stamps
         hints = await self._recovered_hints(stamps)
         adoption = Adoption(self._disk, self.directory.path, hints, clock, self.draw)
         adoption.start()
@@ -170,6 +174,7 @@ class Replicator:
             bytes_max=self.settings.hint_bytes_max,
             on_failure=self._disk_failed,
         )
+        self._hints = hints
         try:
             for _ in hints.recover():
                 await asyncio.sleep(0)
@@ -322,8 +327,10 @@ class Replicator:
             coordinator.adoption.close()
             coordinator.eventual.retries.give_up()
             await self._until_kept(coordinator.hints, 0.0 if failed else hints_s_max)
-            coordinator.hints.close()
-            coordinator.stamps.seal()
+        if self._hints is not None:
+            self._hints.close()
+        if self._stamps is not None:
+            self._stamps.seal()
         self._disk.close()
         if self._directory is not None:
             self._directory.close()
