@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -25,9 +26,11 @@ body_bytes_default = 1024 * 1024
 body_s_default = 30.0
 # A detail quotes names of members, which a client chooses.
 detail_chars_max = 300
+# Whoever sends more at once that is wrong does not fill in a form.
+wrong_members_max = 20
 
 _json_type = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE | re.ASCII)
-_located = re.compile(r"(?P<what>.*) - at `\$\.?(?P<member>.*)`", re.DOTALL)
+_located = re.compile(r"(?P<what>.*) - at `\$(?P<where>.*)`", re.DOTALL)
 
 
 class BodyLimit:
@@ -137,6 +140,34 @@ async def read_json(request: Request, of: type[T]) -> T:
     return decode_json(await request.body(), of)
 
 
+async def read_struct(request: Request, of: type[T]) -> T:
+    """The same for a Struct, naming each of its members that is wrong and not only the first."""
+    try:
+        return await read_json(request, of)
+    except FixRequest as error:
+        if error.code != "invalid_body":
+            raise
+        wrong = _wrong_members(await request.body(), of)
+        if not wrong:
+            raise
+        raise invalid_members(wrong) from None
+
+
+def invalid_members(wrong: Iterable[tuple[str, str]]) -> FixRequest:
+    """What to raise for members with what is wrong about each: `invalid_body` whose document
+    has them as `errors`, for a form to show each beside its field."""
+    listed = [
+        {"member": member[:detail_chars_max], "detail": problem[:detail_chars_max]}
+        for member, problem in list(wrong)[:wrong_members_max]
+    ]
+    told = "; ".join(f"{one['member']}: {one['detail']}" for one in listed)
+    return FixRequest(
+        "invalid_body",
+        told[:detail_chars_max],
+        members={"member": listed[0]["member"], "errors": listed},
+    )
+
+
 def decode_json(body: bytes, of: type[T]) -> T:
     """The same for a body that is at hand."""
     try:
@@ -153,9 +184,36 @@ def decode_json(body: bytes, of: type[T]) -> T:
 
 
 def _invalid_body(message: str) -> FixRequest:
-    """msgspec says "Expected `int`, got `str` - at `$.a.b`"; we put the member first."""
-    match = _located.fullmatch(message)
-    if match is None:
+    where, what = _where(message)
+    if not where:
         return FixRequest("invalid_body", message[:detail_chars_max])
-    member = match["member"][:detail_chars_max]
-    return FixRequest("invalid_body", f"{member}: {match['what']}", members={"member": member})
+    member = where.removeprefix(".")[:detail_chars_max]
+    return FixRequest("invalid_body", f"{member}: {what}", members={"member": member})
+
+
+def _where(message: str) -> tuple[str, str]:
+    """msgspec says "Expected `int`, got `str` - at `$.a.b`": the `.a.b`, if any, and the rest."""
+    match = _located.fullmatch(message)
+    return ("", message) if match is None else (match["where"], match["what"])
+
+
+def _wrong_members(body: bytes, of: type[Any]) -> list[tuple[str, str]]:
+    """Each member of the Struct taken by itself; none if the body is no object."""
+    try:
+        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        return []
+    fields = {field.encode_name: field for field in msgspec.structs.fields(of)}
+    wrong = []
+    for name, field in fields.items():
+        if name in given:
+            try:
+                msgspec.json.decode(given[name], type=field.type)
+            except msgspec.ValidationError as error:
+                where, what = _where(str(error))
+                wrong.append((name + where, what))
+        elif field.required:
+            wrong.append((name, "is missing"))
+    if of.__struct_config__.forbid_unknown_fields:
+        wrong += [(name, "is not a member of this body") for name in given if name not in fields]
+    return wrong
