@@ -160,9 +160,9 @@ def test_a_read_that_goes_back_is_found_in_any_history(seed: int) -> None:
         for each in history
         if each.key == b"key-0" and isinstance(each.outcome, Found)
     }
+    # In some histories no read finds this key, or all show the same.
+    assume(len(shown) > 1)
     oldest, newest = shown[min(shown)], shown[max(shown)]
-    # In one history of thousands all reads of this key show the same.
-    assume(oldest is not newest)
     late_s = 1 + max(each.returned_s or each.invoked_s for each in history)
     again = [
         replace(each, invoked_s=late_s + number, returned_s=late_s + number + 0.5)
