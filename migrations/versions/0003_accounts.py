@@ -61,16 +61,18 @@ _tables = (
         key_prefix text NOT NULL,
         name text NOT NULL CHECK (length(name) BETWEEN 1 AND 100),
         scopes text[] NOT NULL,
-        prefix text,
+        prefix bytea CHECK (octet_length(prefix) BETWEEN 1 AND 1024),
         rate_limit_per_minute integer CHECK (rate_limit_per_minute > 0),
         created_at timestamptz NOT NULL DEFAULT now(),
         expires_at timestamptz,
         revoked_at timestamptz,
+        replaced_by bigint,
         last_used_at timestamptz
     )
     """,
     "COMMENT ON TABLE api_keys IS 'By HMAC under KEY_PEPPER; the keys themselves are nowhere. One"
-    " is good until it expires or is revoked, whichever comes first.'",
+    " is good until it expires or is revoked, whichever comes first. One that was rotated names"
+    " the key that it was rotated into. prefix is bytes because text holds no NUL, and keys do.'",
     "CREATE INDEX api_keys_of_user ON api_keys (user_id, id)",
     """
     CREATE TABLE key_events (
@@ -82,7 +84,6 @@ _tables = (
     """,
     "COMMENT ON TABLE key_events IS 'What gateways have to look up again: one API key, or all of"
     " an account where key_id is null. In the order in which they were committed.'",
-    "CREATE INDEX key_events_by_time ON key_events (created_at)",
     """
     CREATE TABLE key_event_ids (
         one boolean PRIMARY KEY DEFAULT true CHECK (one),
