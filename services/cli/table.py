@@ -47,6 +47,7 @@ def service_table(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
         _migration(),
         *_nodes(settings, ports),
         *_replicators(settings, ports),
+        _user_manager(settings, ports),
     )
 
 
@@ -75,7 +76,6 @@ def _database(settings: UpSettings) -> tuple[Row, ...]:
 
 
 def _nodes(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
-    replicators = ",".join(_url(settings, port) for port in ports.replicators)
     return tuple(
         _service(
             settings,
@@ -86,7 +86,7 @@ def _nodes(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
             {
                 "NODE_ID": node_name(number),
                 "DHTNODE_PORT": str(port),
-                "REPLICATOR_URLS": replicators,
+                "REPLICATOR_URLS": _replicator_urls(settings, ports),
                 # Of a service that listens on all addresses somebody has to name one.
                 "ADVERTISE_HOST": settings.advertise_host or _host(settings),
             },
@@ -118,6 +118,20 @@ def _replicators(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
     )
 
 
+def _user_manager(settings: UpSettings, ports: PortPlan) -> Row:
+    return _service(
+        settings,
+        Stage.ACCOUNTS,
+        "usermanager",
+        "services.usermanager",
+        ports.usermanager,
+        {
+            "USERMANAGER_PORT": str(ports.usermanager),
+            "REPLICATOR_URLS": _replicator_urls(settings, ports),
+        },
+    )
+
+
 def _service(
     settings: UpSettings,
     stage: Stage,
@@ -142,6 +156,10 @@ def _service(
         ready_s_max=ready_s_max,
         redundant=redundant,
     )
+
+
+def _replicator_urls(settings: UpSettings, ports: PortPlan) -> str:
+    return ",".join(_url(settings, port) for port in ports.replicators)
 
 
 def _url(settings: UpSettings, port: int) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
 
@@ -123,6 +123,9 @@ class Endpoint:
     # Codes of the catalogue, beyond those that the members above lead to.
     errors: tuple[str, ...] = ()
     tag: str = ""
+    # What an answer leads to: by the name of the other endpoint, its parameters and where in
+    # the answer they stand, such as {"revokeApiKey": {"key_id": "$response.body#/id"}}.
+    links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 Authenticate = Callable[[str], Awaitable[Caller]]
@@ -276,17 +279,17 @@ class _Members:
             return None, []
         found: dict[str, Any] = {}
         wrong: list[tuple[str, str]] = []
-        for name, field in self._fields.items():
+        for name, member in self._fields.items():
             text = given.get(name)
             if text is None:
-                if field.required:
+                if member.required:
                     wrong.append((name, "is missing"))
             elif name in self._integers and not _integer.fullmatch(text):
                 # The conversion below would also take 1e2 and null.
                 wrong.append((name, "is not a whole number of 64 bits"))
             else:
                 try:
-                    found[name] = msgspec.convert(text, field.type, strict=False)
+                    found[name] = msgspec.convert(text, member.type, strict=False)
                 except msgspec.ValidationError as error:
                     wrong.append((name, str(error)[:detail_chars_max]))
         if wrong:

@@ -74,13 +74,23 @@ def servers_of(data_dir: Path) -> list[int]:
     return found
 
 
+def readiness(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{url}/ready", trust_env=False).json()
+    return found
+
+
 async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_dir: Path) -> None:
     parents = {path: path.stat().st_mode for path in data_dir.parents}
     async with supervised(up_command(data_dir), data_dir) as up:
         document = await up.until_up()
         secrets = (data_dir / "ydht.env").read_text()
         assert stat.S_IMODE((data_dir / "ydht.env").stat().st_mode) == 0o600
-        assert {"postgres", "node-1", "node-2", "node-3"} <= set(document["pids"])
+        assert {"postgres", "node-1", "node-2", "node-3", "usermanager"} <= set(document["pids"])
+        assert readiness(document["usermanager"]) == {
+            "status": "ready",
+            "service": "usermanager",
+            "reasons": {},
+        }
         assert "The database schema is up to date." in up.shown
         await write(data_dir, "first")
         up.signal(signal.SIGINT)
@@ -131,7 +141,9 @@ async def test_two_replicators_and_three_nodes_are_a_cluster_and_are_it_again_el
             assert await up.ended() == 0
             assert up.left() == []
             shown = up.shown
-            assert shown.index("stopping replicator, replicator-2") < shown.index("stopping node-1")
+            order = ("stopping usermanager", "stopping replicator, replicator-2", "stopping node-1")
+            places = [shown.index(said) for said in order]
+            assert places == sorted(places)
 
 
 async def test_a_cluster_of_three_does_not_become_one_of_four_by_an_option(data_dir: Path) -> None:

@@ -133,6 +133,19 @@ def test_every_replicator_has_a_name_of_its_own_and_every_node_knows_them_all() 
     assert [row.environment["REPLICATOR_URLS"] for row in nodes] == [urls] * 4
 
 
+def test_the_user_manager_is_on_its_port_and_starts_behind_the_replicators_it_knows() -> None:
+    rows = _table(nodes=3, replicators=2)
+    row = rows["usermanager"]
+    assert row.stage > rows["replicator-2"].stage
+    assert row.environment == {
+        "USERMANAGER_PORT": "8081",
+        "REPLICATOR_URLS": f"{rows['replicator'].url},{rows['replicator-2'].url}",
+    }
+    assert row.url == "http://127.0.0.1:8081"
+    assert set(row.ports()) == {8081, 9081}
+    assert not row.redundant, "nobody else does its work"
+
+
 @pytest.mark.parametrize(
     ("environ", "host"),
     [

@@ -1,0 +1,70 @@
+"""When a user manager can do what it is there for: while PostgreSQL answers, with our tables."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import asyncpg
+
+from services.core.errors import RetryLater
+from services.runtime import telemetry
+from services.runtime.postgres import Database
+from services.runtime.probes import Condition, Readiness, ready, unready
+
+# The revision of the schema that this code needs. A newer one only adds to it.
+revision_needed: Final = "0004"
+# How soon it shows that PostgreSQL went or came back; one short statement each time.
+look_s: Final = 1.0
+
+_REVISION: Final = "SELECT version_num FROM alembic_version"
+
+log = telemetry.logger("services.usermanager")
+
+
+class DatabaseWatch:
+    """Looks at the database by and by, so that /ready can answer from memory.
+
+    Requests do not ask it: each finds out by itself, and is served as soon as the database is.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.trouble: str | None = "it has not been asked yet"
+
+    def add_to(self, readiness: Readiness) -> None:
+        readiness.add("database", self._check)
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            trouble = await self._look()
+            if trouble != self.trouble:
+                # Said once each time it changes, not once a second.
+                if trouble is None:
+                    log.info("database is there")
+                else:
+                    log.warning("database is missing", trouble=trouble)
+            self.trouble = trouble
+            await asyncio.sleep(look_s)
+
+    async def _look(self) -> str | None:
+        try:
+            async with self._database.connection() as connection:
+                revision = await connection.fetchval(_REVISION)
+        except RetryLater as error:
+            return error.detail
+        except asyncpg.UndefinedTableError:
+            revision = None
+        # Revisions are numbered with four digits each, and so in the order of their texts.
+        if revision is None or revision < revision_needed:
+            return (
+                f"its schema is at {revision or 'nothing'} and {revision_needed} is needed: "
+                "run `ydht migrate`"
+            )
+        return None
+
+    def _check(self) -> Condition:
+        if self.trouble is None:
+            return ready
+        return unready(f"accounts and API keys are in PostgreSQL, and {self.trouble}")
