@@ -1,0 +1,138 @@
+"""API keys as their owners, and gateways, ask for them and are told of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from services.core.api_key import lookup_hash_bytes
+from services.core.duration import duration_chars_max
+from services.core.key import key_bytes_max
+
+Scope = Literal["read", "write", "admin"]
+# In the order in which they are always told.
+scopes_all: Final[tuple[Scope, ...]] = ("read", "write", "admin")
+
+name_chars_max: Final = 100
+# Ten years, as for values: a key for longer is one without an end, and says so.
+expires_in_days_max: Final = 3_650
+expires_in_days_default: Final = 90
+per_minute_max: Final = (1 << 31) - 1
+page_keys_max: Final = 1_000
+page_keys_default: Final = 100
+id_max: Final = (1 << 63) - 1
+# A whole key and whatever surrounds it by mistake.
+asked_key_chars_max: Final = 256
+
+KeyId = Annotated[int, Meta(ge=1, le=id_max)]
+# Control characters have no place in a list that people read. Not `$`, which a last newline passes.
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=name_chars_max,
+        pattern=r"^[^\u0000-\u001f\u007f]+(?![\s\S])",
+        description="What its owner calls it",
+    ),
+]
+
+
+class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Name
+    scopes: Annotated[
+        list[Scope], Meta(min_length=1, max_length=len(scopes_all), description="What it may do")
+    ] = msgspec.field(default_factory=lambda: ["read", "write"])
+    expires_in_days: Annotated[int, Meta(ge=1, le=expires_in_days_max)] | None = msgspec.field(
+        default=expires_in_days_default
+    )
+    prefix: Annotated[str, Meta(min_length=1, max_length=key_bytes_max)] | None = None
+    rate_limit_per_minute: Annotated[int, Meta(ge=1, le=per_minute_max)] | None = None
+
+
+class RotateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    overlap: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=duration_chars_max,
+            description="How long the old key is still good, such as 24h; 0s ends it at once",
+        ),
+    ] = "24h"
+
+
+class KeyPath(msgspec.Struct, frozen=True):
+    key_id: KeyId
+
+
+class KeyListQuery(msgspec.Struct, frozen=True):
+    limit: Annotated[int, Meta(ge=1, le=page_keys_max)] = page_keys_default
+    cursor: Annotated[str, Meta(max_length=32)] | None = None
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as it may be shown at any time. `is_active` is of the moment of the answer."""
+
+    id: int
+    name: str
+    key_prefix: str
+    scopes: list[Scope]
+    prefix: str | None
+    rate_limit_per_minute: int | None
+    is_active: bool
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    replaced_by: int | None
+    last_used_at: datetime | None
+
+
+class CreatedKey(ApiKey, frozen=True, kw_only=True):
+    """The one answer that a key itself is in."""
+
+    key: str
+
+
+class KeyPage(msgspec.Struct, frozen=True):
+    """Newest first. `count` is how many are on this page; with a cursor there are more."""
+
+    api_keys: list[ApiKey]
+    count: int
+    cursor: str | None
+
+
+class ValidateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the two. Gateways send the hash, so that keys do not travel."""
+
+    key_hash: (
+        Annotated[
+            str,
+            Meta(
+                pattern="^[0-9a-f]*$",
+                min_length=2 * lookup_hash_bytes,
+                max_length=2 * lookup_hash_bytes,
+            ),
+        ]
+        | None
+    ) = None
+    key: Annotated[str, Meta(max_length=asked_key_chars_max)] | None = None
+
+
+class ValidKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose a key is and what it may do, until `expires_at` or an event after `event_id`.
+
+    The limits are those of this key: those of the plan, or less.
+    """
+
+    valid: bool = True
+    user_id: int
+    key_id: int
+    scopes: list[Scope]
+    prefix: str | None
+    expires_at: datetime | None
+    plan: str
+    requests_per_minute: int
+    burst: int
+    event_id: int
