@@ -49,7 +49,7 @@ user_agent_chars_max: Final = 200
 # More members than any query of ours has, fewer than it takes to keep a process busy.
 query_members_max: Final = 64
 
-_integer: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})", re.ASCII)
+_integer: Final = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _bearer: Final = re.compile(r"Bearer +([\x21-\x7e]{1,4096})", re.IGNORECASE | re.ASCII)
 _challenge: Final = "WWW-Authenticate"
 
@@ -284,8 +284,7 @@ class _Members:
             if text is None:
                 if member.required:
                     wrong.append((name, "is missing"))
-            elif name in self._integers and not _integer.fullmatch(text):
-                # The conversion below would also take 1e2 and null.
+            elif name in self._integers and not _is_int64(text):
                 wrong.append((name, "is not a whole number of 64 bits"))
             else:
                 try:
@@ -299,6 +298,11 @@ class _Members:
         except msgspec.ValidationError as error:
             # Its members are right one by one, but not together.
             return None, [("query", str(error)[:detail_chars_max])]
+
+
+def _is_int64(text: str) -> bool:
+    """Whether it is a number as it is written in a URL; msgspec would also take 1e2 and null."""
+    return _integer.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
 
 
 def _is_integer(annotation: Any) -> bool:

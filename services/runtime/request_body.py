@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -171,9 +172,19 @@ def invalid_members(wrong: Iterable[tuple[str, str]]) -> FixRequest:
 def decode_json(body: bytes, of: type[T]) -> T:
     """The same for a body that is at hand."""
     try:
-        return msgspec.json.decode(body, type=of)
+        with _only_wrong_members(body):
+            return msgspec.json.decode(body, type=of)
     except msgspec.ValidationError as error:
         raise _invalid_body(str(error)) from None
+
+
+@contextmanager
+def _only_wrong_members(body: bytes) -> Iterator[None]:
+    """Let msgspec's ValidationError through, and answer whatever else decoding can raise."""
+    try:
+        yield
+    except msgspec.ValidationError:
+        raise
     except msgspec.DecodeError as error:
         detail = "The body is empty" if not body else str(error)
         raise FixRequest("invalid_json", detail[:detail_chars_max]) from None
@@ -198,9 +209,13 @@ def _where(message: str) -> tuple[str, str]:
 
 
 def _wrong_members(body: bytes, of: type[Any]) -> list[tuple[str, str]]:
-    """Each member of the Struct taken by itself; none if the body is no object."""
+    """Each member of the Struct taken by itself; none if the body is no object.
+
+    FixRequest if it is not JSON at all, behind the member that was found wrong first.
+    """
     try:
-        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        with _only_wrong_members(body):
+            given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         return []
     fields = {field.encode_name: field for field in msgspec.structs.fields(of)}
@@ -208,7 +223,8 @@ def _wrong_members(body: bytes, of: type[Any]) -> list[tuple[str, str]]:
     for name, field in fields.items():
         if name in given:
             try:
-                msgspec.json.decode(given[name], type=field.type)
+                with _only_wrong_members(body):
+                    msgspec.json.decode(given[name], type=field.type)
             except msgspec.ValidationError as error:
                 where, what = _where(str(error))
                 wrong.append((name + where, what))

@@ -1,0 +1,438 @@
+"""Endpoints as values: what reaches a handler, and what is refused before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import httpx
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Meta, Struct
+from starlette.applications import Starlette
+
+from services.core.errors import FixRequest, RetryLater
+from services.runtime.client_address import ClientAddresses
+from services.runtime.clock import FakeClock, Timeline
+from services.runtime.endpoints import (
+    Access,
+    Call,
+    Caller,
+    Endpoint,
+    body_bytes_default,
+    query_members_max,
+    routes,
+    user_agent_chars_max,
+)
+from services.runtime.http import application
+from services.runtime.metrics import Metrics
+from services.runtime.probes import Readiness
+from services.runtime.request_body import invalid_members, wrong_members_max
+from services.runtime.signing import SignedAuth, Signer, Verifier
+
+secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"
+clock = FakeClock(Timeline())
+
+
+class ThingPath(Struct):
+    thing_id: int
+
+
+class Between(Struct):
+    start: int = 0
+    end: int = 100
+
+    def __post_init__(self) -> None:
+        if self.end < self.start:
+            raise ValueError("end is before start")
+
+
+class Wanted(Struct):
+    limit: Annotated[int, Meta(ge=1, le=10)] = 5
+    step: Literal["minute", "hour"] = "hour"
+    since: Annotated[datetime, Meta(tz=True)] | None = None
+    name: str | None = None
+
+
+class Order(Struct, forbid_unknown_fields=True, rename={"kind": "class"}):
+    email: Annotated[str, Meta(min_length=3, max_length=20)]
+    password: Annotated[str, Meta(min_length=8)]
+    tags: list[int] = []
+    kind: str | None = None
+
+
+class Large(Struct):
+    text: str = ""
+
+
+class Settings(Struct, forbid_unknown_fields=True):
+    overlap: str = "24h"
+
+
+class Seen(Struct):
+    """What a handler was given, for the test to look at."""
+
+    path: Any = None
+    query: Any = None
+    body: Any = None
+    address: str = ""
+    agent: str = ""
+    user_id: int | None = None
+
+
+async def show(call: Call[Any, Any, Any]) -> Seen:
+    user_id = None if call.signed_in is None else call.signed_in.user_id
+    return Seen(
+        call.path, call.query, call.body, call.client.address, call.client.user_agent, user_id
+    )
+
+
+async def who(call: Call[None, None, None]) -> Seen:
+    return Seen(user_id=call.caller.user_id)
+
+
+async def nothing(_: Call[Any, Any, Any]) -> None:
+    return None
+
+
+async def authenticate(token: str) -> Caller:
+    if token == "away":
+        raise RetryLater("database_unavailable", "It is away")
+    if token != "good":
+        raise FixRequest("unauthorized", "The token is none of ours")
+    return Caller(7, 70)
+
+
+def endpoint(method: str, path: str, **more: Any) -> Endpoint:
+    name = f"{method} {path}"
+    return Endpoint(
+        method,
+        path,
+        name,
+        name,
+        **{"handler": show, "access": Access.OPEN, "answer_type": Seen, **more},
+    )
+
+
+endpoints = [
+    endpoint("GET", "/things/{thing_id}", path_type=ThingPath),
+    endpoint(
+        "DELETE",
+        "/things/{thing_id}",
+        path_type=ThingPath,
+        access=Access.BEARER,
+        handler=nothing,
+        answer_type=None,
+        status=204,
+    ),
+    endpoint("GET", "/things", query_type=Wanted),
+    endpoint("GET", "/between", query_type=Between),
+    endpoint("POST", "/things", body_type=Order, status=201),
+    endpoint("POST", "/settings", body_type=Settings, body_optional=True),
+    endpoint("POST", "/large", body_type=Large, body_bytes_max=500_000),
+    endpoint("GET", "/me", handler=who, access=Access.BEARER),
+    endpoint("GET", "/nobody", handler=who),
+    endpoint("POST", "/internal", access=Access.INTERNAL, body_type=Large),
+]
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app(), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        yield client
+
+
+def app() -> Starlette:
+    return application(
+        "example",
+        routes(
+            endpoints,
+            authenticate=authenticate,
+            verifier=Verifier(secret, clock),
+            addresses=ClientAddresses(),
+        ),
+        metrics=Metrics(),
+        readiness=Readiness(),
+    )
+
+
+def problem(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    return answer.status_code, answer.json()["code"]
+
+
+def wrong(answer: httpx.Response) -> dict[str, str]:
+    """Which members an answer says are wrong, and what of each."""
+    assert problem(answer) == (400, "invalid_body")
+    found = answer.json()
+    assert found["member"] == found["errors"][0]["member"]
+    for error in found["errors"]:
+        assert f"{error['member']}: {error['detail']}"[:100] in found["detail"]
+    return {error["member"]: error["detail"] for error in found["errors"]}
+
+
+# -- what reaches a handler
+
+
+async def test_a_handler_is_given_values_of_its_types(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/things/12")).json()["path"] == {"thing_id": 12}
+    answer = await client.get("/things?limit=7&since=2026-01-02T03:04:05%2B01:00&name=a%20b")
+    assert answer.json()["query"] == {
+        "limit": 7,
+        "step": "hour",
+        "since": "2026-01-02T03:04:05+01:00",
+        "name": "a b",
+    }
+    order = {"email": "ada@example.com", "password": "12345678", "class": "x"}
+    answer = await client.post("/things", json=order)
+    assert (answer.status_code, answer.json()["body"]) == (201, {**order, "tags": []})
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_text_in_a_query_stays_text(client: httpx.AsyncClient) -> None:
+    for text in ("null", "12", "true", ""):
+        answer = await client.get("/things", params={"name": text})
+        assert answer.json()["query"]["name"] == text
+
+
+async def test_an_answer_may_be_empty(client: httpx.AsyncClient) -> None:
+    answer = await client.delete("/things/1", headers={"Authorization": "Bearer good"})
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+async def test_head_is_answered_as_get(client: httpx.AsyncClient) -> None:
+    assert (await client.head("/things/1")).status_code == 200
+
+
+async def test_a_client_is_its_address_and_what_it_calls_itself(client: httpx.AsyncClient) -> None:
+    agent = "Mozilla \x00\u00e9" + "x" * 1000
+    seen = (await client.get("/things", headers={b"User-Agent": agent.encode()})).json()
+    assert seen["address"] == "127.0.0.1"
+    assert len(seen["agent"]) == user_agent_chars_max
+    assert seen["agent"].startswith("Mozilla ?")
+
+
+async def test_an_optional_body_counts_as_empty_where_it_is_missing(
+    client: httpx.AsyncClient,
+) -> None:
+    assert (await client.post("/settings")).json()["body"] == {"overlap": "24h"}
+    assert (await client.post("/settings", json={"overlap": "1h"})).json()["body"] == {
+        "overlap": "1h"
+    }
+    assert wrong(await client.post("/settings", json={"overlap": 1})) == {
+        "overlap": "Expected `str`, got `int`"
+    }
+    assert problem(await client.post("/things")) == (415, "unsupported_media_type")
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "1e2", "1.0", "+1", " 1", "01", "null", "9" * 19, "-", "%C2%B2"]
+)
+async def test_what_nothing_can_be_called_by_is_not_found(
+    client: httpx.AsyncClient, name: str
+) -> None:
+    assert problem(await client.get(f"/things/{name}")) == (404, "not_found")
+
+
+async def test_each_wrong_member_of_a_query_is_named(client: httpx.AsyncClient) -> None:
+    answer = await client.get(
+        "/things?limit=11&step=day&since=2026-01-02T03:04:05&other=1&name=a&name=b"
+    )
+    assert wrong(answer) == {
+        "other": "is not a parameter of this query",
+        "name": "is given more than once",
+        "limit": "Expected `int` <= 10",
+        "step": "Invalid enum value 'day'",
+        "since": "Expected `datetime` with a timezone component",
+    }
+
+
+@pytest.mark.parametrize("text", ["1e1", "", "null", "1.0", "+1", "9" * 30, "%D9%A3"])
+async def test_a_number_is_a_plain_decimal_one(client: httpx.AsyncClient, text: str) -> None:
+    assert wrong(await client.get(f"/things?limit={text}")) == {
+        "limit": "is not a whole number of 64 bits"
+    }
+
+
+async def test_a_query_that_is_wrong_as_a_whole_is_told_so(client: httpx.AsyncClient) -> None:
+    assert wrong(await client.get("/between?start=5&end=4")) == {"query": "end is before start"}
+    assert wrong(await client.get("/things?name=%ff")) == {"query": "is not UTF-8"}
+    many = "&".join("a=1" for _ in range(query_members_max + 1))
+    assert "more than" in wrong(await client.get(f"/things?{many}"))["query"]
+
+
+async def test_a_query_where_there_is_none_is_refused(client: httpx.AsyncClient) -> None:
+    assert wrong(await client.get("/things/1?limit=3")) == {
+        "limit": "is not a parameter of this query"
+    }
+
+
+async def test_each_wrong_member_of_a_body_is_named(client: httpx.AsyncClient) -> None:
+    answer = await client.post(
+        "/things", json={"email": "x", "tags": [1, "a"], "class": 5, "expires": 1}
+    )
+    assert wrong(answer) == {
+        "email": "Expected `str` of length >= 3",
+        "password": "is missing",
+        "tags[1]": "Expected `int`, got `str`",
+        "class": "Expected `str | null`, got `int`",
+        "expires": "is not a member of this body",
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"\xff", "invalid_json"),
+        (b'{"tags": ' + b"[" * 60_000, "invalid_json"),
+        # The first thing wrong is a member, and it ends the reading; what follows is no JSON.
+        (b'{"email": 5, "password": inf}', "invalid_json"),
+        (b'{"email": 5, "password": "\xff"}', "invalid_json"),
+        (b'{"email": 5, "x": ' + b"[" * 60_000, "invalid_json"),
+        (b"[" * 60_000, "invalid_body"),
+        (b"[]", "invalid_body"),
+        (b"null", "invalid_body"),
+    ],
+)
+async def test_a_body_that_is_no_object_is_refused(
+    client: httpx.AsyncClient, body: bytes, code: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = await client.post("/things", content=body, headers=headers)
+    assert problem(answer) == (400, code)
+
+
+async def test_each_endpoint_has_its_own_limit_on_bodies(client: httpx.AsyncClient) -> None:
+    body = {"text": "x" * body_bytes_default}
+    assert problem(await client.post("/things", json=body)) == (413, "body_too_large")
+    assert (await client.post("/large", json=body)).status_code == 200
+    body = {"text": "x" * 500_000}
+    assert problem(await client.post("/large", json=body)) == (413, "body_too_large")
+
+
+async def test_a_wrong_method_is_told_every_right_one(client: httpx.AsyncClient) -> None:
+    answer = await client.put("/things/1")
+    assert problem(answer) == (405, "method_not_allowed")
+    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
+
+
+# -- who asks
+
+
+@pytest.mark.parametrize(
+    ("given", "challenge"),
+    [
+        ([], "Bearer"),
+        (["Bearer"], "Bearer"),
+        (["Basic Z29vZA=="], "Bearer"),
+        (["good"], "Bearer"),
+        (["Bearer good good"], "Bearer"),
+        (["Bearer good", "Bearer good"], "Bearer"),
+        (["Bearer " + "x" * 5000], "Bearer"),
+        (["Bearer bad"], 'Bearer error="invalid_token"'),
+    ],
+)
+async def test_without_one_good_token_nobody_gets_through(
+    client: httpx.AsyncClient, given: list[str], challenge: str
+) -> None:
+    answer = await client.get("/me", headers=[("Authorization", value) for value in given])
+    assert problem(answer) == (401, "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == challenge
+
+
+async def test_who_asks_comes_first(client: httpx.AsyncClient) -> None:
+    answer = await client.delete("/things/none?such=1")
+    assert problem(answer) == (401, "unauthorized")
+
+
+async def test_the_caller_is_who_the_token_says(client: httpx.AsyncClient) -> None:
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        answer = await client.get("/me", headers={"Authorization": f"{scheme} good"})
+        assert answer.json()["user_id"] == 7
+
+
+async def test_a_token_that_cannot_be_checked_is_not_called_bad(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/me", headers={"Authorization": "Bearer away"})
+    assert problem(answer) == (503, "database_unavailable")
+    assert "Retry-After" in answer.headers
+
+
+async def test_an_open_endpoint_has_no_caller_and_asking_for_one_is_a_bug(
+    client: httpx.AsyncClient,
+) -> None:
+    headers = {"Authorization": "Bearer good"}
+    assert (await client.get("/things", headers=headers)).json()["user_id"] is None
+    assert problem(await client.get("/nobody", headers=headers)) == (500, "internal")
+
+
+async def test_an_internal_endpoint_takes_signatures_alone(client: httpx.AsyncClient) -> None:
+    auth = SignedAuth(Signer(secret, clock))
+    assert (await client.post("/internal", json={}, auth=auth)).json()["body"] == {"text": ""}
+    for headers in ({}, {"Authorization": "Bearer good"}):
+        answer = await client.post("/internal", json={}, headers=headers)
+        assert problem(answer) == (401, "unauthorized")
+    forged = SignedAuth(Signer(secret[::-1], clock))
+    assert problem(await client.post("/internal", json={}, auth=forged)) == (401, "unauthorized")
+
+
+# -- the list of endpoints, and the helper for members
+
+
+def test_two_endpoints_of_one_method_and_path_are_refused() -> None:
+    twice = [endpoint("GET", "/a"), endpoint("GET", "/a")]
+    with pytest.raises(ValueError, match="GET /a is there already"):
+        routes(
+            twice,
+            authenticate=authenticate,
+            verifier=Verifier(secret, clock),
+            addresses=ClientAddresses(),
+        )
+
+
+def test_wrong_members_are_told_within_bounds() -> None:
+    error = invalid_members((f"member-{number}" * 100, "is wrong" * 100) for number in range(1000))
+    assert len(error.members["errors"]) == wrong_members_max
+    assert len(msgspec.json.encode(error.problem("id"))) < 20_000
+
+
+# -- hostile input
+
+texts = st.text(max_size=20) | st.sampled_from(["1", "null", "2026-01-01T00:00:00Z", "day", "\0"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["limit", "step", "since", "name"]) | texts, texts)))
+async def test_no_query_makes_it_fail(members: list[tuple[str, str]]) -> None:
+    transport = httpx.ASGITransport(app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        answer = await client.get("/things", params=httpx.QueryParams(tuple(members)))
+    assert answer.status_code in (200, 400)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["email", "password", "tags", "class"]) | texts, json_values)
+    | json_values
+)
+async def test_no_body_makes_it_fail(body: object) -> None:
+    transport = httpx.ASGITransport(app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        sent = json.dumps(body).encode()
+        answer = await client.post(
+            "/things", content=sent, headers={"Content-Type": "application/json"}
+        )
+    assert answer.status_code in (201, 400)
