@@ -112,6 +112,11 @@ class Placement:
     def everyone(self) -> int:
         return self.old_mask | self.new_mask
 
+    @property
+    def old_owners(self) -> Owners:
+        """Those that have all the data of the slot, whether or not the map is joint."""
+        return self.owners[: self.old_mask.bit_count()]
+
     def mask(self, node_ids: Iterable[str]) -> int:
         """The bits of those nodes that are owners; others have no say and no bit."""
         named = set(node_ids)

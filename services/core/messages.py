@@ -14,6 +14,7 @@ and the rest comes many at a time or seldom:
     LIST        msgpack ListQuery                          → OK  msgpack ListPage
     SCAN        msgpack ListQuery                          → OK  msgpack ScanPage
     COUNT       tenant prefix, or namespace prefix         → OK  msgpack Count
+    NAMESPACES  msgpack NamespacesQuery                    → OK  msgpack NamespacesPage
     DIGESTS     first u16 · count u16                      → OK  8 bytes for each slot
     LEAVES      slot u16                                   → OK  64 of u64
     VERSIONS    slot u16 · mask of leaves u64 · after
@@ -48,6 +49,7 @@ import msgspec
 
 from services.core.cluster import Member
 from services.core.errors import PeerError
+from services.core.key import namespace_bytes_max, tenant_max
 from services.core.ring import slot_count
 
 GET: Final = 16
@@ -64,6 +66,7 @@ SLOT: Final = 30
 EPOCH: Final = 31
 CACHES: Final = 32
 CAUGHT_UP: Final = 33
+NAMESPACES: Final = 34
 REGISTER: Final = 40
 STATE: Final = 41
 
@@ -236,6 +239,30 @@ class Count(msgspec.Struct, frozen=True, array_like=True):
     tombstones: int
 
 
+class NamespacesQuery(msgspec.Struct, frozen=True, array_like=True):
+    """One page of the namespaces of a tenant, in the order of their names. `start` is the first
+    name that may be shown, and `next` of a page the start of the one behind it."""
+
+    tenant: int
+    start: bytes = b""
+    limit: int = list_limit_max
+
+
+class NamespaceCount(msgspec.Struct, frozen=True, array_like=True):
+    name: bytes
+    keys: int
+    # Of keys, as clients know them, with their values and metadata.
+    size_bytes: int
+
+
+class NamespacesPage(msgspec.Struct, frozen=True, array_like=True):
+    """Namespaces that have keys. A node counts what it has of each, in whatever slots. As any
+    page, it may be empty and yet not the last; `next` is None at the end."""
+
+    found: list[NamespaceCount]
+    next: bytes | None
+
+
 class Cache(msgspec.Struct, frozen=True, array_like=True):
     """A namespace in which this node keeps at most so many keys. A node is told of all there
     are; those it is not told of any more become stores again."""
@@ -266,6 +293,17 @@ def decode_list_query(body: bytes) -> ListQuery:
         raise PeerError(f"a list of {query.limit} keys; 1 to {list_limit_max} are allowed")
     if query.slots is not None and len(query.slots) != slot_bitmap_bytes:
         raise PeerError(f"a bitmap of slots has {slot_bitmap_bytes} bytes, not {len(query.slots)}")
+    return query
+
+
+def decode_namespaces_query(body: bytes) -> NamespacesQuery:
+    query = decode_body(body, NamespacesQuery)
+    if not 0 <= query.tenant <= tenant_max:
+        raise PeerError(f"a tenant is 0 to {tenant_max}, not {query.tenant}")
+    if len(query.start) > namespace_bytes_max:
+        raise PeerError(f"no namespace has a name of {len(query.start)} bytes")
+    if not 1 <= query.limit <= list_limit_max:
+        raise PeerError(f"{query.limit} namespaces; 1 to {list_limit_max} are allowed")
     return query
 
 

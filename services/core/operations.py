@@ -6,11 +6,13 @@
     CHANGE     action u8 · if_present u8 · versions u8 · version 12 …             strong
                · ttl_ms u64 · by i64 · key_len u16 · meta_len u16 · key · meta · value
     BATCH      count u16 · (kind u8 · size u32 · body)…          each as if it came alone
-    DELETE_PREFIX  msgpack PrefixDeletion
+    DELETE_PREFIX    msgpack PrefixDeletion
+    LIST_NAMESPACES  msgpack NamespacesQuery, of messages.py
     MAP        nothing
 
     → OK       FETCH: record, or nothing · BATCH: count u16 · (kind u8 · size u32 · body)…
-               DELETE_PREFIX: msgpack PrefixDeleted · MAP: a cluster map, or nothing while forming
+               DELETE_PREFIX: msgpack PrefixDeleted · LIST_NAMESPACES: msgpack NamespacesPage
+               MAP: a cluster map, or nothing while forming
     → CHANGED  version 12 · expires_at_ms u64 · (value i64 if it was an increment)
     → ABSENT, NOT_AN_INTEGER              nothing was changed; the latter with a text
     → PRECONDITION_FAILED  version 12     of the value that is there; zeros if none is
@@ -45,6 +47,7 @@ CHANGE: Final = 67
 BATCH: Final = 68
 DELETE_PREFIX: Final = 69
 MAP: Final = 70
+LIST_NAMESPACES: Final = 71
 
 CHANGED: Final = 160
 ABSENT: Final = 161
@@ -193,13 +196,15 @@ def decode_batch(body: bytes) -> list[Item]:
 
 class PrefixDeletion(msgspec.Struct, frozen=True, array_like=True):
     """Delete, or with `dry_run` count, the keys of a namespace that begin with a prefix, from
-    `start` on. Keys are those of clients, without the prefix of the namespace."""
+    `start` on. Keys are those of clients, without the prefix of the namespace. All of a namespace
+    goes only if that is meant: by an empty prefix and `whole`."""
 
     namespace: bytes
     prefix: bytes
     start: bytes = b""
     limit: Annotated[int, msgspec.Meta(ge=1, le=prefix_keys_max)] = prefix_keys_max
     dry_run: bool = False
+    whole: bool = False
 
 
 class PrefixDeleted(msgspec.Struct, frozen=True, array_like=True):
@@ -213,8 +218,8 @@ class PrefixDeleted(msgspec.Struct, frozen=True, array_like=True):
 def decode_prefix_deletion(body: bytes) -> PrefixDeletion:
     request = decode_body(body, PrefixDeletion)
     check_namespace_prefix(request.namespace)
-    if not request.prefix:
-        raise PeerError("a deletion by prefix needs a prefix")
+    if bool(request.prefix) == request.whole:
+        raise PeerError("a deletion by prefix needs a prefix, or to be of the whole, and not both")
     return request
 
 

@@ -25,6 +25,7 @@ from services.core.messages import (
     LEAVES,
     LIST,
     MALFORMED,
+    NAMESPACES,
     SCAN,
     SLOT,
     VERSIONS,
@@ -40,6 +41,7 @@ from services.core.messages import (
     check_namespace_prefix,
     decode_body,
     decode_list_query,
+    decode_namespaces_query,
     encode_body,
     many_bytes_max,
     u16,
@@ -102,6 +104,7 @@ class NodeHandlers:
         by_turns: dict[int, Long] = {
             LIST: self._list,
             SCAN: self._scan,
+            NAMESPACES: self._namespaces,
             DIGESTS: self._digests,
             LEAVES: self._leaves,
             VERSIONS: self._versions,
@@ -184,6 +187,10 @@ class NodeHandlers:
             counts = self._table.namespace(check_namespace_prefix(body))
         answer = encode_body(Count(counts.keys, counts.bytes, counts.tombstones))
         self._replica.after_changes(peer, request_id, OK, answer)
+
+    def _namespaces(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
+        page = yield from pages.namespaces(self._table, decode_namespaces_query(body))
+        self._replica.after_changes(peer, request_id, OK, encode_body(page))
 
     # -- slots
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
+from services.core.messages import NamespaceCount, NamespacesPage, NamespacesQuery
 from services.dhtnode.listing import Page, Query, Scan, examined_max
 from services.dhtnode.table import Table
 
@@ -18,6 +19,9 @@ index_budget: Final = 4096
 # A page is looked for in pieces of half a millisecond.
 page_piece_keys: Final = 256
 page_pieces_max: Final = examined_max // page_piece_keys
+# Half a millisecond, too. Many may have to be passed over, which have nothing but tombstones.
+namespaces_piece: Final = 500
+namespaces_pieces_max: Final = 32
 
 WallMs = Callable[[], int]
 
@@ -57,6 +61,25 @@ def scan(
         whole = whole._replace(next=piece.next)
         yield
     return whole
+
+
+def namespaces(table: Table, query: NamespacesQuery) -> Generator[None, None, NamespacesPage]:
+    """Those of a tenant that have keys, by name."""
+    found: list[NamespaceCount] = []
+    start: bytes | None = query.start
+    for _ in range(namespaces_pieces_max):
+        if start is None:
+            break
+        piece = table.namespaces_from(query.tenant, start, namespaces_piece + 1)
+        start = piece[namespaces_piece].name if len(piece) > namespaces_piece else None
+        for namespace in piece[:namespaces_piece]:
+            if not namespace.keys:
+                continue
+            if len(found) == query.limit:
+                return NamespacesPage(found, namespace.name)
+            found.append(NamespaceCount(namespace.name, namespace.keys, namespace.bytes))
+        yield
+    return NamespacesPage(found, start)
 
 
 def _ordered(table: Table, namespace: bytes) -> Iterator[None]:

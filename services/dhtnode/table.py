@@ -206,8 +206,11 @@ class Table:
 
     def namespaces(self, tenant: int) -> dict[bytes, Counts]:
         """By name, what each namespace of a tenant has."""
-        found = self._namespaces.tenant(tenant).namespaces
-        return {namespace.name: namespace for namespace in found.values()}
+        return dict(self._namespaces.tenant(tenant).namespaces)
+
+    def namespaces_from(self, tenant: int, start: bytes, count: int) -> list[Namespace]:
+        """The first so many namespaces of a tenant, in order, from this name on."""
+        return self._namespaces.tenant(tenant).named_from(start, count)
 
     # Listings.
 

@@ -33,6 +33,7 @@ from services.replicator.fleet import Fleet
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, map_name
+from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.registration import Registrations
 from services.replicator.requests import Requests
@@ -157,7 +158,8 @@ class Replicator:
         writes, strong = EventualWrites(*shared), StrongOperations(*shared)
         sweeper = Sweeper(self.fleet, strong, clock, self.draw)
         sweeper.start()
-        self.requests.serve(writes, strong, PrefixDeletions(self.fleet, stamps, writes, clock))
+        prefixes = PrefixDeletions(self.fleet, stamps, writes, clock)
+        self.requests.serve(writes, strong, prefixes, NamespaceListings(self.fleet, clock))
         self.coordinator = Coordinator(stamps, hints, adoption, writes, strong, sweeper)
         self._said.info("coordinating", replicator=settings.replicator_id, stamper=stamper)
 

@@ -1,8 +1,10 @@
-"""What gateways ask of a replicator: who may, how much at once, and who puts it through.
+"""What services ask of a replicator: who may, how much at once, and who puts it through.
 
-    a request ──admitted──► decoded ──► EventualWrites · StrongOperations · Batch · PrefixDeletions
-        └── REFUSED, at once: not ready yet, ending, or too much under way         │
-    peer.reply ◄───────────────────────────────────────────────────────────────────┘
+    a request ──admitted──► decoded ──► EventualWrites · StrongOperations · Batch
+        └── REFUSED, at once: not ready    PrefixDeletions · NamespaceListings  │
+            yet, ending, or too much                                            │
+            under way                                                           │
+    peer.reply ◄────────────────────────────────────────────────────────────────┘
 
 Every request is answered once: what makes no sense with MALFORMED, what cannot be taken with
 REFUSED, and the rest with what became of it. Times to live become times here, once, by the wall
@@ -21,13 +23,14 @@ from typing import Final
 from services.core.change import read
 from services.core.errors import PeerError, RetryLater
 from services.core.key import check_storage_key
-from services.core.messages import MALFORMED, u16
+from services.core.messages import MALFORMED, decode_namespaces_query, u16
 from services.core.operations import (
     BATCH,
     CHANGE,
     DELETE,
     DELETE_PREFIX,
     FETCH,
+    LIST_NAMESPACES,
     PUT,
     batch_items_max,
     decode_prefix_deletion,
@@ -41,6 +44,7 @@ from services.replicator.batch import Batch
 from services.replicator.counters import Counters
 from services.replicator.eventual import EventualWrites
 from services.replicator.items import strong_of
+from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.strong import StrongOperations
 from services.runtime.clock import Clock
@@ -52,7 +56,7 @@ requests_max: Final = 20_000
 # What they brought. Each value is held a few times, on its way to its replicas; the last request
 # that is admitted may be as large as a frame.
 bytes_max: Final = 2 * frame_bytes_max
-askers: Final = frozenset({Role.GATEWAY, Role.REPLICATOR})
+askers: Final = frozenset({Role.GATEWAY, Role.REPLICATOR, Role.USERMANAGER})
 
 Handle = Callable[[bytes, Done], None]
 """Puts through what the bytes ask for. PeerError, before anything is begun, if they make no
@@ -75,12 +79,18 @@ class Requests:
         self._writes: EventualWrites
         self._strong: StrongOperations
         self._prefixes: PrefixDeletions
+        self._namespaces: NamespaceListings
 
     def serve(
-        self, writes: EventualWrites, strong: StrongOperations, prefixes: PrefixDeletions
+        self,
+        writes: EventualWrites,
+        strong: StrongOperations,
+        prefixes: PrefixDeletions,
+        namespaces: NamespaceListings,
     ) -> None:
         """Put requests through by these from now on."""
-        self._writes, self._strong, self._prefixes = writes, strong, prefixes
+        self._writes, self._strong = writes, strong
+        self._prefixes, self._namespaces = prefixes, namespaces
 
     def handlers(self) -> Handlers:
         single: dict[int, Handle] = {
@@ -89,6 +99,7 @@ class Requests:
             FETCH: partial(self._change, FETCH),
             CHANGE: partial(self._change, CHANGE),
             DELETE_PREFIX: self._delete_prefix,
+            LIST_NAMESPACES: self._list_namespaces,
         }
         handlers: dict[int, Handler] = {
             kind: partial(self._handle, handle, 1) for kind, handle in single.items()
@@ -159,3 +170,6 @@ class Requests:
 
     def _delete_prefix(self, body: bytes, done: Done) -> None:
         self._prefixes.run(decode_prefix_deletion(body), done)
+
+    def _list_namespaces(self, body: bytes, done: Done) -> None:
+        self._namespaces.run(decode_namespaces_query(body), done)

@@ -6,6 +6,8 @@ eventual reads see. A bitmap has the bit `1 << (slot & 7)` of the byte `slot >> 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -25,15 +27,14 @@ class Speakers:
         self._fleet = fleet
         # Slots next to each other that have the same placement, of the map that they are of.
         self._runs: list[_Run] = []
+        self._owned: Counter[str] = Counter()
         self._map: ClusterMap | None = None
 
     def assign(self, without: AbstractSet[str] = unlisted) -> dict[FleetNode, bytes]:
         """The nodes that speak, each with the bitmap of its slots. Those in `without` are passed
         over. UnspokenError if that leaves a slot to nobody."""
         fleet = self._fleet
-        if self._map is not fleet.map:
-            self._map = fleet.map
-            self._runs = _runs(self._map) if self._map is not None else []
+        self._follow()
         # A digit for each slot, the last slot first, of one binary number.
         spoken: dict[FleetNode, bytearray] = {}
         for start, end, placement in self._runs:
@@ -47,6 +48,22 @@ class Speakers:
             digits[slot_count - end : slot_count - start] = b"1" * (end - start)
         size = slot_count // 8
         return {node: int(digits, 2).to_bytes(size, "little") for node, digits in spoken.items()}
+
+    def owned(self, nodes: Iterable[FleetNode]) -> int:
+        """How many slots these nodes have, each counted for every one of them that has it."""
+        self._follow()
+        return sum(self._owned[node.node_id] for node in nodes)
+
+    def _follow(self) -> None:
+        if self._map is self._fleet.map:
+            return
+        self._map = self._fleet.map
+        self._runs = _runs(self._map) if self._map is not None else []
+        self._owned = Counter()
+        for start, end, placement in self._runs:
+            # While the map is joint, the new ones may not have everything yet.
+            for node_id in placement.old_owners:
+                self._owned[node_id] += end - start
 
     def _speaker(self, slot: int, without: AbstractSet[str]) -> FleetNode:
         owners = self._fleet.route(slot).owners

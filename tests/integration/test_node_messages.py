@@ -237,6 +237,26 @@ async def test_a_count_is_of_a_namespace_or_of_a_tenant(client: NodeClient) -> N
     assert await count(client, namespace_prefix(9, b"other")) == m.Count(0, 0, 0)
 
 
+async def test_namespaces_of_a_tenant_are_told_and_after_kill_9_too(
+    node: NodeProcess, client: NodeClient
+) -> None:
+    await load(client, [b"a", b"b"], namespace_prefix(7, b"one"))
+    await load(client, [b"c"], namespace_prefix(7, "zwölf".encode()))
+    await load(client, [b"d"], namespace_prefix(8, b"of another"))
+    gone = namespace_prefix(7, b"gone") + b"key"
+    assert await client.write(gone, client.stamps.value(b"x")) == (OK, b"")
+    assert await client.write(gone, client.stamps.tombstone()) == (OK, b"")
+    size = len(b"a" + b"value of a")
+    there = [m.NamespaceCount(b"one", 2, 2 * size), m.NamespaceCount("zwölf".encode(), 1, size)]
+    for _ in range(2):
+        kind, body = await client.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+        assert kind == OK
+        assert m.decode_body(body, m.NamespacesPage) == m.NamespacesPage(there, None)
+        await node.kill()
+        await node.serve()
+        await wait_until(lambda: client.link.connected, "the link is up again")
+
+
 # Slots.
 
 
@@ -414,6 +434,7 @@ MALFORMED = {
     "a list of no keys": (m.SCAN, m.encode_body(m.ListQuery(prefix, limit=0))),
     "a short bitmap": (m.SCAN, m.encode_body(m.ListQuery(prefix, slots=b"\1"))),
     "a count of something": (m.COUNT, b"some"),
+    "namespaces of nobody": (m.NAMESPACES, m.encode_body(m.NamespacesQuery(-1))),
     "a count of everything": (m.COUNT, b""),
     "digests of no slots": (m.DIGESTS, b"\0\0\0\0"),
     "digests past the end": (m.DIGESTS, m.u16.pack(slot_count - 1) + b"\0\2"),
@@ -440,7 +461,7 @@ async def test_what_makes_no_sense_is_answered_as_such_and_the_link_goes_on(
         answer, reason = await client.ask(kind, body)
         assert answer == m.MALFORMED, what
         assert 0 < len(reason) <= 512, what
-    for kind in (34, 100, 127):
+    for kind in (35, 100, 127):
         assert await client.ask(kind, b"x") == (UNKNOWN_KIND, b"")
     draw = random.Random(9)
     for _ in range(500):

@@ -18,6 +18,7 @@ from services.replicator.fleet import Fleet
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, dropped_drain_s, poll_s
+from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.replicator import only_member
 from services.replicator.requests import Requests
@@ -130,7 +131,8 @@ class ReplicatorLife:
         identity = Identity(Role.REPLICATOR, replicator_id, secret, lambda: self.fleet.epoch)
         requests = Requests(lambda: self.membership.forming, self.clock, self.counters)
         prefixes = PrefixDeletions(self.fleet, self.stamps, self.eventual, self.clock)
-        requests.serve(self.eventual, self.strong, prefixes)
+        listings = NamespaceListings(self.fleet, self.clock)
+        requests.serve(self.eventual, self.strong, prefixes, listings)
         handlers: dict[int, Handler] = {STATE: self._state, **requests.handlers()}
         self.station = Station(identity, handlers, on_up=self._came, on_down=self._went)
         back.attach(self.station, self.clock)

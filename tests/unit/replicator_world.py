@@ -31,6 +31,7 @@ from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.fleet import Fleet
+from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations
@@ -216,6 +217,7 @@ class Coordinator:
         self.writes = EventualWrites(*shared, self.draw)
         self.strong = StrongOperations(*shared, self.draw)
         self.prefixes = PrefixDeletions(self.fleet, self.stamps, self.writes, self.clock)
+        self.namespaces = NamespaceListings(self.fleet, self.clock)
         self.fleet.adopt(world.map)
         self.fleet.start()
 

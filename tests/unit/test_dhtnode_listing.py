@@ -415,3 +415,33 @@ def test_an_estimate_of_memory_counts_what_the_indexes_of_churning_namespaces_ho
             table.remove(slot, key)
     assert table.namespaces(7) == {}
     assert table.memory_bytes == empty, "a namespace that vanishes takes its lag with it"
+
+
+# The namespaces of a tenant.
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1_000, 1_001, 2_500])
+def test_namespaces_come_in_order_however_many_there_are_and_whatever_came_and_went(
+    size: int,
+) -> None:
+    table, draw = Table(digest_key("x" * 32)), random.Random(size)
+
+    def store(key: bytes) -> None:
+        table.put(slot_of(key), key, record())
+
+    def remove(key: bytes) -> None:
+        table.remove(slot_of(key), key)
+
+    names = [b"%04d" % number for number in range(size)]
+    for name in draw.sample(names, size):
+        store(namespace_prefix(7, name) + b"key")
+    store(namespace_prefix(8, b"of another") + b"key")
+    for name in names[::3]:
+        remove(namespace_prefix(7, name) + b"key")
+    left = [name for name in names if name not in set(names[::3])]
+    for start in (b"", b"0", b"0500", b"05005", b"9"):
+        found = [namespace.name for namespace in table.namespaces_from(7, start, 10)]
+        assert found == [name for name in left if name >= start][:10]
+    for name in left:
+        remove(namespace_prefix(7, name) + b"key")
+    assert table.namespaces_from(7, b"", 10) == []

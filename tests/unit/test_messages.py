@@ -12,19 +12,22 @@ from hypothesis import strategies as st
 
 from services.core.cluster import Member
 from services.core.errors import PeerError
-from services.core.key import namespace_prefix
+from services.core.key import namespace_bytes_max, namespace_prefix, tenant_max
 from services.core.messages import (
     AHEAD,
     NEWER,
     Cache,
     ListPage,
     ListQuery,
+    NamespacesPage,
+    NamespacesQuery,
     Reader,
     check_namespace_prefix,
     decode_body,
     decode_get_many,
     decode_list_query,
     decode_member,
+    decode_namespaces_query,
     decode_records,
     decode_registered,
     decode_state,
@@ -53,6 +56,8 @@ decoders: list[Callable[[bytes], object]] = [
     decode_statuses,
     decode_write_many,
     decode_list_query,
+    decode_namespaces_query,
+    lambda body: decode_body(body, NamespacesPage),
     lambda body: decode_body(body, list[Cache]),
     lambda body: decode_body(body, ListPage),
     decode_member,
@@ -143,6 +148,19 @@ def test_a_list_query_is_held_to_its_bounds() -> None:
     ):
         with pytest.raises(PeerError, match=complaint):
             decode_list_query(encode_body(msgspec.structs.replace(query, **change)))
+
+
+def test_a_query_for_namespaces_is_held_to_its_bounds() -> None:
+    query = NamespacesQuery(tenant_max, b"s" * namespace_bytes_max, 1)
+    assert decode_namespaces_query(encode_body(query)) == query
+    for change, complaint in (
+        ({"tenant": -1}, "a tenant is 0 to"),
+        ({"start": b"s" * (namespace_bytes_max + 1)}, "a name of 256 bytes"),
+        ({"limit": 0}, "1 to 1000"),
+        ({"limit": 1001}, "1 to 1000"),
+    ):
+        with pytest.raises(PeerError, match=complaint):
+            decode_namespaces_query(encode_body(msgspec.structs.replace(query, **change)))
 
 
 def test_a_cache_of_nothing_is_refused() -> None:

@@ -9,15 +9,17 @@ import pytest
 
 from services.core import messages as m
 from services.core.digest import summary_of
+from services.core.key import namespace_prefix
 from services.core.ring import slot_count, slot_of
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.dhtnode.handlers import NodeHandlers, digests_max
 from services.dhtnode.listing import Query
 from services.dhtnode.membership import Membership
+from services.dhtnode.pages import namespaces_piece, namespaces_pieces_max
 from services.dhtnode.turns import waiting_bytes_max
 from services.runtime.clock import FakeClock
 from services.runtime.link_limits import LinkCounters
-from tests.unit.replica_world import Answer, World, key_of, prefix, value, version
+from tests.unit.replica_world import Answer, World, key_of, prefix, tombstone, value, version
 
 
 class BusyClock(FakeClock):
@@ -161,7 +163,10 @@ def test_a_write_is_not_kept_waiting_by_the_listings_before_it(station: Station)
     assert all(world.asker.answers[request_id][0] == OK for request_id in listings)
 
 
-queued = (m.GET_MANY, m.WRITE_MANY, m.LIST, m.SCAN, m.DIGESTS, m.LEAVES, m.VERSIONS, m.SLOT)
+queued = (
+    *(m.GET_MANY, m.WRITE_MANY, m.LIST, m.SCAN, m.NAMESPACES),
+    *(m.DIGESTS, m.LEAVES, m.VERSIONS, m.SLOT),
+)
 
 
 @pytest.mark.parametrize("kind", queued)
@@ -259,6 +264,87 @@ def test_a_page_in_pieces_is_the_page(station: Station, delimiter: bytes, limit:
             break
         assert page.next == whole.next
         start = page.next
+
+
+def test_namespaces_come_in_pages_with_what_each_has(station: Station) -> None:
+    table = station.world.table
+    names = [b"%04d" % number for number in range(1_300)]
+    for number, name in enumerate(names):
+        for copy in range(number % 3):
+            key = namespace_prefix(7, name) + b"key-%d" % copy
+            table.put(slot_of(key), key, value(1, b"four"))
+        gone = namespace_prefix(7, name) + b"gone"
+        table.put(slot_of(gone), gone, tombstone(1))
+    key = namespace_prefix(8, b"of another") + b"key"
+    table.put(slot_of(key), key, value(1))
+    start: bytes | None = b""
+    found: list[m.NamespaceCount] = []
+    sizes = []
+    while start is not None:
+        query = m.NamespacesQuery(7, start, 400)
+        kind, answer = station.told(m.NAMESPACES, m.encode_body(query))
+        assert kind == OK
+        page = m.decode_body(answer, m.NamespacesPage)
+        found += page.found
+        sizes.append(len(page.found))
+        start = page.next
+    assert sizes == [400, 400, 66]
+    assert found == [
+        m.NamespaceCount(name, number % 3, number % 3 * (5 + 4))
+        for number, name in enumerate(names)
+        if number % 3
+    ]
+
+
+def test_namespaces_without_keys_are_passed_over_in_turns_and_in_pages_that_are_bounded(
+    station: Station,
+) -> None:
+    table = station.world.table
+    for number in range(namespaces_piece * namespaces_pieces_max + 5):
+        key = namespace_prefix(7, b"%05d" % number) + b"key"
+        table.put(slot_of(key), key, tombstone(1))
+    request_id = station.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+    # A turn on this clock is a step or two.
+    assert station.finish() >= namespaces_pieces_max // 2
+    station.world.settle()
+    page = m.decode_body(station.world.asker.answers[request_id][1], m.NamespacesPage)
+    assert page == m.NamespacesPage([], b"16000")
+    _, answer = station.told(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7, b"16000")))
+    assert m.decode_body(answer, m.NamespacesPage) == m.NamespacesPage([], None)
+
+
+def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: Station) -> None:
+    table = station.world.table
+    keys = [namespace_prefix(7, b"%04d" % number) + b"key" for number in range(3_000)]
+    for key in keys[500:2_500]:
+        table.put(slot_of(key), key, value(1))
+    request_id = station.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+    station.turn()
+    for key in keys[:600] + keys[2_000:]:
+        if table.peek(slot_of(key), key) is None:
+            table.put(slot_of(key), key, value(2))
+        else:
+            table.remove(slot_of(key), key)
+    station.finish()
+    station.world.settle()
+    page = m.decode_body(station.world.asker.answers[request_id][1], m.NamespacesPage)
+    names = [found.name for found in page.found]
+    assert names == sorted(set(names))
+    assert set(names) >= {b"%04d" % number for number in range(600, 1_500)}
+
+
+def test_namespaces_that_make_no_sense_are_malformed_and_unwritten_ones_are_not_told_of(
+    station: Station,
+) -> None:
+    bad = m.encode_body(m.NamespacesQuery(-1))
+    assert station.told(m.NAMESPACES, bad)[0] == m.MALFORMED
+    request_id = station.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+    station.world.ask("write", m.encode_write(0, key_of(1), value(4)))
+    station.finish()
+    assert station.world.answer(request_id) is None, "what it shows is not durable yet"
+    station.world.settle()
+    page = m.decode_body(station.world.asker.answers[request_id][1], m.NamespacesPage)
+    assert [found.name for found in page.found] == [b"default"]
 
 
 def test_a_bug_after_the_first_step_is_answered_too(station: Station) -> None:

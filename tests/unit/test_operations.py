@@ -89,11 +89,14 @@ def test_texts_are_cut_to_what_somebody_reads() -> None:
     assert (operation, text) == (b"\1" * 12, "why")
 
 
-def test_a_deletion_by_prefix_needs_a_prefix_and_stays_within_a_page() -> None:
+def test_a_deletion_by_prefix_needs_a_prefix_or_means_the_whole_and_stays_within_a_page() -> None:
     good = o.PrefixDeletion(prefix, b"a", b"b", 10, dry_run=True)
-    assert o.decode_prefix_deletion(encode_body(good)) == good
+    whole = o.PrefixDeletion(prefix, b"", whole=True)
+    for sound in (good, whole):
+        assert o.decode_prefix_deletion(encode_body(sound)) == sound
     for bad in (
         o.PrefixDeletion(prefix, b""),
+        o.PrefixDeletion(prefix, b"a", whole=True),
         o.PrefixDeletion(prefix + b"x", b"a"),
         o.PrefixDeletion(b"", b"a"),
         o.PrefixDeletion(prefix, b"a", limit=0),

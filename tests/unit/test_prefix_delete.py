@@ -107,6 +107,18 @@ def test_other_namespaces_are_left_alone(world: World) -> None:
     assert deleted(world, [other]) == []
 
 
+def test_the_whole_of_a_namespace_goes_when_that_is_meant(world: World) -> None:
+    keys = fill(world, 30) + fill(world, 30, b"\xff") + fill(world, 30, b"\0")
+    other = namespace_prefix(7, b"default2") + b"key"
+    world.put(other)
+    world.pass_time()
+    asked = Asked()
+    world.replicator.prefixes.run(PrefixDeletion(prefix, b"", whole=True), asked)
+    world.pass_time(0.5)
+    assert told(asked) == PrefixDeleted(90, 90, None)
+    assert deleted(world, [*keys, other]) == keys
+
+
 def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
     keys = fill(world, 300)
     sent = world.writes_sent

@@ -36,7 +36,9 @@ class Front:
         self.requests = Requests(
             lambda: self.trouble, replicator.clock, self.world.replicator.counters
         )
-        self.requests.serve(replicator.writes, replicator.strong, replicator.prefixes)
+        self.requests.serve(
+            replicator.writes, replicator.strong, replicator.prefixes, replicator.namespaces
+        )
         server = Station(Identity(Role.REPLICATOR, "front", secret), self.requests.handlers())
         self.server = server
         self.world.network.attach(server, replicator.clock)
@@ -209,8 +211,8 @@ def test_while_it_cannot_serve_every_request_is_refused_with_the_reason(front: F
     assert front.told(o.PUT, o.encode_put(key, b"x")).kind == o.CHANGED
 
 
-@pytest.mark.parametrize("role", [Role.NODE, Role.USERMANAGER, Role.KEYGEN, Role.TOOL])
-def test_others_than_gateways_and_replicators_may_not_ask(role: Role) -> None:
+@pytest.mark.parametrize("role", [Role.NODE, Role.KEYGEN, Role.TOOL])
+def test_others_than_gateways_replicators_and_user_managers_may_not_ask(role: Role) -> None:
     front = Front(role)
     assert code(front.told(o.PUT, o.encode_put(key, b"x"))) == "unauthorized"
     assert code(front.told(o.FETCH, key)) == "unauthorized"
