@@ -1,0 +1,101 @@
+"""Access tokens: JSON Web Tokens that say who has logged in, and in which session.
+
+HS256 and nothing else: the algorithm is ours to choose, not the token's. The claims:
+
+    iss  "ydht"                 aud  "ydht usermanager"       typ  "access"
+    sub  user id, decimal       sid  session id, decimal
+    exp  seconds since 1970     iat  the same                 jti  32 hex digits, of each its own
+
+All of them have to be there, of exactly these types, whatever else is. A token is good until it
+expires; that its session has not ended is for who checks it to look up.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Final, Literal
+
+import jwt
+import msgspec
+
+from services.core.errors import FixRequest
+from services.runtime.clock import Clock
+from services.runtime.endpoints import Caller
+
+algorithm: Final = "HS256"
+issuer: Final = "ydht"
+audience: Final = "ydht usermanager"
+kind: Final = "access"
+# Ours have about 330; what is longer is not worth decoding.
+token_chars_max: Final = 1024
+
+_Id = Annotated[str, msgspec.Meta(pattern=r"\A[1-9][0-9]{0,18}\Z")]
+
+
+class Claims(msgspec.Struct, frozen=True):
+    iss: Literal["ydht"]
+    aud: Literal["ydht usermanager"]
+    typ: Literal["access"]
+    sub: _Id
+    sid: _Id
+    exp: Annotated[int, msgspec.Meta(gt=0)]
+    iat: Annotated[int, msgspec.Meta(gt=0)]
+    jti: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+
+
+class Tokens:
+    """Issues and checks access tokens under one secret."""
+
+    def __init__(self, jwt_secret: str, expiration_ms: int, clock: Clock) -> None:
+        self._key = jwt_secret.encode()
+        self._expiration_s = max(1, expiration_ms // 1000)
+        self._clock = clock
+
+    @property
+    def expires_in_s(self) -> int:
+        return self._expiration_s
+
+    def issue(self, user_id: int, session_id: int) -> str:
+        now_s = self._clock.wall_ms() // 1000
+        claims = Claims(
+            iss=issuer,
+            aud=audience,
+            typ=kind,
+            sub=str(user_id),
+            sid=str(session_id),
+            exp=now_s + self._expiration_s,
+            iat=now_s,
+            jti=secrets.token_hex(16),
+        )
+        return jwt.encode(msgspec.structs.asdict(claims), self._key, algorithm)
+
+    def check(self, token: str) -> Caller:
+        """Whom the token was issued to; `unauthorized` if it was not by us, or has expired."""
+        if len(token) > token_chars_max:
+            raise _refused("The access token is not one of ours")
+        try:
+            found = jwt.decode(
+                token,
+                self._key,
+                [algorithm],
+                audience=audience,
+                issuer=issuer,
+                # The time is that of our clock, and compared below.
+                options={
+                    "strict_aud": True,
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
+            )
+            claims = msgspec.convert(found, Claims)
+        except (jwt.InvalidTokenError, msgspec.ValidationError) as error:
+            # One text for all that is wrong: a forger learns nothing from it.
+            raise _refused("The access token is not one of ours") from error
+        if claims.exp <= self._clock.wall_ms() // 1000:
+            raise _refused("The access token has expired; POST /refresh gives a new one")
+        return Caller(int(claims.sub), int(claims.sid))
+
+
+def _refused(detail: str) -> FixRequest:
+    return FixRequest("unauthorized", detail)
