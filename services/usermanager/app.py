@@ -7,53 +7,120 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 
-from services.core.errors import FixRequest
+from services.core.api_key import lookup_subkey
 from services.runtime.client_address import ClientAddresses
-from services.runtime.endpoints import Caller
+from services.runtime.endpoints import Endpoint
 from services.runtime.http import application
 from services.runtime.loops import Loops
+from services.runtime.metrics import Metrics
 from services.runtime.migrations import choose_address
 from services.runtime.postgres import Database
 from services.runtime.service import Service
 from services.runtime.signing import Verifier
+from services.usermanager.account_store import PostgresAccountStore
+from services.usermanager.accounts import Accounts
+from services.usermanager.api_keys import ApiKeys
+from services.usermanager.audit import Audit
+from services.usermanager.key_events import KeyEvents
+from services.usermanager.key_lookup import KeyLookups
+from services.usermanager.key_validation import KeyValidation
+from services.usermanager.last_used import LastUsed
+from services.usermanager.passwords import Passwords
 from services.usermanager.readiness import DatabaseWatch
 from services.usermanager.routes import every_route
+from services.usermanager.sessions import Sessions
 from services.usermanager.settings import UserManagerSettings
+from services.usermanager.throttle import Throttle
+from services.usermanager.tokens import Tokens
 from services.usermanager.upkeep import Upkeep
 
 
+class UserManager:
+    """The nouns of one process, each made with what it needs of the others."""
+
+    def __init__(self, settings: UserManagerSettings, service: Service) -> None:
+        clock = service.clock
+        self.database = Database(
+            choose_address(settings.data_dir, settings.database_url, settings.embedded_db_password)
+        )
+        self.watch = DatabaseWatch(self.database)
+        self.verifier = Verifier(settings.cluster_secret, clock)
+        self.passwords = Passwords()
+        self.key_events = KeyEvents(self.database, service.until_stopped)
+        self.key_lookups = KeyLookups(self.database)
+        self.last_used = LastUsed(self.database, clock)
+        self.throttle = Throttle(self.database, clock)
+        audit = Audit(self.database)
+        pepper_subkey = lookup_subkey(settings.key_pepper)
+        store = PostgresAccountStore(self.database, audit, self.key_events)
+        tokens = Tokens(settings.jwt_secret, settings.jwt_expiration_ms, clock)
+        self.accounts = Accounts(store, self.passwords, self.throttle)
+        self.sessions = Sessions(self.database, store, self.passwords, tokens, self.throttle, audit)
+        self.api_keys = ApiKeys(self.database, self.key_events, audit, pepper_subkey)
+        self.key_validation = KeyValidation(self.key_lookups, self.last_used, pepper_subkey)
+        self.upkeep = Upkeep(
+            {
+                "sessions": self.sessions.tidy,
+                "throttles": self.throttle.tidy,
+                "key events": self.key_events.tidy,
+                "audit log": audit.tidy,
+            }
+        )
+
+    def add_to(self, metrics: Metrics) -> None:
+        for part in (
+            self.database,
+            self.verifier,
+            self.passwords,
+            self.throttle,
+            self.sessions,
+            self.key_events,
+            self.key_lookups,
+            self.last_used,
+        ):
+            part.add_to(metrics)
+
+    def endpoints(self) -> list[Endpoint]:
+        return [
+            *self.accounts.endpoints(),
+            *self.sessions.endpoints(),
+            *self.api_keys.endpoints(),
+            *self.key_validation.endpoints(),
+            *self.key_events.endpoints(),
+        ]
+
+    async def open(self, stack: AsyncExitStack, loops: Loops) -> None:
+        stack.callback(self.passwords.close)
+        await stack.enter_async_context(self.database)
+        # Behind the loops, so that nothing is marked any more when the last marks are written.
+        stack.push_async_callback(self.last_used.close)
+        await stack.enter_async_context(loops)
+        loops.start("database watch", self.watch.run)
+        loops.start("upkeep", self.upkeep.run)
+        loops.start("key events", self.key_events.run)
+        loops.start("key lookups", self.key_lookups.run)
+        loops.start("last used", self.last_used.run)
+
+
 def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
-    address = choose_address(
-        settings.data_dir, settings.database_url, settings.embedded_db_password
-    )
-    database = Database(address)
-    verifier = Verifier(settings.cluster_secret, service.clock)
-    watch = DatabaseWatch(database)
-    upkeep = Upkeep({})
-
-    async def authenticate(_: str) -> Caller:
-        raise FixRequest("unauthorized", "Nobody has logged in")
-
-    database.add_to(service.metrics)
-    verifier.add_to(service.metrics)
-    watch.add_to(service.readiness)
+    manager = UserManager(settings, service)
+    loops = Loops(service.fail, service.clock)
+    manager.add_to(service.metrics)
+    loops.add_to(service.metrics)
+    manager.watch.add_to(service.readiness)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(database)
-            loops = await stack.enter_async_context(Loops(service.fail, service.clock))
-            loops.add_to(service.metrics)
-            loops.start("database watch", watch.run)
-            loops.start("upkeep", upkeep.run)
+            await manager.open(stack, loops)
             yield
 
     return application(
         settings.service,
         every_route(
-            (),
-            authenticate=authenticate,
-            verifier=verifier,
+            manager.endpoints(),
+            authenticate=manager.sessions.authenticate,
+            verifier=manager.verifier,
             addresses=ClientAddresses(settings.trusted_proxies or ()),
             public_url=settings.public_url,
         ),
