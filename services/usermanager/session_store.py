@@ -51,6 +51,10 @@ _HOLD_SESSION: Final = """
 _SPEND: Final = """
     UPDATE refresh_tokens SET used_at = now() WHERE token_hash = $1 AND used_at IS NULL
 """
+# Of a token that is presented after this long nothing is known but that it is not good.
+_FORGET_SPENT: Final = """
+    DELETE FROM refresh_tokens WHERE session_id = $1 AND used_at < now() - $2::interval
+"""
 _EXTEND: Final = """
     UPDATE sessions SET last_used_at = now(),
         expires_at = least(now() + $2::interval, created_at + $3::interval)
@@ -139,8 +143,10 @@ async def spend(connection: Connection, token_hash: bytes) -> bool:
 async def extend(
     connection: Connection, session_id: int, idle: timedelta, longest: timedelta
 ) -> None:
-    """Have a session that is held go on, but not beyond the longest that any lasts."""
+    """Have a session that is held go on, but not beyond the longest that any lasts. Tokens that
+    were used longer ago than it may be idle are forgotten."""
     await connection.execute(_EXTEND, session_id, idle, longest)
+    await connection.execute(_FORGET_SPENT, session_id, idle)
 
 
 async def is_live(connection: Connection, session_id: int, user_id: int) -> bool:

@@ -88,9 +88,9 @@ login_from_address: Final = Limit("login from address", 50, 5)
 signup_from_address: Final = Limit("signup from address", 20, 60)
 # Each wrong password given by who is logged in, perhaps with a stolen token.
 password_of_account: Final = Limit("password of account", 10, 30)
-# Each refresh of an account leaves a row for as long as its session lasts. A hundred sessions
-# that refresh every hour need a quarter of this.
-refresh_of_account: Final = Limit("refresh of account", 200, 10)
+# Each refresh leaves a row, for a month. A hundred sessions that refresh every hour stay below
+# this; who does it in a loop leaves ten megabytes.
+refresh_of_account: Final = Limit("refresh of account", 200, 30)
 
 
 class Throttle:
