@@ -110,7 +110,7 @@ class ValidateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[
             str,
             Meta(
-                pattern="^[0-9a-f]*$",
+                pattern=r"^[0-9a-f]+(?![\s\S])",
                 min_length=2 * lookup_hash_bytes,
                 max_length=2 * lookup_hash_bytes,
             ),
