@@ -70,6 +70,10 @@ coverage: $(INSTALLED) ## Run the tests and show which lines they miss
 migrate: $(INSTALLED) ## Bring the database to the newest schema
 	@$(BIN)/ydht migrate $(ARGS)
 
+.PHONY: schema
+schema: $(INSTALLED) ## Write migrations/schema.sql anew, from the revisions
+	@$(BIN)/python -m tests.integration.schema_file
+
 .PHONY: sim
 sim: $(INSTALLED) ## Simulate: SEEDS=300 runs, or SEED=7 alone
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

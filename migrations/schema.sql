@@ -1,0 +1,457 @@
+-- The schema that the revisions in versions/ lead to, as pg_dump tells it. Written by
+-- `make schema`, read by people alone: databases are made by `ydht migrate`.
+
+SET statement_timeout = 0;
+SET lock_timeout = 0;
+SET idle_in_transaction_session_timeout = 0;
+SET transaction_timeout = 0;
+SET client_encoding = 'UTF8';
+SET standard_conforming_strings = on;
+SELECT pg_catalog.set_config('search_path', '', false);
+SET check_function_bodies = false;
+SET xmloption = content;
+SET client_min_messages = warning;
+SET row_security = off;
+
+SET default_tablespace = '';
+
+SET default_table_access_method = heap;
+
+-- Name: alembic_version; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.alembic_version (
+    version_num character varying(32) NOT NULL
+);
+
+-- Name: api_keys; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.api_keys (
+    id bigint NOT NULL,
+    user_id bigint NOT NULL,
+    key_hash bytea NOT NULL,
+    key_prefix text NOT NULL,
+    name text NOT NULL,
+    scopes text[] NOT NULL,
+    prefix bytea,
+    rate_limit_per_minute integer,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    replaced_by bigint,
+    last_used_at timestamp with time zone,
+    CONSTRAINT api_keys_key_hash_check CHECK ((octet_length(key_hash) = 32)),
+    CONSTRAINT api_keys_name_check CHECK (((length(name) >= 1) AND (length(name) <= 100))),
+    CONSTRAINT api_keys_prefix_check CHECK (((octet_length(prefix) >= 1) AND (octet_length(prefix) <= 1024))),
+    CONSTRAINT api_keys_rate_limit_per_minute_check CHECK ((rate_limit_per_minute > 0))
+);
+
+-- Name: TABLE api_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.api_keys IS 'By HMAC under KEY_PEPPER; the keys themselves are nowhere. One is good until it expires or is revoked, whichever comes first. One that was rotated names the key that it was rotated into. prefix is bytes because text holds no NUL, and keys do.';
+
+-- Name: api_keys_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+ALTER TABLE public.api_keys ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.api_keys_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+-- Name: audit_log; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.audit_log (
+    id bigint NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    user_id bigint,
+    actor text NOT NULL,
+    action text NOT NULL,
+    address text,
+    request_id text,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL
+);
+
+-- Name: TABLE audit_log; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.audit_log IS 'Who did what to which account. Rows are added, never changed, and removed only by age; no secret and no password is ever in one.';
+
+-- Name: audit_log_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+ALTER TABLE public.audit_log ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.audit_log_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+-- Name: closed_accounts; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.closed_accounts (
+    user_id bigint NOT NULL,
+    closed_at timestamp with time zone DEFAULT now() NOT NULL,
+    begun_at timestamp with time zone,
+    done_at timestamp with time zone,
+    keys_deleted bigint DEFAULT 0 NOT NULL,
+    trouble text
+);
+
+-- Name: TABLE closed_accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.closed_accounts IS 'Accounts that were closed, and how far the deletion of what they stored has come. begun_at is when somebody last took it on.';
+
+-- Name: cluster_maps; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.cluster_maps (
+    epoch bigint NOT NULL,
+    map bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT cluster_maps_epoch_check CHECK ((epoch > 0))
+);
+
+-- Name: TABLE cluster_maps; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.cluster_maps IS 'Who has which data. The greatest epoch holds; rows are never changed.';
+
+-- Name: key_event_ids; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_event_ids (
+    one boolean DEFAULT true NOT NULL,
+    last bigint NOT NULL,
+    CONSTRAINT key_event_ids_one_check CHECK (one)
+);
+
+-- Name: TABLE key_event_ids; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_event_ids IS 'The greatest id of key_events. Whoever takes the next holds this row until it commits, so that ids become visible in their order.';
+
+-- Name: key_events; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_events (
+    id bigint NOT NULL,
+    user_id bigint NOT NULL,
+    key_id bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE key_events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_events IS 'What gateways have to look up again: one API key, or all of an account where key_id is null. In the order in which they were committed.';
+
+-- Name: nodes; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.nodes (
+    node_id text NOT NULL,
+    store_id text NOT NULL,
+    host text NOT NULL,
+    http_port integer NOT NULL,
+    link_port integer NOT NULL,
+    zone text NOT NULL,
+    registered_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE nodes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.nodes IS 'What each node said of itself when it last had news; the cluster forms of these.';
+
+-- Name: platform; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.platform (
+    key text NOT NULL,
+    value bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT platform_key_check CHECK ((key <> ''::text))
+);
+
+-- Name: TABLE platform; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.platform IS 'Values made once for this installation, such as key material; never overwritten.';
+
+-- Name: refresh_tokens; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.refresh_tokens (
+    token_hash bytea NOT NULL,
+    session_id bigint NOT NULL,
+    issued_at timestamp with time zone DEFAULT now() NOT NULL,
+    used_at timestamp with time zone,
+    CONSTRAINT refresh_tokens_token_hash_check CHECK ((octet_length(token_hash) = 32))
+);
+
+-- Name: TABLE refresh_tokens; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.refresh_tokens IS 'Each is used once. One that is used again was stolen, or its owner was stolen from, and ends its session.';
+
+-- Name: stampers; Type: SEQUENCE; Schema: public; Owner: -
+
+CREATE SEQUENCE public.stampers
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    MAXVALUE 4294967295
+    CACHE 1;
+
+-- Name: replicators; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.replicators (
+    stamper bigint DEFAULT nextval('public.stampers'::regclass) NOT NULL,
+    replicator_id text NOT NULL,
+    allotted_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT replicators_stamper_check CHECK (((stamper >= 1) AND (stamper <= '4294967295'::bigint)))
+);
+
+-- Name: TABLE replicators; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.replicators IS 'Which replicator was given which stamper. Rows stay: a stamper is never given again.';
+
+-- Name: sessions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.sessions (
+    id bigint NOT NULL,
+    user_id bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_used_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    address text NOT NULL,
+    user_agent text NOT NULL
+);
+
+-- Name: TABLE sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.sessions IS 'Who is logged in where: one row for each login, the family of the refresh tokens that follow from it. To end a session is to delete its row.';
+
+-- Name: sessions_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+ALTER TABLE public.sessions ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.sessions_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+-- Name: throttles; Type: TABLE; Schema: public; Owner: -
+
+CREATE UNLOGGED TABLE public.throttles (
+    subject bytea NOT NULL,
+    free_at timestamp with time zone NOT NULL,
+    CONSTRAINT throttles_subject_check CHECK ((octet_length(subject) = 32))
+);
+
+-- Name: TABLE throttles; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.throttles IS 'Until when the attempts of an account or an address have used up their share. By hash; rows whose time is over mean nothing, and are removed.';
+
+-- Name: usage_rollups; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.usage_rollups (
+    minute timestamp with time zone NOT NULL,
+    user_id bigint NOT NULL,
+    key_id bigint NOT NULL,
+    operation text NOT NULL,
+    status smallint NOT NULL,
+    requests bigint NOT NULL,
+    bytes_in bigint NOT NULL,
+    bytes_out bigint NOT NULL,
+    latency_us bigint NOT NULL
+)
+PARTITION BY RANGE (minute);
+
+-- Name: TABLE usage_rollups; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.usage_rollups IS 'What was asked of the data plane, added up by the minute. latency_us is a sum. Partitions are usage_YYYYMMDD, one for each day in UTC, made ahead and dropped by age by the user manager.';
+
+-- Name: usage_senders; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.usage_senders (
+    sender text NOT NULL,
+    counted int8multirange NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE usage_senders; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.usage_senders IS 'Which reports of each gateway have been counted, by their numbers: one that is sent again is not counted twice.';
+
+-- Name: users; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.users (
+    id bigint NOT NULL,
+    email text NOT NULL,
+    email_folded text NOT NULL,
+    username text NOT NULL,
+    username_folded text NOT NULL,
+    password_hash text NOT NULL,
+    plan text DEFAULT 'free'::text NOT NULL,
+    is_active boolean DEFAULT true NOT NULL,
+    is_operator boolean DEFAULT false NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    password_changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT users_email_check CHECK (((length(email) >= 3) AND (length(email) <= 254))),
+    CONSTRAINT users_username_check CHECK (((length(username) >= 1) AND (length(username) <= 64)))
+);
+
+-- Name: TABLE users; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.users IS 'Accounts, each of which is a tenant by its id. Ids are never used again; an account that is closed leaves this table for closed_accounts.';
+
+-- Name: users_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+ALTER TABLE public.users ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.users_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+-- Name: alembic_version alembic_version_pkc; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.alembic_version
+    ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
+
+-- Name: api_keys api_keys_key_hash_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_key_hash_key UNIQUE (key_hash);
+
+-- Name: api_keys api_keys_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+
+-- Name: audit_log audit_log_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_log
+    ADD CONSTRAINT audit_log_pkey PRIMARY KEY (id);
+
+-- Name: closed_accounts closed_accounts_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.closed_accounts
+    ADD CONSTRAINT closed_accounts_pkey PRIMARY KEY (user_id);
+
+-- Name: cluster_maps cluster_maps_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.cluster_maps
+    ADD CONSTRAINT cluster_maps_pkey PRIMARY KEY (epoch);
+
+-- Name: key_event_ids key_event_ids_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_event_ids
+    ADD CONSTRAINT key_event_ids_pkey PRIMARY KEY (one);
+
+-- Name: key_events key_events_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_events
+    ADD CONSTRAINT key_events_pkey PRIMARY KEY (id);
+
+-- Name: nodes nodes_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.nodes
+    ADD CONSTRAINT nodes_pkey PRIMARY KEY (node_id);
+
+-- Name: nodes nodes_store_id_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.nodes
+    ADD CONSTRAINT nodes_store_id_key UNIQUE (store_id);
+
+-- Name: platform platform_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.platform
+    ADD CONSTRAINT platform_pkey PRIMARY KEY (key);
+
+-- Name: refresh_tokens refresh_tokens_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.refresh_tokens
+    ADD CONSTRAINT refresh_tokens_pkey PRIMARY KEY (token_hash);
+
+-- Name: replicators replicators_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.replicators
+    ADD CONSTRAINT replicators_pkey PRIMARY KEY (stamper);
+
+-- Name: sessions sessions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
+
+-- Name: throttles throttles_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.throttles
+    ADD CONSTRAINT throttles_pkey PRIMARY KEY (subject);
+
+-- Name: usage_rollups usage_rollups_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.usage_rollups
+    ADD CONSTRAINT usage_rollups_pkey PRIMARY KEY (user_id, minute, key_id, operation, status);
+
+-- Name: usage_senders usage_senders_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.usage_senders
+    ADD CONSTRAINT usage_senders_pkey PRIMARY KEY (sender);
+
+-- Name: users users_email_folded_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.users
+    ADD CONSTRAINT users_email_folded_key UNIQUE (email_folded);
+
+-- Name: users users_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.users
+    ADD CONSTRAINT users_pkey PRIMARY KEY (id);
+
+-- Name: users users_username_folded_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.users
+    ADD CONSTRAINT users_username_folded_key UNIQUE (username_folded);
+
+-- Name: api_keys_of_user; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX api_keys_of_user ON public.api_keys USING btree (user_id, id);
+
+-- Name: audit_log_by_time; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_log_by_time ON public.audit_log USING btree (at);
+
+-- Name: audit_log_of_user; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_log_of_user ON public.audit_log USING btree (user_id, id);
+
+-- Name: closed_accounts_to_do; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX closed_accounts_to_do ON public.closed_accounts USING btree (closed_at) WHERE (done_at IS NULL);
+
+-- Name: refresh_tokens_of_session; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX refresh_tokens_of_session ON public.refresh_tokens USING btree (session_id);
+
+-- Name: sessions_by_expiry; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_by_expiry ON public.sessions USING btree (expires_at);
+
+-- Name: sessions_of_user; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_of_user ON public.sessions USING btree (user_id, id);
+
+-- Name: throttles_by_time; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX throttles_by_time ON public.throttles USING btree (free_at);
+
+-- Name: api_keys api_keys_user_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id) ON DELETE CASCADE;
+
+-- Name: refresh_tokens refresh_tokens_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.refresh_tokens
+    ADD CONSTRAINT refresh_tokens_session_id_fkey FOREIGN KEY (session_id) REFERENCES public.sessions(id) ON DELETE CASCADE;
+
+-- Name: sessions sessions_user_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id) ON DELETE CASCADE;
