@@ -17,7 +17,6 @@ import secrets
 from collections.abc import Iterator
 from functools import partial
 from typing import Final
-from urllib.parse import urlsplit
 
 from services.core.cluster import Member
 from services.core.digest import digest_key
@@ -47,8 +46,8 @@ from services.runtime.loops import Loops
 from services.runtime.metrics import Histogram
 from services.runtime.opening import Identity
 from services.runtime.peer import Peer
+from services.runtime.replicators import links_to_replicators
 from services.runtime.service import Service
-from services.runtime.settings import link_port_offset
 
 # What is under way when a node is told to stop is a batch or two.
 drain_s_max: Final = 3.0
@@ -212,15 +211,8 @@ class Node:
             registrar.went(peer)
 
         dialling = dataclasses.replace(station, on_up=reached, on_down=lost)
-        for url in self.settings.replicator_urls:
-            place = urlsplit(url)
-            link = Link(
-                dialling,
-                place.hostname or "",
-                (place.port or 80) + link_port_offset,
-                absence=f"no replicator yet at {url} (REPLICATOR_URLS); waiting",
-            )
-            self._links.append(link)
+        self._links = links_to_replicators(self.settings.replicator_urls, dialling)
+        for link in self._links:
             link.start()
         self.membership.untried = self._some_untried
 

@@ -1,0 +1,179 @@
+"""The replicators as a service sees them that asks them: a link to each, and whom to ask.
+
+Any replicator can do whatever is asked of one. A process keeps to the first live one in an order of
+its own, drawn at random, so that many processes spread over all of them. Who has not been heard of
+for a moment is asked last, and a request goes to the next one as long as nothing was done:
+
+    DOWN, OVERLOADED, UNKNOWN_KIND, REFUSED with a code to retry by    ──► the next replicator
+    LOST, TIMEOUT, FAILED, UNKNOWN    it may have been done            ──► UnknownOutcome
+
+`request` is for hot paths: it takes and gives bytes, and passes over nobody but those to whom
+nothing could be sent. `ask` is for everybody else: it is awaited, and raises what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from services.core.errors import CATALOGUE, PeerError, RetryLater, UnknownOutcome
+from services.core.messages import MALFORMED
+from services.core.operations import REFUSED, UNKNOWN, decode_refused, decode_unknown
+from services.core.wire import DOWN, FAILED, LOST, OVERLOADED, TIMEOUT, UNKNOWN_KIND, Hello, Role
+from services.runtime.link import Link, Station
+from services.runtime.link_limits import silent_s_max
+from services.runtime.metrics import Metrics
+from services.runtime.opening import Admit, anyone
+from services.runtime.peer import SENT, OnAnswer, OwnedLink
+from services.runtime.settings import link_port_offset
+
+Answer = tuple[int, bytes]
+
+_not_taken: Final = frozenset((DOWN, OVERLOADED, UNKNOWN_KIND))
+_undecided: Final = frozenset((LOST, TIMEOUT, FAILED))
+# What a URL without a port means; nobody runs a replicator there, but it is what was said.
+_http_port: Final = 80
+
+
+def links_to_replicators(
+    urls: Sequence[str], station: Station, *, admit: Admit = anyone
+) -> list[Link]:
+    """A link for each URL of REPLICATOR_URLS, not started yet."""
+    links = []
+    for url in urls:
+        place = urlsplit(url)
+        link = Link(
+            station,
+            place.hostname or "",
+            (place.port or _http_port) + link_port_offset,
+            admit=admit,
+            absence=f"no replicator yet at {url} (REPLICATOR_URLS); waiting",
+        )
+        links.append(link)
+    return links
+
+
+def only_replicators(hello: Hello) -> str | None:
+    """Admit no other service that has taken a replicator's address."""
+    if hello.role is Role.REPLICATOR:
+        return None
+    return f"expected a replicator here, found {hello.role.name.lower()} {hello.id}"
+
+
+class Replicators:
+    """Owns the links that it is given, from `start` to `close`."""
+
+    def __init__(self, links: Sequence[OwnedLink], draw: random.Random) -> None:
+        # Never reordered: who was away and is back is asked again at once.
+        self._links = draw.sample(links, len(links))
+
+    def start(self) -> None:
+        for link in self._links:
+            link.start()
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Ask nothing more, and finish what is under way within `drain_s`."""
+        await asyncio.gather(*(link.close(drain_s) for link in self._links))
+
+    @property
+    def live(self) -> int:
+        """How many would take a request now and have been heard of lately."""
+        return sum(map(_is_live, self._links))
+
+    def add_to(self, metrics: Metrics) -> None:
+        metrics.add("replicators_live", "gauge", "Replicators that answer", lambda: self.live)
+
+    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
+        """As of a link (peer.py): 0 when it was sent to somebody, else the reason of the last one
+        that it could not be sent to, DOWN if there is none."""
+        reason = DOWN
+        for link in self._links:
+            if _is_live(link):
+                reason = link.request(kind, body, on_answer, timeout_s)
+                if reason == SENT:
+                    return SENT
+        for link in self._links:
+            if link.connected and not _is_live(link):
+                reason = link.request(kind, body, on_answer, timeout_s)
+                if reason == SENT:
+                    return SENT
+        return reason
+
+    async def ask(
+        self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
+    ) -> Answer:
+        """The kind and body of an answer that tells of something done, or of why not for good.
+
+        What is `repeatable` does no harm when it is done twice: the next one is asked also when
+        it is not known whether it was done. `timeout_s` is for all of them together.
+
+        RetryLater if nobody took it, with the last one's reason or `no_replicator`; UnknownOutcome
+        if it may have been done; PeerError if a replicator does not understand us.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        refusal = self._nobody()
+        unknown: UnknownOutcome | None = None
+        for link in sorted(self._links, key=_is_live, reverse=True):
+            left_s = until_s - loop.time()
+            if left_s <= 0:
+                break
+            name = link.peer.id if link.peer is not None else "a replicator"
+            kind_told, told = await _answer(link, kind, body, left_s)
+            if kind_told in _undecided:
+                unknown = UnknownOutcome(f"{name} did not tell what became of it")
+                if not repeatable:
+                    raise unknown
+            elif kind_told == REFUSED:
+                refusal = _refusal(told)
+            elif kind_told == UNKNOWN:
+                operation, text = decode_unknown(told)
+                raise UnknownOutcome(text, operation_id=operation.hex())
+            elif kind_told == MALFORMED:
+                raise PeerError(f"{name} does not understand us: {told.decode(errors='replace')}")
+            elif kind_told not in _not_taken:
+                return kind_told, told
+            elif kind_told != DOWN:
+                refusal = RetryLater("overloaded", _why_not_taken(name, kind_told))
+        raise unknown or refusal
+
+    def _nobody(self) -> RetryLater:
+        reasons = {link.last_error or "it has not been reached yet" for link in self._links}
+        return RetryLater(
+            "no_replicator",
+            f"None of {len(self._links)} replicators can be asked: {'; '.join(sorted(reasons))}",
+        )
+
+
+def _is_live(link: OwnedLink) -> bool:
+    return link.connected and link.silent_s() < silent_s_max
+
+
+async def _answer(link: OwnedLink, kind: int, body: bytes, timeout_s: float) -> Answer:
+    answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def on_answer(kind: int, body: bytes) -> None:
+        # Who asked may have given up.
+        if not answer.done():
+            answer.set_result((kind, body))
+
+    sent = link.request(kind, body, on_answer, timeout_s)
+    return await answer if sent == SENT else (sent, b"")
+
+
+def _refusal(body: bytes) -> RetryLater:
+    code, text = decode_refused(body)
+    entry = CATALOGUE.get(code)
+    if entry is None or not entry.retryable:
+        # Such as a role that may not ask: no client can do anything about it.
+        raise PeerError(f"a replicator refuses us: {code}: {text}")
+    return RetryLater(code, text)
+
+
+def _why_not_taken(name: str, kind: int) -> str:
+    if kind == OVERLOADED:
+        return f"{name} has too much to do"
+    return f"{name} is of an older version, which does not know this request"
