@@ -12,6 +12,7 @@ expires; that its session has not ended is for who checks it to look up.
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Annotated, Final, Literal
 
@@ -26,10 +27,14 @@ algorithm: Final = "HS256"
 issuer: Final = "ydht"
 audience: Final = "ydht usermanager"
 kind: Final = "access"
-# Ours have about 330; what is longer is not worth decoding.
-token_chars_max: Final = 1024
+# Ours have about 340; what is longer is not worth decoding.
+token_chars_max: Final = 512
 
+_form: Final = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 _Id = Annotated[str, msgspec.Meta(pattern=r"\A[1-9][0-9]{0,18}\Z")]
+
+
+_Seconds = Annotated[int, msgspec.Meta(gt=0, le=2**53)]
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -38,8 +43,8 @@ class Claims(msgspec.Struct, frozen=True):
     typ: Literal["access"]
     sub: _Id
     sid: _Id
-    exp: Annotated[int, msgspec.Meta(gt=0)]
-    iat: Annotated[int, msgspec.Meta(gt=0)]
+    exp: _Seconds
+    iat: _Seconds
     jti: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 
 
@@ -71,7 +76,7 @@ class Tokens:
 
     def check(self, token: str) -> Caller:
         """Whom the token was issued to; `unauthorized` if it was not by us, or has expired."""
-        if len(token) > token_chars_max:
+        if len(token) > token_chars_max or not _form.fullmatch(token):
             raise _refused("The access token is not one of ours")
         try:
             found = jwt.decode(
