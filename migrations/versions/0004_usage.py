@@ -30,13 +30,12 @@ _tables = (
     """
     CREATE TABLE usage_senders (
         sender text PRIMARY KEY,
-        sequence bigint NOT NULL,
+        counted int8multirange NOT NULL,
         seen_at timestamptz NOT NULL DEFAULT now()
     )
     """,
-    "COMMENT ON TABLE usage_senders IS 'The last roll-up of each gateway that was counted: one"
-    " that is sent again is not counted twice.'",
-    "CREATE INDEX usage_senders_by_time ON usage_senders (seen_at)",
+    "COMMENT ON TABLE usage_senders IS 'Which reports of each gateway have been counted, by their"
+    " numbers: one that is sent again is not counted twice.'",
 )
 
 

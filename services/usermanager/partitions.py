@@ -1,0 +1,143 @@
+"""The days of usage: a partition for each, made ahead and dropped by age.
+
+Days are those of UTC, and which day it is PostgreSQL says: user managers whose clocks are wrong
+neither lack a day nor drop one that is to be kept. Several of them may do this at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date, timedelta
+from typing import Final
+
+import asyncpg
+
+from services.core.errors import RetryLater
+from services.runtime import telemetry
+from services.runtime.metrics import Metrics
+from services.runtime.postgres import Connection, Database
+
+# A quarter of a year, however its months fall.
+days_kept: Final = 92
+# Room for a weekend on which nobody reads that partitions cannot be made.
+days_ahead: Final = 3
+# What gateways still held when the day ended, on the first day of an installation too.
+days_behind: Final = 1
+# Any number that nothing else in this database takes.
+lock_key: Final = 0x79646876
+# While somebody waits to make days, reports wait behind; readers do not.
+making_lock_ms: Final = 1_000
+# While somebody waits to drop a day, everybody waits behind. A day too many harms nobody, so it
+# is tried again at the next opportunity instead.
+dropping_lock_ms: Final = 100
+
+_TODAY: Final = "SELECT (now() AT TIME ZONE 'UTC')::date"
+_DAYS: Final = """
+    SELECT to_date(right(relname, 8), 'YYYYMMDD')
+    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+    WHERE inhparent = 'usage_rollups'::regclass AND relname ~ '^usage_[0-9]{8}$'
+"""
+_LOCK: Final = "SELECT pg_advisory_xact_lock($1)"
+_WAIT_FOR_TABLES: Final = "SET LOCAL lock_timeout = {ms}"
+# Reports find out which days there are, and then rely on it.
+_KEEP_REPORTS_OUT: Final = "LOCK TABLE usage_rollups IN SHARE ROW EXCLUSIVE MODE"
+# In two steps, because PARTITION OF would lock out readers as well.
+_MAKE: Final = """
+    CREATE TABLE IF NOT EXISTS usage_{day:%Y%m%d} (LIKE usage_rollups INCLUDING ALL);
+    ALTER TABLE usage_rollups ATTACH PARTITION usage_{day:%Y%m%d}
+        FOR VALUES FROM ('{day} 00:00:00+00') TO ('{next_day} 00:00:00+00')
+"""
+_DROP: Final = "DROP TABLE IF EXISTS usage_{day:%Y%m%d}"
+
+
+def days_wanted(today: date) -> list[date]:
+    """The days that reports of today may be about; there have to be partitions of these."""
+    return [today + timedelta(days=n) for n in range(-days_behind, days_ahead + 1)]
+
+
+def oldest_kept(today: date) -> date:
+    return today - timedelta(days=days_kept)
+
+
+class Partitions:
+    """Keeps the days of usage at hand."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._log = telemetry.logger("usermanager.partitions")
+        self._beginning = asyncio.Lock()
+        self._begun = False
+        # As they were seen last.
+        self.days: frozenset[date] = frozenset()
+
+    def add_to(self, metrics: Metrics) -> None:
+        metrics.add("usage_days", "gauge", "Days that usage is kept of", lambda: len(self.days))
+
+    async def ready(self) -> None:
+        """Return when the days of the present have been made since this process began: it may
+        have been off for weeks, and nobody else on."""
+        if self._begun:
+            return
+        async with self._beginning:
+            if not self._begun:
+                await self.make(await self.today())
+
+    async def tidy(self) -> None:
+        """Make what is missing and drop what is too old; when all is well, one look."""
+        today = await self.today()
+        await self.make(today)
+        await self.drop(today)
+
+    async def today(self) -> date:
+        async with self._database.connection() as connection:
+            today: date = await connection.fetchval(_TODAY)
+        return today
+
+    async def make(self, today: date) -> None:
+        """Make the days that are wanted; RetryLater if the table was busy for too long."""
+        await self._look()
+        if not self.days.issuperset(days_wanted(today)):
+            try:
+                async with self._database.transaction() as connection:
+                    await self._make(connection, today)
+            except asyncpg.LockNotAvailableError:
+                raise RetryLater(
+                    "database_unavailable",
+                    f"The table of usage was busy for {making_lock_ms} ms; no day could be added",
+                ) from None
+            await self._look()
+        self._begun = True
+
+    async def drop(self, today: date) -> None:
+        """Drop the days that are too old, one by one, until one of them is in use."""
+        await self._look()
+        old = sorted(day for day in self.days if day < oldest_kept(today))
+        for day in old:
+            try:
+                async with self._database.transaction() as connection:
+                    await connection.execute(_LOCK, lock_key)
+                    await connection.execute(_WAIT_FOR_TABLES.format(ms=dropping_lock_ms))
+                    await connection.execute(_DROP.format(day=day))
+            except asyncpg.LockNotAvailableError:
+                self._log.info("a day of usage is in use, and is dropped later", day=str(day))
+                break
+            self._log.info("usage dropped by age", day=str(day), days_kept=days_kept)
+        if old:
+            await self._look()
+
+    async def _make(self, connection: Connection, today: date) -> None:
+        await connection.execute(_LOCK, lock_key)
+        await connection.execute(_WAIT_FOR_TABLES.format(ms=making_lock_ms))
+        await connection.execute(_KEEP_REPORTS_OUT)
+        # Another user manager may have been here since we looked.
+        missing = set(days_wanted(today)) - await _days(connection)
+        for day in sorted(missing):
+            await connection.execute(_MAKE.format(day=day, next_day=day + timedelta(days=1)))
+
+    async def _look(self) -> None:
+        async with self._database.connection() as connection:
+            self.days = frozenset(await _days(connection))
+
+
+async def _days(connection: Connection) -> set[date]:
+    return {row[0] for row in await connection.fetch(_DAYS)}

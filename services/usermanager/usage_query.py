@@ -1,0 +1,233 @@
+"""Usage as tenants see it: their own, by steps or in total, of a bounded period.
+
+How long a period may be depends on its steps. However short it is, a busy tenant can have more
+rows in it than is worth the work of all others' logins; what is too much is refused with what to
+ask for instead, and only a few such questions are worked on at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from services.core.errors import FixRequest, RetryLater
+from services.runtime.clock import Clock
+from services.runtime.endpoints import Call, Endpoint
+from services.runtime.postgres import Connection, Database
+from services.runtime.request_body import invalid_members
+from services.usermanager import usage_store as store
+from services.usermanager.messages_usage import (
+    StatsQuery,
+    Step,
+    UsageQuery,
+    UsageRow,
+    UsageStats,
+    count_max,
+    earliest,
+    latest,
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Span:
+    """How long a period is when nobody says, and how long it may be."""
+
+    usual: timedelta
+    longest: timedelta
+
+
+# As many steps as fit on a chart, and no more days than there can be; each a little longer than
+# the round number, so that "the last 31 days" may begin and end on a full hour.
+spans: Final[Mapping[Step, Span]] = {
+    "minute": Span(timedelta(hours=1), timedelta(hours=25)),
+    "hour": Span(timedelta(hours=24), timedelta(days=32)),
+    "day": Span(timedelta(days=30), timedelta(days=100)),
+}
+stats_span: Final = Span(timedelta(days=30), timedelta(days=100))
+# About 2 MB of JSON.
+rows_max: Final = 10_000
+# Some seconds of one processor: a month of a tenant that uses thirty pairs of API key and
+# operation in every single minute.
+rows_read_max: Final = 1_500_000
+# They share connections and processors with those who log in.
+questions_at_once: Final = 2
+questions_waiting_max: Final = 20
+
+
+class UsageReader:
+    """Answers what an account has used."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._turns = asyncio.Semaphore(questions_at_once)
+        self._waiting = 0
+
+    async def rows(self, user_id: int, query: UsageQuery) -> list[UsageRow]:
+        """Sums of each step, API key, operation and status, in this order.
+
+        A step in which there was nothing has no row. A period that begins or ends within a step
+        has only that part of it.
+        """
+        start, end = period(query.from_, query.until, spans[query.step], self._now())
+        async with self._turn() as connection:
+            found = await store.sums(
+                connection,
+                user_id,
+                start,
+                end,
+                step=query.step,
+                # One more than may be tells whether there are more.
+                rows_read_max=rows_read_max + 1,
+                rows_max=rows_max + 1,
+            )
+        _check_read(found)
+        if len(found) > rows_max:
+            raise FixRequest(
+                "invalid_body",
+                f"The answer would have more than {rows_max} rows: ask for a shorter period "
+                "(from, to) or for longer steps (step)",
+            )
+        return [_row(each) for each in found]
+
+    async def stats(self, user_id: int, query: StatsQuery) -> UsageStats:
+        """Totals of a period."""
+        start, end = period(query.from_, query.until, stats_span, self._now())
+        async with self._turn() as connection:
+            found = await store.totals(
+                connection, user_id, start, end, rows_read_max=rows_read_max + 1
+            )
+        _check_read(found)
+        return _stats(start, end, found)
+
+    def endpoints(self) -> list[Endpoint]:
+        return [
+            Endpoint(
+                "GET",
+                "/usage",
+                "list_usage",
+                "List the usage of this account by time, API key, operation and status",
+                self._rows,
+                query_type=UsageQuery,
+                answer_type=list[UsageRow],
+                errors=("invalid_body", "overloaded"),
+                tag="usage",
+            ),
+            Endpoint(
+                "GET",
+                "/usage/stats",
+                "get_usage_stats",
+                "Add up the usage of this account",
+                self._stats,
+                query_type=StatsQuery,
+                answer_type=UsageStats,
+                errors=("invalid_body", "overloaded"),
+                tag="usage",
+            ),
+        ]
+
+    async def _rows(self, call: Call[None, UsageQuery, None]) -> list[UsageRow]:
+        return await self.rows(call.caller.user_id, call.query)
+
+    async def _stats(self, call: Call[None, StatsQuery, None]) -> UsageStats:
+        return await self.stats(call.caller.user_id, call.query)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Connection]:
+        """A connection, when it is one's turn."""
+        if self._waiting >= questions_waiting_max:
+            raise RetryLater(
+                "overloaded", f"{questions_waiting_max} questions about usage wait already"
+            )
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            async with self._database.connection() as connection:
+                yield connection
+        finally:
+            self._turns.release()
+
+
+def period(
+    start: datetime | None, end: datetime | None, span: Span, now: datetime
+) -> tuple[datetime, datetime]:
+    """The period that is meant, in UTC; FixRequest if it is none, or too long."""
+    for member, time in (("from", start), ("to", end)):
+        if time is not None and not earliest <= time <= latest:
+            raise _wrong(member, f"is not between the years {earliest.year} and {latest.year}")
+    # The present minute is in it.
+    end = now + timedelta(minutes=1) if end is None else end
+    start = end - span.usual if start is None else start
+    if start >= end:
+        raise _wrong("from", f"is not before to, which is {_shown(end)}")
+    if end - start > span.longest:
+        hours = span.longest // timedelta(hours=1)
+        raise _wrong(
+            "from",
+            f"is more than {hours} hours before to, which is {_shown(end)}; that is the most "
+            "for these steps",
+        )
+    return start.astimezone(UTC), end.astimezone(UTC)
+
+
+def _wrong(member: str, problem: str) -> FixRequest:
+    return invalid_members([(member, problem)])
+
+
+def _shown(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _check_read(found: Sequence[Mapping[str, Any]]) -> None:
+    if found and found[0]["rows_read"] > rows_read_max:
+        raise FixRequest(
+            "invalid_body",
+            f"There are more than {rows_read_max} counts in this period: ask for a shorter one "
+            "(from, to)",
+        )
+
+
+def _row(found: Mapping[str, Any]) -> UsageRow:
+    return UsageRow(
+        found["start"],
+        found["key_id"],
+        found["operation"],
+        found["status"],
+        found["requests"],
+        found["bytes_in"],
+        found["bytes_out"],
+        average_ms(found["latency_us"], found["requests"]),
+    )
+
+
+def _stats(start: datetime, end: datetime, found: Sequence[Mapping[str, Any]]) -> UsageStats:
+    requests = _total(found, "requests")
+    successful = _total(found, "successful")
+    return UsageStats(
+        start,
+        end,
+        requests,
+        successful,
+        requests - successful,
+        _total(found, "bytes"),
+        average_ms(_total(found, "latency_us"), requests),
+        {row["operation"]: row["requests"] for row in found},
+    )
+
+
+def _total(found: Sequence[Mapping[str, Any]], name: str) -> int:
+    return min(sum(int(row[name]) for row in found), count_max)
+
+
+def average_ms(latency_us: int, requests: int) -> float:
+    return round(latency_us / requests / 1000, 3) if requests else 0.0

@@ -1,0 +1,159 @@
+"""SQL of usage: reports on their way in, and sums on their way out.
+
+A report is claimed and its rows are added in one transaction, so that it counts as a whole or not
+at all. Its rows are locked in the order of the primary key, as those of every report, and before
+them the row of its sender alone: no two reports can wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from services.runtime.postgres import Connection
+from services.usermanager.messages_usage import Rollup, count_max
+
+# How far behind its latest report an earlier one of the same sender may arrive. Those before are
+# taken for counted; there are never more holes than this to remember.
+reports_remembered: Final = 1_024
+
+# A number that is in the set is claimed already: then no row comes back. The sender's row stays
+# locked until the end of the transaction, and who sends the same meanwhile waits for it.
+_CLAIM: Final = """
+    INSERT INTO usage_senders AS known (sender, counted)
+    VALUES ($1, int8multirange(int8range(NULL, $2::bigint - $3), int8range($2, $2, '[]')))
+    ON CONFLICT (sender) DO UPDATE
+        SET counted = known.counted + excluded.counted, seen_at = now()
+        WHERE NOT known.counted @> $2::bigint
+    RETURNING true
+"""
+_IS_FORGOTTEN: Final = """
+    SELECT $2::bigint < upper(counted) - 1 - $3 FROM usage_senders WHERE sender = $1
+"""
+# The days there are stay as they are from the first look to the end of the transaction: whoever
+# makes or drops one waits until nobody writes. Numbers are at most $10 each, so that no sum of
+# two overflows; what would be more than $10 stays at it.
+_ADD: Final = """
+    WITH sent AS (
+        SELECT * FROM unnest(
+            $1::timestamptz[], $2::bigint[], $3::bigint[], $4::text[], $5::smallint[],
+            $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[]
+        ) AS row (
+            minute, user_id, key_id, operation, status,
+            requests, bytes_in, bytes_out, latency_us
+        )
+    ), kept AS MATERIALIZED (
+        SELECT * FROM sent
+        WHERE to_regclass('usage_' || to_char(minute AT TIME ZONE 'UTC', 'YYYYMMDD')) IS NOT NULL
+    ), added AS (
+        INSERT INTO usage_rollups AS already
+        SELECT
+            minute, user_id, key_id, operation, status,
+            least(sum(requests), $10), least(sum(bytes_in), $10),
+            least(sum(bytes_out), $10), least(sum(latency_us), $10)
+        FROM kept
+        GROUP BY user_id, minute, key_id, operation, status
+        ORDER BY user_id, minute, key_id, operation, status
+        ON CONFLICT (user_id, minute, key_id, operation, status) DO UPDATE SET
+            requests = least(already.requests + excluded.requests, $10::bigint),
+            bytes_in = least(already.bytes_in + excluded.bytes_in, $10::bigint),
+            bytes_out = least(already.bytes_out + excluded.bytes_out, $10::bigint),
+            latency_us = least(already.latency_us + excluded.latency_us, $10::bigint)
+    )
+    SELECT (SELECT count(*) FROM sent) - (SELECT count(*) FROM kept)
+"""
+# A sender is remembered for longer than the rows of its last report could be counted again.
+_FORGET_SENDERS: Final = """
+    DELETE FROM usage_senders WHERE sender IN (
+        SELECT sender FROM usage_senders
+        WHERE seen_at < now() - make_interval(days => $1) LIMIT $2
+    )
+"""
+# The limit within bounds the work, whatever a tenant has asked of us in all those minutes; the
+# number of rows that were read tells whether it was met.
+_SUMS: Final = """
+    SELECT
+        date_trunc($5, minute, 'UTC') AS start, key_id, operation, status,
+        least(sum(requests), $7)::bigint AS requests,
+        least(sum(bytes_in), $7)::bigint AS bytes_in,
+        least(sum(bytes_out), $7)::bigint AS bytes_out,
+        least(sum(latency_us), $7)::bigint AS latency_us,
+        sum(count(*)) OVER () AS rows_read
+    FROM (
+        SELECT * FROM usage_rollups
+        WHERE user_id = $1 AND minute >= $2 AND minute < $3
+        LIMIT $4
+    ) AS own
+    GROUP BY start, key_id, operation, status
+    ORDER BY start, key_id, operation, status
+    LIMIT $6
+"""
+_TOTALS: Final = """
+    SELECT
+        operation,
+        least(sum(requests), $5)::bigint AS requests,
+        least(coalesce(sum(requests) FILTER (WHERE status < 400), 0), $5)::bigint AS successful,
+        least(sum(bytes_in) + sum(bytes_out), $5)::bigint AS bytes,
+        least(sum(latency_us), $5)::bigint AS latency_us,
+        sum(count(*)) OVER () AS rows_read
+    FROM (
+        SELECT * FROM usage_rollups
+        WHERE user_id = $1 AND minute >= $2 AND minute < $3
+        LIMIT $4
+    ) AS own
+    GROUP BY operation
+    ORDER BY operation
+"""
+
+
+async def claim(connection: Connection, sender: str, sequence: int) -> bool:
+    """Whether this report is to be counted now; false if it has been."""
+    return await connection.fetchval(_CLAIM, sender, sequence, reports_remembered) is not None
+
+
+async def is_forgotten(connection: Connection, sender: str, sequence: int) -> bool:
+    """Whether a report is so far behind that nobody knows whether it was counted."""
+    return bool(await connection.fetchval(_IS_FORGOTTEN, sender, sequence, reports_remembered))
+
+
+async def add(connection: Connection, rollups: Sequence[Rollup]) -> int:
+    """Add these rows to what there is; returns how many were dropped for want of their day."""
+    columns = [list(column) for column in zip(*map(msgspec.structs.astuple, rollups), strict=True)]
+    if not columns:
+        return 0
+    return int(await connection.fetchval(_ADD, *columns, count_max))
+
+
+async def forget_senders(connection: Connection, *, older_than_days: int, rows_max: int) -> None:
+    await connection.execute(_FORGET_SENDERS, older_than_days, rows_max)
+
+
+async def sums(
+    connection: Connection,
+    user_id: int,
+    start: datetime,
+    end: datetime,
+    *,
+    step: str,
+    rows_read_max: int,
+    rows_max: int,
+) -> list[asyncpg.Record]:
+    """Sums of each step, API key, operation and status, in this order."""
+    rows: list[asyncpg.Record] = await connection.fetch(
+        _SUMS, user_id, start, end, rows_read_max, step, rows_max, count_max
+    )
+    return rows
+
+
+async def totals(
+    connection: Connection, user_id: int, start: datetime, end: datetime, *, rows_read_max: int
+) -> list[asyncpg.Record]:
+    """Sums of each operation, and how many of its requests were successful."""
+    rows: list[asyncpg.Record] = await connection.fetch(
+        _TOTALS, user_id, start, end, rows_read_max, count_max
+    )
+    return rows
