@@ -51,7 +51,7 @@ class FakeNetwork:
     def __init__(self, draw: random.Random, weather: Weather | None = None) -> None:
         self.weather = weather or Weather()
         self.messages = 0
-        self.lost = 0
+        self.lost = self.doubled = 0
         self._draw = draw
         self._processes: dict[str, FakeProcess] = {}
         self._blocked: set[tuple[str, str]] = set()
@@ -92,8 +92,9 @@ class FakeNetwork:
         if self.blocked(end.name, end.peer_name) or (not sure and draw.random() < weather.loss):
             self.lost += 1
             return
-        copies = 2 if not sure and draw.random() < weather.duplicate else 1
-        for _ in range(copies):
+        doubled = not sure and draw.random() < weather.duplicate
+        self.doubled += doubled
+        for _ in range(1 + doubled):
             delay_s = draw.uniform(weather.delay_s_min, weather.delay_s_max)
             if not sure and draw.random() < weather.reorder:
                 delay_s += draw.uniform(0.0, weather.straggle_s_max)
