@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import link, node, replicator, table
+from bench import link, node, replicator, table, usermanager
 from bench.report import Row, quiet, show
 
 suites: dict[str, Callable[[], list[Row]]] = {
@@ -15,6 +15,7 @@ suites: dict[str, Callable[[], list[Row]]] = {
     "table": table.rows,
     "node": node.rows,
     "replicator": replicator.rows,
+    "usermanager": usermanager.rows,
 }
 
 

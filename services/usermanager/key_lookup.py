@@ -1,9 +1,11 @@
 """Finding keys by their hashes, many with one statement.
 
-To borrow a connection, ask and give it back costs several times what one more key in a statement
-does. So while one statement is under way, all who ask meanwhile are gathered for the next: alone
-nobody waits, and under load the database is asked a few hundred times a second at the most. An
-answer is never older than its question.
+To borrow a connection, ask and give it back costs far more than one more key in a statement. So
+while one statement is under way, all who ask meanwhile are gathered for the next: alone nobody
+waits, and under load there are few statements. With 64 requests in flight a signed /validate-key
+takes 240 us of CPU and 25 us in PostgreSQL; with a statement for each it takes 550 us and 250 us,
+and half as many a second are answered (bench/usermanager.py). An answer is never older than its
+question.
 """
 
 from __future__ import annotations
