@@ -105,6 +105,11 @@ write_head_bytes: Final = _write_head.size
 left_out: Final = 0xFFFF_FFFF
 
 
+def epoch_of(body: bytes) -> int:
+    """The epoch that a WRONG_EPOCH tells of; 0, which is older than any, if it tells of none."""
+    return int(u64.unpack(body)[0]) if len(body) == u64.size else 0
+
+
 def encode_write(epoch: int, key: bytes, record: bytes) -> bytes:
     return _write_head.pack(epoch, len(key)) + key + record
 

@@ -22,7 +22,9 @@ class Counters:
     or failed once: it did not take the record when asked first, or the replication was given up
     before it did. At rest the two make up all owners of all replications, and then an owner that
     failed may still become successful as well: by another try, which is counted here, or by a
-    hint, which `Hints` counts as delivered and /metrics adds."""
+    hint, which `Hints` counts as delivered and /metrics adds. Hints outlive the run that counted
+    their replications, and are adopted from replicators that are gone: what /metrics shows as
+    successful may be more than this run's replications account for."""
 
     total_replications: int = 0
     successful_replicas: int = 0

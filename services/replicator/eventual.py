@@ -38,7 +38,7 @@ from services.core.messages import (
     Status,
     decode_statuses,
     encode_write,
-    u64,
+    epoch_of,
 )
 from services.core.operations import CHANGED, UNKNOWN, changed_answer, unknown_answer
 from services.core.record import expires_at_ms, version
@@ -280,7 +280,7 @@ class EventualWrites:
 
     def _learn_epoch(self, body: bytes) -> None:
         self._counters.wrong_epoch += 1
-        self._epochs.outdated(int.from_bytes(body[: u64.size], "big"))
+        self._epochs.outdated(epoch_of(body))
 
     def _stands_behind(self, write: Write, owner: Owner, kind: int, body: bytes) -> None:
         """The replica holds a newer record, or has a floor above this one."""

@@ -39,7 +39,8 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
     add(
         "successful_replicas",
         "counter",
-        "Owners that have taken one, at once, at another try or as a hint",
+        "Owners that have taken one, at once, at another try or as a hint; hints of earlier runs "
+        "and adopted ones count too",
         lambda: counters.successful_replicas + _hints_delivered(replicator),
     )
     text = "Requests to replicas under way, of whatever kind"
@@ -100,7 +101,7 @@ def _add_hints(metrics: Metrics, replicator: Replicator) -> None:
         ("kept", "Hints kept"),
         ("delivered", "Hints that their nodes have taken"),
         ("messages", "Messages with hints"),
-        ("sent_again", "Messages with hints that were sent again"),
+        ("sent_again", "Hints that were sent again, counted each time"),
     ):
         metrics.add(f"hints_{name}", "counter", text, partial(count, name))
     metrics.add("hints_adopted", "counter", "Hints of others taken over", adopted)

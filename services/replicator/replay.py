@@ -29,7 +29,7 @@ from services.core.messages import (
     WRONG_EPOCH,
     decode_statuses,
     encode_write_many,
-    u64,
+    epoch_of,
 )
 from services.core.wire import DOWN, LOST, OK, Hello
 from services.replicator.eventual import Epochs
@@ -61,7 +61,8 @@ log = telemetry.logger(__name__)
 
 @dataclass(slots=True)
 class Counters:
-    """What became of hints; those dropped by reason are in `Hints.dropped`."""
+    """What became of hints; those dropped by reason are in `Hints.dropped`. Besides `messages` all
+    are hints: one that is sent again, or twice, counts each time."""
 
     delivered: int = 0
     messages: int = 0
@@ -196,7 +197,7 @@ class Replay:
         if kind == OK:
             self._judge(message, body)
         elif kind == WRONG_EPOCH:
-            self._epochs.outdated(u64.unpack(body)[0])
+            self._epochs.outdated(epoch_of(body))
         if not message.items:
             self._pause_s = pause_s_min
             self._settle()
@@ -226,7 +227,7 @@ class Replay:
                 refused += 1
             elif kind != OK:
                 if kind == WRONG_EPOCH:
-                    self._epochs.outdated(u64.unpack(detail)[0])
+                    self._epochs.outdated(epoch_of(detail))
                 left.append(item)
         self._counters.delivered += len(message.items) - len(left) - refused
         message.items = left

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.core.errors import PeerError, RetryLater
 from services.core.hlc import check_version
-from services.core.messages import BELOW_FLOOR, NEWER, WRITE, WRONG_EPOCH, encode_write, u64
+from services.core.messages import BELOW_FLOOR, NEWER, WRITE, WRONG_EPOCH, encode_write, epoch_of
 from services.core.wire import DOWN, LOST, OK
 from services.replicator.counters import Counters
 from services.replicator.fleet import Fleet
@@ -123,7 +123,7 @@ class Retries:
             return
         if kind == WRONG_EPOCH:
             self._counters.wrong_epoch += 1
-            self._epochs.outdated(int.from_bytes(body[: u64.size], "big"))
+            self._epochs.outdated(epoch_of(body))
         if kind in (DOWN, LOST) or retry.tried == len(retry_s):
             del self._behind[retry]
             self._hints.keep(retry.node_id, retry.key, retry.record)

@@ -37,7 +37,7 @@ from services.core.ballots import (
 from services.core.change import read
 from services.core.errors import RetryLater
 from services.core.hlc import Version, check_version
-from services.core.messages import WRONG_EPOCH, u64
+from services.core.messages import WRONG_EPOCH, epoch_of
 from services.core.operations import UNKNOWN, unknown_answer
 from services.core.paxos import Change, Proposal, Reading, Step, no_operation
 from services.core.ring import slot_of
@@ -313,7 +313,7 @@ class StrongOperations:
         """A replica has not done what this round asked for."""
         if kind == WRONG_EPOCH:
             self._counters.wrong_epoch += 1
-            self._epochs.outdated(u64.unpack(body)[0])
+            self._epochs.outdated(epoch_of(body))
             self._again(operation, epoch_pause_s + self._pause_s(operation))
         elif self._do_without(operation, owner, kind):
             self._ask(operation)

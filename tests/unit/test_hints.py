@@ -22,6 +22,7 @@ from services.core.messages import (
 from services.core.wire import OK, OVERLOADED
 from services.replicator.hints import absent_s_max, linger_s
 from services.replicator.overflow import overflow_name
+from services.replicator.replay import messages_max
 from services.runtime.peer import Peer
 from tests.unit.hint_world import HintWorld, segment_bytes
 from tests.unit.replicator_world import key_of, prefix
@@ -277,6 +278,41 @@ def test_nonsense_from_a_node_is_not_taken_for_delivery() -> None:
     world.pass_time(3.0)
     assert world.hints.counters.delivered == 0
     assert not world.times_told()
+    world.node.obey()
+    world.pass_time(3.0)
+    assert not world.missing()
+
+
+@pytest.mark.parametrize("kind", [WRONG_EPOCH, NEWER, STORAGE_FULL])
+def test_a_detail_that_makes_no_sense_costs_the_hints_beside_it_nothing(kind: int) -> None:
+    world = HintWorld()
+    world.keep(50)
+    asked: list[int] = []
+
+    def take_all_but_one(peer: Peer, request_id: int, body: bytes) -> None:
+        _, items = decode_write_many(body)
+        asked.append(len(items))
+        statuses = [(kind, b"?")] + [(OK, b"")] * (len(items) - 1)
+        peer.reply(request_id, OK, encode_statuses(statuses))
+
+    world.node.instead[WRITE_MANY] = take_all_but_one
+    world.pass_time()
+    world.come_back()
+    world.pass_time(10.0)
+    assert sum(size for size in asked if size > 1) == 50, "what was taken is sent again"
+    assert len(asked) < 40, "the others are sent again without a pause"
+    assert world.hints.counters.delivered >= 50 - messages_max
+
+
+def test_an_answer_of_another_epoch_that_names_none_is_an_answer_all_the_same() -> None:
+    world = HintWorld()
+    world.keep(5)
+    world.node.answer(WRITE_MANY, WRONG_EPOCH, b"?")
+    world.pass_time()
+    world.come_back()
+    world.pass_time(10.0)
+    assert world.node.asked[WRITE_MANY] < 20
+    assert set(world.keeper.epochs.told) == {0}
     world.node.obey()
     world.pass_time(3.0)
     assert not world.missing()

@@ -40,6 +40,7 @@ from services.core.messages import (
     encode_state,
     encode_statuses,
     encode_write_many,
+    epoch_of,
     items_max,
     many_bytes_max,
     slot_bitmap_bytes,
@@ -129,6 +130,11 @@ def test_records_that_do_not_fit_one_answer_are_marked_and_the_rest_arrives() ->
     assert (found[0], found[-1]) == (b"a", b"z")
     assert found[1] == large
     assert found[40] is None
+
+
+@given(st.binary(max_size=20))
+def test_an_epoch_to_use_is_read_whatever_the_bytes(body: bytes) -> None:
+    assert epoch_of(body) == (int.from_bytes(body, "big") if len(body) == 8 else 0)
 
 
 def test_too_many_items_are_refused() -> None:

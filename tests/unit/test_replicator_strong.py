@@ -509,6 +509,19 @@ def test_another_epoch_discards_the_round_and_begins_again(world: World) -> None
     assert world.replicator.counters.wrong_epoch == 1
 
 
+@pytest.mark.parametrize("body", [b"", b"?", bytes(9)])
+def test_an_epoch_that_makes_no_sense_is_a_reason_to_begin_again_too(
+    world: World, body: bytes
+) -> None:
+    node = world.owners(key)[1]
+    node.answer(PREPARE, WRONG_EPOCH, body)
+    asked = world.change(key, Put(b"x"))
+    world.pass_time(0.01)
+    node.obey()
+    world.pass_time(0.1)
+    assert asked.kind == CHANGED
+
+
 def test_while_there_is_no_newer_map_it_is_asked_less_and_less_often(world: World) -> None:
     for node in world.nodes.values():
         node.answer(PREPARE, WRONG_EPOCH, u64.pack(3))
