@@ -1,0 +1,264 @@
+"""What tenants are told of their usage, against sums made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from services.core.errors import FixRequest, RetryLater
+from services.runtime.database_url import DatabaseAddress
+from services.usermanager import usage_query
+from services.usermanager.messages_usage import (
+    Rollup,
+    StatsQuery,
+    Step,
+    UsageQuery,
+    UsageRow,
+    count_max,
+)
+from services.usermanager.usage_query import (
+    period,
+    questions_at_once,
+    questions_waiting_max,
+    spans,
+    stats_span,
+)
+from tests.integration.usage_desk import (
+    Desk,
+    fetch,
+    random_rollups,
+    report,
+    rollup,
+    this_minute,
+    usage_desk,
+)
+
+now = datetime(2026, 5, 5, 12, 30, 15, tzinfo=UTC)
+hour = timedelta(hours=1)
+
+
+@pytest.fixture
+async def desk(database_address: DatabaseAddress) -> AsyncIterator[Desk]:
+    async with usage_desk(database_address) as desk:
+        yield desk
+
+
+def beginning(minute: datetime, step: Step) -> datetime:
+    match step:
+        case "minute":
+            return minute
+        case "hour":
+            return minute.replace(minute=0)
+        case "day":
+            return minute.replace(hour=0, minute=0)
+
+
+def by_hand(
+    rollups: list[Rollup], user_id: int, start: datetime, end: datetime, step: Step
+) -> list[UsageRow]:
+    groups = defaultdict(list)
+    for row in rollups:
+        if row.user_id == user_id and start <= row.minute < end:
+            key = (beginning(row.minute, step), row.key_id, row.operation, row.status)
+            groups[key].append(row)
+    answer = []
+    for key, rows in sorted(groups.items()):
+        requests = sum(row.requests for row in rows)
+        latency_us = sum(row.latency_us for row in rows)
+        answer.append(
+            UsageRow(
+                *key,
+                requests=requests,
+                bytes_in=sum(row.bytes_in for row in rows),
+                bytes_out=sum(row.bytes_out for row in rows),
+                average_latency_ms=round(latency_us / requests / 1000, 3) if requests else 0.0,
+            )
+        )
+    return answer
+
+
+async def told(desk: Desk, count: int = 3_000) -> list[Rollup]:
+    # All of them yesterday at the earliest, which is the first day that there is.
+    rows = random_rollups(random.Random(13), count, minutes=1_400)
+    await desk.usage.take(report(1, *rows))
+    return rows
+
+
+@pytest.mark.parametrize("step", ["minute", "hour", "day"])
+@pytest.mark.parametrize("user_id", [1, 2, 3, 4])
+async def test_rows_are_the_sums_of_the_minutes_in_the_period_and_of_one_tenant(
+    desk: Desk, step: Step, user_id: int
+) -> None:
+    rows = await told(desk)
+    draw = random.Random(user_id)
+    for _ in range(5):
+        end = this_minute() - timedelta(seconds=draw.randrange(40_000))
+        start = end - timedelta(seconds=draw.randrange(1, 45_000))
+        query = UsageQuery(start, end.astimezone(timezone(3 * hour)), step)
+        expected = by_hand(rows, user_id, start, end, step)
+        assert await desk.reader.rows(user_id, query) == expected
+        assert bool(expected) is (user_id != 4)
+
+
+@pytest.mark.parametrize("user_id", [1, 2, 3, 4])
+async def test_totals_are_the_sums_of_one_tenant(desk: Desk, user_id: int) -> None:
+    rows = [row for row in await told(desk) if row.user_id == user_id]
+    stats = await desk.reader.stats(user_id, StatsQuery())
+    requests = sum(row.requests for row in rows)
+    assert stats.total_requests == requests
+    assert stats.successful_requests == sum(row.requests for row in rows if row.status == 200)
+    assert stats.failed_requests == requests - stats.successful_requests
+    assert stats.total_bytes_transferred == sum(row.bytes_in + row.bytes_out for row in rows)
+    assert stats.requests_by_operation == {
+        operation: sum(row.requests for row in rows if row.operation == operation)
+        for operation in sorted({row.operation for row in rows})
+    }
+    latency_us = sum(row.latency_us for row in rows)
+    average_ms = round(latency_us / requests / 1000, 3) if requests else 0.0
+    assert stats.average_latency_ms == average_ms
+    assert stats.until - stats.from_ == stats_span.usual
+
+
+async def test_a_request_of_this_very_minute_is_in_the_answer(desk: Desk) -> None:
+    await desk.usage.take(report(1, rollup(requests=5)))
+    for step in spans:
+        assert [row.requests for row in await desk.reader.rows(1, UsageQuery(step=step))] == [5]
+    assert (await desk.reader.stats(1, StatsQuery())).total_requests == 5
+
+
+async def test_sums_that_no_number_could_hold_stop_at_the_largest(desk: Desk) -> None:
+    rows = [
+        rollup(
+            this_minute() - timedelta(minutes=number),
+            requests=count_max,
+            bytes_in=count_max,
+            bytes_out=count_max,
+            latency_us=count_max,
+            operation=operation,
+        )
+        for number in range(1_100)
+        for operation in ("get", "put")
+    ]
+    await desk.usage.take(report(1, *rows))
+    found = await desk.reader.rows(1, UsageQuery(step="day"))
+    assert {(row.requests, row.bytes_in, row.bytes_out) for row in found} == {(count_max,) * 3}
+    stats = await desk.reader.stats(1, StatsQuery())
+    assert stats.total_requests == stats.total_bytes_transferred == count_max
+    assert stats.failed_requests == 0
+
+
+async def test_a_tenant_without_usage_is_told_nothings(desk: Desk) -> None:
+    assert await desk.reader.rows(1, UsageQuery()) == []
+    stats = await desk.reader.stats(1, StatsQuery())
+    assert (stats.total_requests, stats.average_latency_ms) == (0, 0.0)
+    assert stats.requests_by_operation == {}
+
+
+async def test_an_answer_of_too_many_rows_is_refused_with_what_to_ask_for(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await told(desk, count=500)
+    monkeypatch.setattr(usage_query, "rows_max", 20)
+    query = UsageQuery(step="minute", from_=this_minute() - 24 * hour)
+    with pytest.raises(FixRequest, match=r"more than 20 rows: ask for a shorter period"):
+        await desk.reader.rows(1, query)
+    # No rows are left out instead: as many as may be are all of them.
+    monkeypatch.setattr(usage_query, "rows_max", 500)
+    assert len(await desk.reader.rows(1, query)) > 20
+
+
+async def test_a_period_with_too_much_in_it_is_refused_before_it_is_added_up(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = this_minute()
+    await desk.usage.take(report(1, *(rollup(minute, key_id=key) for key in range(101))))
+    monkeypatch.setattr(usage_query, "rows_read_max", 101)
+    assert (await desk.reader.stats(1, StatsQuery())).total_requests == 101
+    monkeypatch.setattr(usage_query, "rows_read_max", 100)
+    with pytest.raises(FixRequest, match="more than 100 counts in this period"):
+        await desk.reader.stats(1, StatsQuery())
+    with pytest.raises(FixRequest, match="more than 100 counts in this period"):
+        await desk.reader.rows(1, UsageQuery())
+    # Others' rows do not count.
+    assert (await desk.reader.stats(2, StatsQuery())).total_requests == 0
+
+
+async def test_questions_wait_their_turn_and_not_too_many_of_them(
+    desk: Desk, database_address: DatabaseAddress
+) -> None:
+    await desk.usage.take(report(1, rollup(requests=5)))
+    blocker_sql = "LOCK TABLE usage_rollups IN ACCESS EXCLUSIVE MODE"
+    async with desk.database.transaction() as blocker:
+        await blocker.execute(blocker_sql)
+        asked = [
+            asyncio.create_task(desk.reader.stats(1, StatsQuery()))
+            for _ in range(questions_at_once + questions_waiting_max)
+        ]
+        waits_sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        while await blocker.fetchval(waits_sql) < questions_at_once:
+            await blocker.execute("SELECT pg_sleep(0.01)")
+            await blocker.execute("SELECT pg_stat_clear_snapshot()")
+        with pytest.raises(RetryLater, match="overloaded"):
+            await desk.reader.stats(1, StatsQuery())
+        assert await blocker.fetchval(waits_sql) == questions_at_once
+        # Somebody who leaves makes room, for a place in the queue and for a turn.
+        for left in (asked[-1], asked[0]):
+            left.cancel()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [isinstance(answer, asyncio.CancelledError) for answer in answers].count(True) == 2
+    assert len(answers) - 2 == sum(
+        not isinstance(answer, BaseException) and answer.total_requests == 5 for answer in answers
+    )
+    assert (await desk.reader.stats(1, StatsQuery())).total_requests == 5
+
+
+async def test_only_the_days_of_the_period_are_looked_at(
+    desk: Desk, database_address: DatabaseAddress
+) -> None:
+    await desk.usage.take(report(1, rollup()))
+    plan = await fetch(
+        database_address,
+        "EXPLAIN SELECT * FROM usage_rollups WHERE user_id = 1 AND minute >= $1 AND minute < $2",
+        this_minute(),
+        this_minute() + timedelta(minutes=1),
+    )
+    text = "\n".join(row[0] for row in plan)
+    assert text.count("usage_2") == text.count(f"usage_{this_minute():%Y%m%d}") > 0
+
+
+@pytest.mark.parametrize("step", ["minute", "hour", "day"])
+def test_a_period_is_as_long_as_it_may_be_and_no_longer(step: Step) -> None:
+    span = spans[step]
+    assert period(now - span.longest, now, span, now) == (now - span.longest, now)
+    with pytest.raises(FixRequest, match=r"from: is more than \d+ hours before to, which is 2026"):
+        period(now - span.longest - timedelta(microseconds=1), now, span, now)
+    start, end = period(None, None, span, now)
+    assert end - start == span.usual
+    assert start < now < end <= now + timedelta(minutes=1)
+    assert period(None, now, span, now) == (now - span.usual, now)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "member"),
+    [
+        (datetime.min.replace(tzinfo=UTC), None, "from"),
+        (datetime.min.replace(tzinfo=timezone(14 * hour)), None, "from"),
+        (None, datetime.max.replace(tzinfo=timezone(-14 * hour)), "to"),
+        (None, datetime.min.replace(tzinfo=UTC), "to"),
+        (now, now, "from"),
+        (now + hour, now, "from"),
+        (now + 2 * hour, None, "from"),
+    ],
+)
+def test_what_is_no_period_is_refused_by_the_name_of_the_member(
+    start: datetime | None, end: datetime | None, member: str
+) -> None:
+    with pytest.raises(FixRequest) as refused:
+        period(start, end, stats_span, now)
+    assert refused.value.code == "invalid_body"
+    assert refused.value.members["member"] == member
