@@ -237,8 +237,8 @@ class Disk(Protocol):
     def make_directory(self, path: Path) -> None:
         """Durably make a directory and those above it that are missing; one may be there.
 
-        The name of the lowest one that is there is made durable too: whoever made it may have
-        been killed before doing so.
+        Several processes may do so at once. The name of the lowest one that is there is made
+        durable too: whoever made it may have been killed before doing so.
         """
         missing = []
         ancestor = path
@@ -251,7 +251,11 @@ class Disk(Protocol):
         with suppress(PermissionError):
             self.sync_directory(ancestor.parent)
         for directory in reversed(missing):
-            self.create_directory(directory)
+            try:
+                self.create_directory(directory)
+            except FileExistsError:
+                # Somebody who starts together with us was first.
+                self.names(directory)
             self.sync_directory(directory.parent)
 
 

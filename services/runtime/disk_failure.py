@@ -21,6 +21,11 @@ def disk_failure(error: OSError) -> FatalError:
             f"{where} may not be written ({why}): mount that file system for writing, or set "
             "DATA_DIR to a directory elsewhere"
         )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return FatalError(
+            f"{where} cannot be a directory ({why}): that name, or one above it, is a file's; move "
+            "the file away, or set DATA_DIR to a directory elsewhere"
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RestartLater(f"{where} cannot be written ({why}): free space there, start again")
     if error.errno in (errno.EMFILE, errno.ENFILE):

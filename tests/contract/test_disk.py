@@ -8,7 +8,9 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -259,6 +261,37 @@ def test_directories_are_made_with_those_above_them_and_may_be_there(bench: Benc
         bench.disk.create_directory(deep)
     with pytest.raises(FileNotFoundError):
         bench.disk.create_directory(bench.root / "other" / "log")
+
+
+@pytest.mark.parametrize("overtaken_at", ["nodes", "node-1"])
+def test_a_directory_that_somebody_else_makes_in_between_is_as_good_as_our_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, overtaken_at: str
+) -> None:
+    create = bench.disk.create_directory
+
+    def second(path: Path) -> None:
+        if path.name == overtaken_at:
+            create(path)
+        create(path)
+
+    monkeypatch.setattr(bench.disk, "create_directory", second)
+    deep = bench.root / "nodes" / "node-1"
+    bench.disk.make_directory(deep)
+    assert bench.disk.names(deep) == []
+
+
+def test_a_file_that_somebody_else_makes_in_between_is_no_directory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = bench.disk.create_directory
+
+    def second(path: Path) -> None:
+        bench.file(path.name).close()
+        create(path)
+
+    monkeypatch.setattr(bench.disk, "create_directory", second)
+    with pytest.raises(NotADirectoryError):
+        bench.disk.make_directory(bench.root / "node-1")
 
 
 def test_only_an_empty_directory_is_removed(bench: Bench) -> None:
@@ -616,6 +649,23 @@ def test_a_lock_file_left_by_a_longer_pid_is_overwritten_whole(tmp_path: Path) -
     assert (tmp_path / "LOCK").read_bytes() == b"%d\n" % os.getpid()
     held.release()
     assert (tmp_path / "LOCK").read_bytes() == b""
+
+
+def test_many_who_start_together_make_the_same_directories(tmp_path: Path) -> None:
+    starters, rounds = 8, 100
+    gate = threading.Barrier(starters)
+
+    def make(number: int) -> None:
+        disk = SystemDisk()
+        for turn in range(rounds):
+            gate.wait(timeout=30)
+            disk.make_directory(tmp_path / str(turn) / "nodes" / f"node-{number}")
+
+    with ThreadPoolExecutor(starters) as threads:
+        for made in [threads.submit(make, number) for number in range(starters)]:
+            made.result()
+    for turn in range(rounds):
+        assert len(list((tmp_path / str(turn) / "nodes").iterdir())) == starters
 
 
 def test_files_and_directories_are_private(tmp_path: Path) -> None:

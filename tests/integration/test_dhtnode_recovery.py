@@ -566,6 +566,19 @@ def test_what_a_disk_refuses_is_told_with_the_path_and_what_to_do(
     assert ("the disk failed" in str(told)) == (code == errno.EIO)
 
 
+@pytest.mark.parametrize("place", [path, path.parent])
+def test_a_file_where_the_directory_should_be_is_named(place: Path) -> None:
+    disk = fresh_disk()
+    disk.make_directory(place.parent)
+    disk.open(place, "create").close()
+    with pytest.raises(NotADirectoryError) as caught:
+        open_directory(disk)
+    told = disk_failure(caught.value)
+    assert "/data/nodes" in str(told)
+    assert "move the file away" in str(told)
+    assert not isinstance(told, RestartLater)
+
+
 def test_what_was_left_unfinished_is_removed() -> None:
     node = filled(10)
     for name in ("store.tmp", "log-0000000009.tmp", "snapshot-00000000000000000007.tmp"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -218,6 +218,22 @@ def test_making_a_directory_makes_those_above_it_durable_that_a_killed_process_l
     for machine in machines(50):
         machine.disk.create_directory(root / "nodes")
         machine.disk.kill()
+        machine.disk.make_directory(root / "nodes" / "node-1")
+        machine.disk.crash()
+        assert machine.disk.exists(root / "nodes" / "node-1")
+
+
+def test_a_directory_that_somebody_else_makes_in_between_is_made_durable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for machine in machines(20):
+        create = machine.disk.create_directory
+
+        def second(path: Path, create: Callable[[Path], None] = create) -> None:
+            create(path)
+            create(path)
+
+        monkeypatch.setattr(machine.disk, "create_directory", second)
         machine.disk.make_directory(root / "nodes" / "node-1")
         machine.disk.crash()
         assert machine.disk.exists(root / "nodes" / "node-1")
