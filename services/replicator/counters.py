@@ -39,7 +39,8 @@ class Counters:
     rounds_again: int = 0
     refusals: int = 0
     unknown_outcomes: int = 0
-    # Time from a request to its acknowledgement, and to the last replica's.
+    # Of replications: the time from the request to its acknowledgement; and to the last owner's
+    # success, where every owner took it when asked first.
     acks: Histogram = field(default_factory=lambda: Histogram(latency_s))
     lags: Histogram = field(default_factory=lambda: Histogram(latency_s))
 

@@ -54,7 +54,12 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
     add("requests_under_way", "gauge", "Requests", lambda: replicator.requests.under_way)
     add("strong_under_way", "gauge", "Strong operations", lambda: strong_under_way(replicator))
     add("malformed", "counter", "Requests without sense", lambda: replicator.requests.malformed)
-    add("finished", "counter", "Operations of dead coordinators", lambda: _finished(replicator))
+    for name, text in (
+        ("finished", "Operations of dead coordinators brought to an end"),
+        ("expired", "Accepted values that have expired and became tombstones"),
+        ("unfinished", "Tries to do either that had no quorum"),
+    ):
+        add(name, "counter", text, partial(_swept, replicator, name))
     add("average_ack_time_ms", "gauge", "To an acknowledgement", lambda: _mean_ms(counters.acks))
     add(
         "max_replication_lag_ms",
@@ -152,9 +157,9 @@ def _mean_ms(histogram: Histogram) -> float:
     return round(histogram.total / histogram.count * 1000, 3) if histogram.count else 0.0
 
 
-def _finished(replicator: Replicator) -> int:
+def _swept(replicator: Replicator, name: str) -> int:
     coordinator = replicator.coordinator
-    return 0 if coordinator is None else coordinator.sweeper.finished
+    return 0 if coordinator is None else getattr(coordinator.sweeper, name)
 
 
 def _hints_delivered(replicator: Replicator) -> int:

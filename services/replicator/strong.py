@@ -80,6 +80,7 @@ class _Operation:
         "done",
         "failures",
         "grows",
+        "having",
         "hedge_at_s",
         "key",
         "pauses",
@@ -88,6 +89,7 @@ class _Operation:
         "round",
         "route",
         "slot",
+        "started_s",
         "unasked",
     )
 
@@ -95,6 +97,8 @@ class _Operation:
     # The owners that are not asked yet in this round, the next one last.
     unasked: list[Owner]
     reading: Reading | None
+    # Of what was chosen: the owners that are known to have it, as bits of the placement.
+    having: int
 
     def __init__(
         self, key: bytes, change: Change, done: Done, now_s: float, *, grows: bool
@@ -107,6 +111,7 @@ class _Operation:
         self.proposal = Proposal(change)
         self.reading = None
         self.unasked = []
+        self.started_s = now_s
         self.deadline_s = now_s + operation_s
         self.hedge_at_s = now_s + hedge_s
         # What is answered to an earlier round is dropped by its number.
@@ -386,7 +391,7 @@ class StrongOperations:
             if kind != OK:
                 self._missed(operation, owner, kind)
             elif proposal.record:
-                self._counters.successful_replicas += 1
+                self._has(operation, owner.bit)
         elif kind == OK:
             self._step(operation, proposal.accepted(owner.bit))
         elif kind == NACK:
@@ -401,12 +406,15 @@ class StrongOperations:
     def _chosen(self, operation: _Operation) -> None:
         """Answer, then have the cells learn, as eventual reads look there."""
         proposal = operation.proposal
-        self._end(operation, *proposal.answer)
         record = proposal.record
+        if record:
+            self._counters.acknowledged(self._clock.monotonic_s() - operation.started_s)
+        self._end(operation, *proposal.answer)
         if not record:
             return
         self._counters.total_replications += 1
-        self._counters.successful_replicas += proposal.accepted_by.bit_count()
+        operation.having = 0
+        self._has(operation, proposal.accepted_by)
         learn = encode_learn(operation.route.epoch, proposal.ballot, operation.key, b"")
         failed = operation.failures.by_node
         for owner in operation.route.owners:
@@ -415,6 +423,13 @@ class StrongOperations:
             elif proposal.cells.get(owner.bit) != record:
                 owner.node.link.notify(LEARN, learn)
 
+    def _has(self, operation: _Operation, bits: int) -> None:
+        """These owners have what was chosen, each told once."""
+        self._counters.successful_replicas += bits.bit_count()
+        operation.having |= bits
+        if operation.having == operation.route.placement.everyone:
+            self._counters.settled(self._clock.monotonic_s() - operation.started_s)
+
     def _missed(self, operation: _Operation, owner: Owner, kind: int) -> None:
         """This owner did not accept what was chosen; its cell is to have it all the same."""
         proposal = operation.proposal
@@ -422,7 +437,7 @@ class StrongOperations:
             return
         if proposal.cells.get(owner.bit) == proposal.record:
             # What was chosen is what it had shown.
-            self._counters.successful_replicas += 1
+            self._has(operation, owner.bit)
             return
         self._counters.failed_replicas += 1
         if kind == NACK:

@@ -19,10 +19,12 @@ from functools import partial
 from typing import Final
 
 from services.core.ballots import UNLEARNED, encode_unlearned
-from services.core.change import read
+from services.core.change import Changed
 from services.core.errors import PeerError
+from services.core.hlc import Version, version_ms
 from services.core.key import check_storage_key
 from services.core.messages import decode_get_many
+from services.core.record import version
 from services.core.wire import OK
 from services.replicator.fleet import Fleet, FleetNode
 from services.replicator.strong import StrongOperations
@@ -43,13 +45,33 @@ ask_s: Final = 1.0
 
 log = telemetry.logger(__name__)
 
+# What is left by the dead is older than age_ms. If what is there is younger than this, which leaves
+# room for clocks that differ, somebody else was here first.
+_young_ms: Final = age_ms // 2
+_had_expired: Final = b"expired"
+_was_replaced: Final = b"replaced"
+
+
+def finish(current: bytes, ballot: Version) -> Changed:
+    """Change nothing, and answer what has become of the key: b"" if it was finished."""
+    outcome = b""
+    if current and version(current) == ballot:
+        # The tombstone that takes the place of an expired value.
+        outcome = _had_expired
+    elif current and version_ms(ballot) - version_ms(version(current)) < _young_ms:
+        outcome = _was_replaced
+    return None, (OK, outcome)
+
 
 class Sweeper:
     def __init__(
         self, fleet: Fleet, strong: StrongOperations, clock: Clock, draw: random.Random
     ) -> None:
-        # Operations that came to an end, and those that did not for want of a quorum.
+        # Operations of dead coordinators that were brought to an end, expired values that became
+        # tombstones, and keys with which neither could be done, for want of a quorum. What another
+        # replicator or a client has done meanwhile is none of them.
         self.finished = 0
+        self.expired = 0
         self.unfinished = 0
         self._fleet = fleet
         self._strong = strong
@@ -112,15 +134,17 @@ class Sweeper:
         self._beginning = True
         while self._keys and self._under_way < at_once:
             self._under_way += 1
-            self._strong.change(self._keys.popleft(), read, self._ended, grows=False)
+            self._strong.change(self._keys.popleft(), finish, self._ended, grows=False)
         self._beginning = False
         if not self._keys and not self._under_way and not self._stopped:
             self._next_node()
 
     def _ended(self, kind: int, body: bytes) -> None:
         self._under_way -= 1
-        if kind == OK:
-            self.finished += 1
-        else:
+        if kind != OK:
             self.unfinished += 1
+        elif body == _had_expired:
+            self.expired += 1
+        elif body != _was_replaced:
+            self.finished += 1
         self._begin_more()

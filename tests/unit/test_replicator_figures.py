@@ -66,6 +66,81 @@ def test_a_strong_change_succeeds_on_every_owner_also_on_the_one_that_is_last(wo
     assert counted(world) == Counted(10, 30, 0), "reads that need no proposal replicate nothing"
 
 
+class Timed:
+    """One request, and how long its acknowledgement took."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._began_s = world.timeline.now_s
+        self.took_s: float | None = None
+
+    def __call__(self, kind: int, body: bytes) -> None:
+        assert self.took_s is None, "answered twice"
+        assert kind == CHANGED
+        self.took_s = self._world.timeline.now_s - self._began_s
+
+
+def test_every_acknowledgement_is_timed_whatever_the_mode(world: World) -> None:
+    counters, asked = world.replicator.counters, list[Timed]()
+    for number in range(10):
+        asked += Timed(world), Timed(world)
+        world.replicator.writes.write(key_of(number), value_body(b"x"), asked[-2])
+        world.replicator.strong.change(key_of(20 + number), Put(b"x"), asked[-1])
+    world.pass_time(1.0)
+    took_s = [one.took_s for one in asked if one.took_s is not None]
+    assert len(took_s) == counters.total_replications == counters.acks.count == 20
+    assert counters.lags.count == 20
+    assert counters.acks.total == pytest.approx(sum(took_s))
+    assert counters.lags.total >= counters.acks.total
+    for number in range(10):
+        world.fetch(key_of(20 + number))
+    world.pass_time()
+    assert counters.acks.count == counters.lags.count == 20, "reads replicate nothing"
+
+
+def test_a_change_that_an_owner_has_not_accepted_is_acknowledged_and_not_settled(
+    world: World,
+) -> None:
+    counters = world.replicator.counters
+    third = world.owners(key)[2]
+    third.answer(ACCEPT, OVERLOADED)
+    world.change(key, Put(b"x"))
+    world.pass_time()
+    assert (counters.acks.count, counters.lags.count) == (1, 0)
+    third.obey()
+    world.change(key, Put(b"y"))
+    world.pass_time()
+    assert (counters.acks.count, counters.lags.count) == (2, 1)
+
+
+def test_a_change_is_settled_when_its_last_owner_has_accepted_it(world: World) -> None:
+    counters = world.replicator.counters
+    world.owners(key)[2].disk.freeze()
+    asked = world.change(key, Put(b"x"))
+    world.pass_time(0.5)
+    assert asked.kind == CHANGED
+    assert (counters.acks.count, counters.lags.count) == (1, 0)
+    world.owners(key)[2].disk.thaw()
+    world.pass_time()
+    assert (counters.acks.count, counters.lags.count) == (1, 1)
+    assert counters.acks.total < 0.5 <= counters.lags.total
+
+
+def test_what_is_refused_or_unknown_is_no_acknowledgement(world: World) -> None:
+    for node in world.nodes.values():
+        node.answer(PREPARE, OVERLOADED)
+    world.change(key, Put(b"x"))
+    world.pass_time()
+    for node in world.nodes.values():
+        node.obey()
+        node.answer(ACCEPT, FAILED)
+    asked = world.change(key, Put(b"x"))
+    world.pass_time(operation_s + 0.3)
+    assert asked.kind == UNKNOWN
+    counters = world.replicator.counters
+    assert counters.acks.count == counters.lags.count == 0
+
+
 def test_what_a_strong_operation_only_repeats_is_brought_to_every_owner_too(world: World) -> None:
     world.put(key)
     world.pass_time()
@@ -156,6 +231,7 @@ def test_one_whose_owner_shows_what_is_chosen_but_does_not_accept_it_has_it(worl
     world.change(key, read)
     world.pass_time()
     assert counted(world) == Counted(2, 6, 0)
+    assert world.replicator.counters.lags.count == 2
     assert world.replicator.hints.kept == []
 
 
@@ -208,4 +284,6 @@ def test_in_bad_weather_each_owner_of_each_record_is_counted(world: World, seed:
     assert 0 <= again <= counters.retries
     made = sum(one.kind == CHANGED for one in asked)
     assert made <= found.total <= len(asked)
+    assert counters.acks.count == made
+    assert counters.lags.count <= found.total
     assert found.failed >= len(world.replicator.hints.kept) + again

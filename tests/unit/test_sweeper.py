@@ -72,13 +72,55 @@ def test_accepted_values_that_have_expired_become_tombstones_and_are_freed_every
     sweeper.start()
     world.pass_time(5.0)
     sweeper.stop()
-    assert sweeper.finished == len(keys)
+    assert (sweeper.expired, sweeper.finished) == (len(keys), 0)
     assert sum(replica.memory_bytes for replica in replicas) < before + 90 * 1_000
     for key in keys:
         assert all(cell is not None and is_tombstone(cell) for cell in world.held(key))
         for replica in replicas:
             assert is_tombstone(replica.promises.get(slot_of(key), key).record)
     assert world.messages(WRITE) == 0
+
+
+def test_two_replicators_count_each_expired_value_once_and_finish_nothing() -> None:
+    world = World(replicators=2)
+    keys = [key_of(number) for number in range(60)]
+    soon_ms = world.replicator.clock.wall_ms() + 1_000
+    for key in keys:
+        world.change(key, Put(b"x", soon_ms))
+    world.pass_time(trim_after_ms / 1000 + 2)
+    for node in world.nodes.values():
+        node.replica.trim_slice(soon_ms + 1, 2 * slot_count)
+    sweepers = [
+        Sweeper(other.fleet, other.strong, other.clock, other.draw) for other in world.replicators
+    ]
+    for sweeper in sweepers:
+        sweeper.start()
+    world.pass_time(10.0)
+    for sweeper in sweepers:
+        sweeper.stop()
+    assert [sweeper.finished for sweeper in sweepers] == [0, 0]
+    # Where both propose at once, the one that comes later finds the tombstone of the other.
+    assert 0 < sum(sweeper.expired for sweeper in sweepers) <= len(keys) + 10
+    for key in keys:
+        assert all(cell is not None and is_tombstone(cell) for cell in world.held(key))
+
+
+def test_what_a_client_has_written_since_is_not_counted_as_finished() -> None:
+    world = World(replicators=2)
+    for node in world.nodes.values():
+        node.ignore(LEARN)
+    world.change(key_of(1), Put(b"left"))
+    world.change(key_of(2), Put(b"left"))
+    world.pass_time(age_ms / 1000 + 0.1)
+    world.change(key_of(1), Put(b"of a client"))
+    world.pass_time(0.1)
+    for node in world.nodes.values():
+        node.obey()
+    sweeper = sweeper_of(world)
+    sweeper.start()
+    world.pass_time(1.5)
+    sweeper.stop()
+    assert (sweeper.finished, sweeper.expired, sweeper.unfinished) == (1, 0, 0)
 
 
 def test_a_later_ballot_is_named_as_what_stood_in_the_way() -> None:
