@@ -72,19 +72,38 @@ class MapStore(Protocol):
         ...
 
 
+class PlacedMap:
+    """The newest map that was found, with its slots placed: nearly always it is found again."""
+
+    def __init__(self) -> None:
+        self._newest: ClusterMap | None = None
+
+    async def place(self, found: ClusterMap | None) -> ClusterMap | None:
+        """This map with its slots placed, a piece of that in each turn of the event loop."""
+        if found is None:
+            return None
+        if found == self._newest:
+            return self._newest
+        for _ in found.prepare():
+            await asyncio.sleep(0)
+        # A newer one may have been found, and placed, meanwhile.
+        if self._newest is None or found.epoch >= self._newest.epoch:
+            self._newest = found
+        return found
+
+
 class PostgresMapStore:
     def __init__(self, database: Database, cluster_size: int, replication_factor: int) -> None:
         self._database = database
         self._cluster_size = cluster_size
         self._replication_factor = replication_factor
-        # The last one that was found: nearly always it is found again.
-        self._known: ClusterMap | None = None
+        self._found = PlacedMap()
 
     async def newest(self) -> ClusterMap | None:
         with _telling_what_is_wrong():
             async with self._database.connection() as connection:
                 found = await _newest(connection)
-        return await self._prepared(found)
+        return await self._found.place(found)
 
     async def register(self, member: Member) -> Registered:
         with _telling_what_is_wrong():
@@ -103,16 +122,7 @@ class PostgresMapStore:
                     new_map = decision.new_map
                     await connection.execute(_ADD_MAP, new_map.epoch, new_map.encode())
         answer = decision.answer
-        return replace(answer, map=await self._prepared(answer.map))
-
-    async def _prepared(self, found: ClusterMap | None) -> ClusterMap | None:
-        """This map with its slots placed, a piece of that in each turn of the event loop."""
-        if found is None or found == self._known:
-            return self._known if found is not None else None
-        for _ in found.prepare():
-            await asyncio.sleep(0)
-        self._known = found
-        return found
+        return replace(answer, map=await self._found.place(answer.map))
 
     async def allot_stamper(self, replicator_id: str) -> int:
         with _telling_what_is_wrong():

@@ -128,7 +128,9 @@ class Membership:
     def registered(self, answer: Registered) -> None:
         """PostgreSQL has answered a registration; RetryLater if with a map that is not ours."""
         self.missing = answer.missing
-        if answer.map is not None:
+        # An older one was overtaken while its slots were placed. That the database is an older one
+        # shows when it is asked.
+        if answer.map is not None and answer.map.epoch >= self._fleet.epoch:
             self._met(answer.map)
         if self.objection is not None:
             raise RetryLater("database_unavailable", self.objection)

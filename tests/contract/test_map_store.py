@@ -21,7 +21,7 @@ from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError, RetryLater, UnknownOutcome
 from services.core.hlc import stamper_max
 from services.replicator.formation import Registered, RegistrationRefused, decide
-from services.replicator.map_store import MapStore, PostgresMapStore
+from services.replicator.map_store import MapStore, PlacedMap, PostgresMapStore
 from services.replicator.memory_map_store import MemoryMapStore, Rows
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.postgres import Database
@@ -494,6 +494,19 @@ async def test_epochs_stay_in_the_database_and_registrations_tell_the_newest_add
         await connection.close()
     assert [row["epoch"] for row in epochs] == [1, 3]
     assert [row["host"] for row in hosts] == ["10.0.0.1", "127.0.0.1", "127.0.0.1"]
+
+
+async def test_an_older_map_that_is_placed_later_does_not_take_the_newer_ones_place() -> None:
+    many = [member(number) for number in range(1, 41)]
+    older = ClusterMap(1, 3, tuple(many))
+    newer = ClusterMap(3, 3, trio)
+    found = PlacedMap()
+    placing = asyncio.create_task(found.place(older))
+    await asyncio.sleep(0)
+    newest = await found.place(newer)
+    assert not placing.done()
+    assert await placing == older
+    assert await found.place(ClusterMap.decode(newer.encode())) is newest
 
 
 async def test_a_map_from_postgresql_has_its_slots_placed_in_many_turns(

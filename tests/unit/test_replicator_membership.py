@@ -304,3 +304,28 @@ async def test_an_answer_that_is_older_than_a_registration_is_no_objection() -> 
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+async def test_a_registration_whose_map_was_long_in_coming_is_no_objection() -> None:
+    """Another replicator made a newer one while this one's slots were placed."""
+    world = World()
+    world.in_postgresql(moved)
+    async with world.following():
+        await world.until_epoch(3)
+        world.membership.registered(Registered(first, 0))
+        assert world.membership.objection is None
+        assert world.fleet.epoch == 3
+        assert world.membership.map_bytes == moved.encode()
+
+
+async def test_a_registration_alone_does_not_withdraw_an_objection() -> None:
+    world = World()
+    world.in_postgresql(moved)
+    async with world.following():
+        await world.until_epoch(3)
+        world.rows.maps = {1: first.encode()}
+        await world.asked()
+        await wait_until(lambda: world.membership.objection is not None, "it is refused")
+        with pytest.raises(RetryLater, match="epoch 1 is older than epoch 3"):
+            world.membership.registered(Registered(first, 0))
+        assert world.fleet.epoch == 3
