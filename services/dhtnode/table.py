@@ -78,7 +78,8 @@ class Table:
         self._raw_bytes = 0
         # By slot, the time up to which expired values have been trimmed and count as tombstones.
         self._trimmed_ms = array("Q", bytes(8 * slot_count))
-        self._trim_next = 0
+        # The slot with which the next slice of trimming begins.
+        self.trim_next = 0
         self.trimmed = 0
 
     # Records.
@@ -360,18 +361,13 @@ class Table:
         A value that is trimmed is gone, even if the clock turns out to have been wrong.
         """
         while budget > 0:
-            slot = self._trim_next
+            slot = self.trim_next
             budget -= 1 + len(self._slots[slot])
             self._trim(slot, now_ms)
-            self._trim_next = (slot + 1) % slot_count
-            if not self._trim_next:
+            self.trim_next = (slot + 1) % slot_count
+            if not self.trim_next:
                 return True
         return False
-
-    @property
-    def trim_next(self) -> int:
-        """The slot with which the next slice begins."""
-        return self._trim_next
 
     def _trim(self, slot: int, now_ms: int) -> None:
         trimmed_ms = self._trimmed_ms[slot]

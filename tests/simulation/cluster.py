@@ -10,7 +10,9 @@ mended, what repairs itself gets the time to, and the end is judged:
 - an acknowledged eventual write is on its replicas, or something newer is, wherever hints and
   retries of a replicator that lived on were to bring it; and on some replica in any case;
 - a strong read of a key of both kinds shows no less than any acknowledged write;
-- what a strong read shows is what the cells of the key's replicas have come to hold;
+- what a strong read shows is what the cells of the key's replicas have come to hold, or it has
+  ended since;
+- of what has ended no replica keeps more than when it ended;
 - no callback has failed, and nothing was acknowledged by a process that had ended.
 
 Comparing replicas, which mends what a replicator forgot by its death, is done by the test itself.
@@ -28,18 +30,20 @@ from unittest.mock import patch
 
 from services.core.cluster import ClusterMap
 from services.core.messages import WRITE, encode_write
-from services.core.record import is_tombstone, value, version
+from services.core.record import expires_at_ms
 from services.core.ring import slot_of
 from services.replicator.memory_map_store import Rows
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_link import FakeNetwork, Weather
-from tests.simulation.cluster_clients import Client, Mode, Told, Write, key_modes
+from tests.simulation.cells import different, hidden, lost, made_by_nobody
+from tests.simulation.cluster_clients import Client, Mode, Told, Write, key_modes, slots_of_keys
 from tests.simulation.cluster_faults import Faults
 from tests.simulation.cluster_operator import Operator
 from tests.simulation.history import ABSENT, Found, History
 from tests.simulation.key_model import KeyModel
 from tests.simulation.linearizability import check
 from tests.simulation.machines import MapStoreOfChanges, NodeMachine, ReplicatorMachine, Site
+from tests.simulation.node_life import Trimming
 from tests.simulation.replicator_life import finish
 from tests.simulation.scenario import Outcome
 
@@ -50,8 +54,13 @@ trouble_s_max = 20.0
 work_s_max = 60.0
 # A client's wait, then the retries of a write and a look for what was left unfinished.
 quiet_s = 9.0
+# In which a value that is there to be freed has been: a look, a sweep, and an operation.
+freed_within_ms = 4_000
 skew_ms_near = 400
 skew_ms_far = 30_000
+# Nodes leave values that have ended to each other's and replicators' clocks, and to operations
+# that began before.
+trim_margin_ms = 700
 # By how much a clock that stamps leads the wall clock of its replicator at the most.
 lead_ms = 502
 
@@ -75,6 +84,7 @@ class World:
             MapStoreOfChanges(self.rows, size, 3),
             self.near,
             self.outcome.count,
+            Trimming(slots_of_keys(), 2 * self.skew_ms + trim_margin_ms),
         )
         self.nodes = [NodeMachine(self.site, n + 1, self._skew()) for n in range(size)]
         self.replicators = [
@@ -96,6 +106,10 @@ class World:
 
     def _life_of(self, replicator: str) -> int:
         return next(each.lives for each in self.replicators if each.name == replicator)
+
+    @property
+    def wall_ms(self) -> int:
+        return FakeClock.epoch_ms + int(self.timeline.now_s * 1000)
 
     def run(self) -> Outcome:
         for node in self.nodes:
@@ -179,6 +193,8 @@ class Judgement:
         self.nodes = {machine.name: machine for machine in world.nodes}
 
     def run(self) -> None:
+        for key in self.modes:
+            self._check_freed(key)
         for key, mode in self.modes.items():
             # Hints are for the owners of their time.
             if mode is Mode.EVENTUAL and self.map.epoch == 1:
@@ -191,12 +207,8 @@ class Judgement:
                 # Every replica has by now what was written eventually.
                 shown[key] = self._read(key)
         self._even_out()
-        for key, mode in self.modes.items():
-            self._check_same(key)
-            if mode is not Mode.EVENTUAL:
-                self._check_shown(key, shown[key])
-            if mode is not Mode.STRONG:
-                self._check_kept(key)
+        for key in self.modes:
+            self._check_cells(key, shown.get(key))
         self._check_history()
         self._check_processes()
         self._trace()
@@ -220,6 +232,26 @@ class Judgement:
             if operation.outcome is ABSENT:
                 return None
         raise AssertionError(f"nothing is wrong any more, and still: {operation}")
+
+    @property
+    def _trimmed_ms(self) -> int:
+        """By when a value has ended that the fastest clock may have had trimmed."""
+        world = self.world
+        assert world.site.trimming is not None
+        return world.wall_ms + world.skew_ms - world.site.trimming.after_ms
+
+    def _check_freed(self, key: bytes) -> None:
+        """What has ended and was found to has given way to a tombstone."""
+        world, slot = self.world, slot_of(key)
+        assert world.site.trimming is not None
+        freed_ms = world.wall_ms - world.site.trimming.after_ms - freed_within_ms
+        for name in self.map.owners(slot):
+            node = self.nodes[name].node
+            assert node is not None, f"{name} is down"
+            record = node.replica.promises.get(slot, key).record
+            assert not (record and 0 < expires_at_ms(record) <= freed_ms), (
+                f"{key!r}: {name} still has {record!r}, which was to be freed by {freed_ms}"
+            )
 
     def _check_delivered(self, key: bytes) -> None:
         """Every replica has what was acknowledged by replicators that are the same ever since."""
@@ -246,41 +278,29 @@ class Judgement:
             cells = self._cells(key)
             greatest = max(cells.values())
             for name, cell in cells.items():
-                if cell < greatest:
+                # As for comparing replicas, one that was trimmed is no other.
+                if cell[:12] < greatest[:12]:
                     world.outcome.count("cells evened out")
                     message = encode_write(self.map.epoch, key, greatest)
                     link = replicator.fleet.nodes[name].link
                     assert not link.request(WRITE, message, lambda kind, body: None, 1.0)
         world.timeline.advance(1.0)
 
-    def _check_same(self, key: bytes) -> None:
+    def _check_cells(self, key: bytes, shown: Found | None) -> None:
+        """Replicas hold the same, which is what was shown; no acknowledged write is lost, and
+        nothing came back under another stamp."""
+        mode = self.modes[key]
         cells = self._cells(key)
-        assert len(set(cells.values())) == 1, f"{key!r}: replicas differ: {cells}"
-
-    def _check_shown(self, key: bytes, shown: Found | None) -> None:
-        """The cells have come to what a strong read shows; or to nothing, if it was to expire."""
-        cell = next(iter(self._cells(key).values()))
-        there = bool(cell) and not is_tombstone(cell)
-        if shown is None:
-            assert not there, f"{key!r} was read as absent, and the cells have {cell!r}"
-        elif there or not shown.expires_at_ms:
-            assert version(cell) == shown.version, f"{key!r}: {shown} was read, and is {cell!r}"
-
-    def _check_kept(self, key: bytes) -> None:
-        """No acknowledged write is lost, and nothing came back under another stamp."""
-        cell = next(iter(self._cells(key).values()))
-        writes = self._writes(key)
-        acked = max((write.acked for write in writes if write.acked is not None), default=b"")
-        assert cell[:12] >= acked, f"{key!r}: {acked.hex()} was acknowledged, {cell!r} is left"
-        if not cell or self.modes[key] is Mode.MIXED:
-            return
-        found = None if is_tombstone(cell) else value(cell)
-        # Deletes look alike, and the outcome of some may not be known.
-        makers = [write for write in writes if write.value == found and not write.refused]
-        stamps = {write.acked for write in makers}
-        assert stamps & {version(cell), None}, (
-            f"{key!r}: {cell!r} is left; it was acknowledged as {stamps}, or never written"
-        )
+        cell = max(cells.values())
+        wrong = different(cells, self._trimmed_ms)
+        if mode is not Mode.EVENTUAL:
+            wrong = wrong or hidden(shown, cell)
+        if mode is not Mode.STRONG:
+            writes = self._writes(key)
+            wrong = wrong or lost([each.acked for each in writes if each.acked is not None], cell)
+            if cell and mode is Mode.EVENTUAL:
+                wrong = wrong or made_by_nobody(writes, cell)
+        assert wrong is None, f"{key!r}: {wrong}"
 
     def _check_history(self) -> None:
         skew_ms = skew_ms_near + lead_ms if self.world.near else math.inf

@@ -82,6 +82,11 @@ def key_modes() -> dict[bytes, Mode]:
     }
 
 
+@lru_cache(maxsize=1)
+def slots_of_keys() -> tuple[int, ...]:
+    return tuple(sorted({slot_of(key) for key in key_modes()}))
+
+
 # So that rivals meet: most operations are on few keys.
 shares = {Mode.STRONG: 4, Mode.MIXED: 2, Mode.EVENTUAL: 2}
 
@@ -98,6 +103,8 @@ class Write:
     life: int
     # How many messages the network had doubled by then.
     doubled: int
+    # 0 for one that stays.
+    ttl_ms: int = 0
     acked: Version | None = None
     # Whether it certainly was not done, and is not going to be.
     refused: bool = False
@@ -256,8 +263,8 @@ class Client:
         heard = partial(self._written, write)
         if value is None:
             return o.DELETE, key, heard
-        ttl_ms = self.draw.choice((50, 300, 1500)) if self.draw.random() < 0.2 else 0
-        return o.PUT, o.encode_put(key, value, ttl_ms), heard
+        write.ttl_ms = self.draw.choice((50, 300, 1500)) if self.draw.random() < 0.2 else 0
+        return o.PUT, o.encode_put(key, value, write.ttl_ms), heard
 
     def _written(self, write: Write, kind: int, body: bytes) -> None:
         if kind == o.CHANGED:

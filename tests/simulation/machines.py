@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError
@@ -14,7 +15,7 @@ from services.replicator.memory_map_store import MemoryMapStore
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk, Operation
 from services.runtime.fake_link import FakeNetwork
-from tests.simulation.node_life import NodeLife
+from tests.simulation.node_life import NodeLife, Trimming
 from tests.simulation.replicator_life import ReplicatorLife
 
 
@@ -26,6 +27,12 @@ class MapStoreOfChanges(MemoryMapStore):
 
     def check(self, newest: ClusterMap) -> None:
         """Whatever there is, was meant."""
+
+
+class Count(Protocol):
+    """Told what has happened, and how often."""
+
+    def __call__(self, name: str, by: int = 1) -> None: ...
 
 
 @dataclass(slots=True)
@@ -43,7 +50,8 @@ class Site:
     front: FakeNetwork
     store: MapStoreOfChanges
     refuse_leads: bool = True
-    count: Callable[[str], None] = lambda what: None
+    count: Count = lambda name, by=1: None
+    trimming: Trimming | None = None
     wrong: list[str] = field(default_factory=list)
 
 
@@ -145,6 +153,7 @@ class NodeMachine(Machine):
             self.disk,
             skew_ms=self.skew_ms,
             refuse_leads=site.refuse_leads,
+            trimming=site.trimming,
         )
         life.on_failed = self._failed
         life.replica.not_ready = self.not_ready
@@ -172,7 +181,17 @@ class NodeMachine(Machine):
     def _forget_life(self) -> None:
         assert self.node is not None
         self.site.wrong.extend(self.node.wrong)
+        self._count_trimmed(self.node)
         self.node = None
+
+    def check(self) -> None:
+        super().check()
+        if self.node is not None:
+            self._count_trimmed(self.node)
+
+    def _count_trimmed(self, life: NodeLife) -> None:
+        self.site.count("values trimmed", life.replica.table.trimmed)
+        self.site.count("promises of ended values", life.ended_promises)
 
     def be_not_ready(self, slots: Iterable[int]) -> None:
         self.not_ready |= frozenset(slots)

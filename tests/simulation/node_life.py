@@ -4,6 +4,7 @@ real one, on a disk, a clock and a network that are not."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.core.digest import digest_key
@@ -42,6 +43,16 @@ class BusyClock(FakeClock):
         return super().monotonic_s() + self.spent_s
 
 
+@dataclass(frozen=True, slots=True)
+class Trimming:
+    """What a node frees whenever it looks: values in these slots that have ended so long ago by
+    its own clock. A real one goes round all slots, which takes as long as two hundred operations
+    to simulate."""
+
+    slots: tuple[int, ...]
+    after_ms: int
+
+
 class NodeLife:
     """From `recover` over `serve` to `end`. Whoever has it looks after the disk in between.
 
@@ -58,6 +69,7 @@ class NodeLife:
         *,
         skew_ms: int = 0,
         refuse_leads: bool = True,
+        trimming: Trimming | None = None,
     ) -> None:
         self.node_id = node_id
         self.store_id = store_id
@@ -71,6 +83,8 @@ class NodeLife:
         self.snapshot: SnapshotWriter | None = None
         self.station: Station | None = None
         self.failed = False
+        # How often a promise was found to hold a value that has ended.
+        self.ended_promises = 0
         self.ended = False
         self.wrong: list[str] = []
         # How snapshots ended: None, or for want of what.
@@ -79,6 +93,7 @@ class NodeLife:
         self.directory: NodeDirectory
         self.log: Log
         self._network = network
+        self._trimming = trimming
         self._disk = disk
         self._recovery: Recovery | None = None
 
@@ -128,7 +143,17 @@ class NodeLife:
 
     def _look(self) -> None:
         self.membership.look()
+        if self._trimming is not None:
+            self._trim(self._trimming)
         self.clock.call_later(look_s, self._look)
+
+    def _trim(self, trimming: Trimming) -> None:
+        now_ms = self.clock.wall_ms() - trimming.after_ms
+        known = self.replica.promises.expired
+        for slot in trimming.slots:
+            self.replica.table.trim_next = slot
+            self.replica.trim_slice(now_ms, 1)
+        self.ended_promises += self.replica.promises.expired - known
 
     def take_snapshot(self) -> None:
         if self.snapshot is None:

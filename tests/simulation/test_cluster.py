@@ -29,6 +29,9 @@ def test_300_seeds_of_a_cluster_are_linearizable_and_lose_nothing() -> None:
         assert totals[f"fault {trouble}"] > seeds / 2, trouble
     assert totals["changes of members"] > seeds / 2
     assert totals["slots moved"] > seeds
+    # Values have ended, and were freed in the cells and in what was accepted.
+    assert totals["values trimmed"] > 2 * seeds
+    assert totals["promises of ended values"] > 2 * seeds
     assert totals["keys undecided"] == 0
 
 
