@@ -25,6 +25,7 @@ from services.usermanager.key_events import KeyEvents
 from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
 from services.usermanager.last_used import LastUsed
+from services.usermanager.partitions import Partitions
 from services.usermanager.passwords import Passwords
 from services.usermanager.readiness import DatabaseWatch
 from services.usermanager.routes import every_route
@@ -33,6 +34,8 @@ from services.usermanager.settings import UserManagerSettings
 from services.usermanager.throttle import Throttle
 from services.usermanager.tokens import Tokens
 from services.usermanager.upkeep import Upkeep
+from services.usermanager.usage import Usage
+from services.usermanager.usage_query import UsageReader
 
 
 class UserManager:
@@ -58,12 +61,15 @@ class UserManager:
         self.sessions = Sessions(self.database, store, self.passwords, tokens, self.throttle, audit)
         self.api_keys = ApiKeys(self.database, self.key_events, audit, pepper_subkey)
         self.key_validation = KeyValidation(self.key_lookups, self.last_used, pepper_subkey)
+        self.usage = Usage(self.database, Partitions(self.database))
+        self.usage_reader = UsageReader(self.database, clock)
         self.upkeep = Upkeep(
             {
                 "sessions": self.sessions.tidy,
                 "throttles": self.throttle.tidy,
                 "key events": self.key_events.tidy,
                 "audit log": audit.tidy,
+                "usage": self.usage.tidy,
             }
         )
 
@@ -77,6 +83,7 @@ class UserManager:
             self.key_events,
             self.key_lookups,
             self.last_used,
+            self.usage,
         ):
             part.add_to(metrics)
 
@@ -87,6 +94,8 @@ class UserManager:
             *self.api_keys.endpoints(),
             *self.key_validation.endpoints(),
             *self.key_events.endpoints(),
+            *self.usage.endpoints(),
+            *self.usage_reader.endpoints(),
         ]
 
     async def open(self, stack: AsyncExitStack, loops: Loops) -> None:
