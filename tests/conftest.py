@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import uvloop
 from hypothesis import settings
 
-pytest_plugins = ["tests.integration.database"]
+pytest_plugins = ["tests.integration.database", "tests.integration.supervisor_bench"]
 
 # Shared machines stall: an example that took long is no finding. `make proof` tries many more.
 # CI draws the same examples for the same code, so that what it says is about the change; whoever

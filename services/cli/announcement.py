@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ from services.cli.standing import is_ready
 
 
 def up_document(
-    rows: Sequence[Row], pids: Mapping[str, int], down: Mapping[str, str]
+    rows: Sequence[Row],
+    pids: Mapping[str, int],
+    down: Mapping[str, str],
+    lacking: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of `up.json`: the address of every service, and the pid of every process.
 
     Nodes are many and stand under `nodes`; the others stand under their own names. While somebody
-    is down, `down` has why, by name; `ready` is whether the others are enough.
+    is down, `down` has why, by name; `ready` is whether the others are enough. While somebody who
+    is up lacks something, `lacking` has what.
     """
     document: dict[str, Any] = {"ready": is_ready(rows, down), "pid": os.getpid()}
     for row in rows:
@@ -29,11 +33,17 @@ def up_document(
     document["pids"] = dict(pids)
     if down:
         document["down"] = dict(down)
+    if lacking:
+        document["lacking"] = dict(lacking)
     return document
 
 
 def where_everything_is(
-    rows: Sequence[Row], pids: Mapping[str, int], down: Mapping[str, str], directory: Path
+    rows: Sequence[Row],
+    pids: Mapping[str, int],
+    down: Mapping[str, str],
+    lacking: Mapping[str, str],
+    directory: Path,
 ) -> str:
     """A plain table for the terminal: every service, its process, and how to reach it."""
     lines = [("service", "pid", "reached at")]
@@ -47,8 +57,9 @@ def where_everything_is(
     return "\n".join(
         [
             "",
-            _headline(rows, down),
+            _headline(rows, down, lacking),
             *(f"  {why}" for why in down.values()),
+            *(f"  {name}: {what}" for name, what in lacking.items()),
             "",
             *table,
             "",
@@ -59,10 +70,15 @@ def where_everything_is(
     )
 
 
-def _headline(rows: Sequence[Row], down: Mapping[str, str]) -> str:
-    if not down:
-        return "Everything is ready."
-    missing = " and ".join(down)
-    if is_ready(rows, down):
-        return f"WARNING: ready, but without {missing}. The others do its work; mend it soon."
-    return f"WARNING: not ready, for {missing} {'is' if len(down) == 1 else 'are'} down."
+def _headline(rows: Sequence[Row], down: Mapping[str, str], lacking: Mapping[str, str]) -> str:
+    if not is_ready(rows, down):
+        return f"WARNING: not ready, for {_and(down)} {'is' if len(down) == 1 else 'are'} down."
+    if down:
+        return f"WARNING: ready, but without {_and(down)}. The others do its work; mend it soon."
+    if lacking:
+        return f"WARNING: ready, but not all is well with {_and(lacking)}."
+    return "Everything is ready."
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(names)

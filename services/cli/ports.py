@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from services.core.cluster import port_max
 from services.core.errors import FatalError, RestartLater
-from services.runtime.port_holder import holder_of
+from services.runtime.port_holder import holder_of, unresolved
 from services.runtime.settings import link_port_offset
 
 gateway_offset = 0
@@ -92,7 +92,8 @@ def plan_ports(base: int, *, nodes: int, replicators: int) -> PortPlan:
 
 
 def refuse_taken_ports(host: str, wanted: Mapping[int, str]) -> None:
-    """RestartLater if a port of `wanted` (port to the service it is for) can't be listened on.
+    """RestartLater if a port of `wanted` (port to the service it is for) can't be listened on;
+    FatalError if none can, for want of such a host.
 
     The text names each such port, the service, and the process that has it. A port may still
     be lost between this check and the service's own bind; the service then says so itself.
@@ -114,6 +115,8 @@ def _trouble(host: str, port: int) -> str | None:
         try:
             probe.bind((host, port))
             probe.listen(1)
+        except socket.gaierror as error:
+            raise unresolved(error) from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return f"is taken by {holder_of(port)}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 import httpx
+import msgspec
 
 from services.cli.ports import link_port
 from services.core.errors import FatalError
@@ -87,6 +88,8 @@ class Row:
     url: str | None = None
     # Not for one_shot, which is ready when it has ended with exit code 0.
     probe: Probe | None = None
+    # Asked of one that is ready: what it lacks all the same, or nothing.
+    well: Probe | None = None
     ready_s_max: float = ready_s_default
     one_shot: bool = False
     # The others of its stage do its work while it is down: one of them may be missing.
@@ -110,19 +113,46 @@ def http_ready(url: str) -> Probe:
     """Ready when `GET url` answers 200, which `/ready` of every service also does degraded."""
 
     async def probe() -> str | None:
-        # No proxies from the environment, and no certificates loaded ten times a second: this
-        # is plain HTTP to a service of ours on this machine.
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501
-            try:
-                answer = await client.get(url)
-            except httpx.TransportError as error:
-                return f"{url} gives no answer ({type(error).__name__})"
+        answer = await _get(url)
+        if isinstance(answer, str):
+            return answer
         if answer.status_code == httpx.codes.OK:
             return None
         said = " ".join(answer.text[:reason_chars_max].split())
         return f"{url} answered {answer.status_code}: {said}"
 
     return probe
+
+
+def http_well(url: str) -> Probe:
+    """Well when `GET url`, a `/ready` of ours, gives no reasons for being less than that."""
+
+    async def probe() -> str | None:
+        answer = await _get(url)
+        if isinstance(answer, str):
+            return answer
+        try:
+            reasons = msgspec.json.decode(answer.content, type=_Readiness).reasons
+        except msgspec.DecodeError:
+            return f"{url} answered something else than its readiness"
+        return "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items())) or None
+
+    return probe
+
+
+class _Readiness(msgspec.Struct):
+    reasons: dict[str, str]
+
+
+async def _get(url: str) -> httpx.Response | str:
+    """The answer, or why there is none."""
+    # No proxies from the environment, and no certificates loaded ten times a second: this is
+    # plain HTTP to a service of ours on this machine.
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501
+        try:
+            return await client.get(url)
+        except httpx.TransportError as error:
+            return f"{url} gives no answer ({type(error).__name__})"
 
 
 def accepts_connections(is_up: Callable[[], bool], address: Callable[[], DatabaseAddress]) -> Probe:

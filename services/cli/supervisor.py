@@ -2,7 +2,8 @@
 
 start     stage by stage; a stage begins when every row of the one before is ready
 keep up   a service that dies is named and started again; the others go on. When one is given up
-          is in process.py, what that means for all in standing.py
+          is in process.py, what that means for all in standing.py, and what those lack who are
+          up in lookout.py
 stop      the stages backwards, each with a limit to its time
 
 A stop has `stop_s_max`. A stage may use all that is left of it but what the stages after it need
@@ -23,6 +24,7 @@ from typing import Any
 from services.cli.announcement import up_document, where_everything_is
 from services.cli.datadir import DataDirectory
 from services.cli.logs import RotatingFile, ServiceLog, Terminal
+from services.cli.lookout import Lookout
 from services.cli.ports import refuse_taken_ports
 from services.cli.process import Child, Surroundings
 from services.cli.rows import Row, Stage
@@ -97,6 +99,7 @@ class Supervisor:
         self._requests = requests
         self._children: dict[str, Child] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._lookout = Lookout(self._children, log.say, self._changed)
         # Between the end of the start and the beginning of the stop.
         self._published = False
         self._ready = False
@@ -118,8 +121,10 @@ class Supervisor:
         try:
             await self._start(surroundings)
             if not self._stop_due():
+                await _first_of(self._lookout.settle(), self._until_stop_due())
+            if not self._stop_due():
                 self._announce()
-                await self._until_stop_due()
+                await _first_of(self._lookout.keep(), self._until_stop_due())
         finally:
             # In order, whatever happened: a bug of ours is no reason to kill anybody.
             self._withdraw()
@@ -235,8 +240,8 @@ class Supervisor:
         down = troubles(self._children.values())
         self._ready = is_ready(self._rows, down)
         self._publish(down)
-        pids, place = self._pids(), self._directory.path
-        self._terminal.print(where_everything_is(self._rows, pids, down, place))
+        pids, lacking, place = self._pids(), self._lookout.lacking, self._directory.path
+        self._terminal.print(where_everything_is(self._rows, pids, down, lacking, place))
 
     def _changed(self) -> None:
         """A child came up, went down, or was given up."""
@@ -261,7 +266,8 @@ class Supervisor:
 
     def _publish(self, down: Mapping[str, str]) -> None:
         try:
-            self._directory.publish(up_document(self._rows, self._pids(), down))
+            lacking = self._lookout.lacking
+            self._directory.publish(up_document(self._rows, self._pids(), down, lacking))
         except OSError as error:
             # The services do well without it; a full disk has louder witnesses.
             self._log.say(f"up.json can't be written: {error.strerror}")
@@ -289,10 +295,13 @@ async def _not_ended(
 
 
 async def _first_of(*works: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
-    """Return when one of them is through, or the time is; the others are cancelled."""
+    """Return when one of them is through, or the time is; the others are cancelled. What one
+    raises is raised."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
         for task in tasks:
             task.cancel()

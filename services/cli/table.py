@@ -9,7 +9,14 @@ from functools import partial
 from typing import ClassVar
 
 from services.cli.ports import PortPlan, node_name, nodes_max, replicator_name
-from services.cli.rows import Row, Stage, accepts_connections, http_ready, ready_s_default
+from services.cli.rows import (
+    Row,
+    Stage,
+    accepts_connections,
+    http_ready,
+    http_well,
+    ready_s_default,
+)
 from services.runtime import setting_values as values
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.embedded import embedded_address, embedded_is_up, refuse_second_owner
@@ -153,6 +160,7 @@ def _service(
         http_port=port,
         url=url,
         probe=http_ready(f"{url}/ready"),
+        well=http_well(f"{url}/ready"),
         ready_s_max=ready_s_max,
         redundant=redundant,
     )

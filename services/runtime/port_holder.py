@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Final
 
 import psutil  # type: ignore[import-untyped]
@@ -11,6 +12,8 @@ from services.core.errors import FatalError, RestartLater
 
 # The machine is short of something just now, and may have it again at the next start.
 _passing: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# asyncio tells of them by an error of their own kind, create_server() by the number alone.
+_unresolved: Final = frozenset({socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL})
 
 
 def cannot_listen(error: OSError, port: int, where: str, choice: str) -> FatalError:
@@ -26,10 +29,19 @@ def cannot_listen(error: OSError, port: int, where: str, choice: str) -> FatalEr
             f"cannot listen on {where}: this machine has no such address now; set BIND_HOST to "
             "one that it has"
         )
+    if error.errno in _unresolved:
+        return unresolved(error)
     why = f"cannot listen on {where}: {error.strerror or error}"
     if error.errno in _passing:
         return RestartLater(why)
     return FatalError(f"{why}; {choice}")
+
+
+def unresolved(error: OSError) -> FatalError:
+    """What ends a service whose BIND_HOST is a name that nobody knows."""
+    # While a machine starts, names may be answered late.
+    kind = RestartLater if error.errno == socket.EAI_AGAIN else FatalError
+    return kind(f"BIND_HOST names no address ({error.strerror}): set it to one of this machine's")
 
 
 def holder_of(port: int) -> str:

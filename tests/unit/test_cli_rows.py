@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.announcement import up_document
+from services.cli.announcement import up_document, where_everything_is
 from services.cli.ports import plan_ports
 from services.cli.rows import Restarts, Row, Stage, accepts_connections, http_ready
 from services.cli.table import UpSettings, service_table
@@ -73,7 +75,7 @@ def _rows() -> list[Row]:
 
 def test_the_document_has_addresses_by_name_nodes_together_and_every_pid() -> None:
     pids = {"postgres": 11, "node-1": 12, "gateway": 13}
-    document = up_document(_rows(), pids, {})
+    document = up_document(_rows(), pids, {}, {})
     supervisor = document.pop("pid")
     assert isinstance(supervisor, int)
     assert document == {
@@ -82,6 +84,16 @@ def test_the_document_has_addresses_by_name_nodes_together_and_every_pid() -> No
         "nodes": {"node-1": {"url": "http://127.0.0.1:8082", "pid": 12}},
         "pids": pids,
     }
+
+
+def test_who_is_up_and_lacks_something_is_named_and_is_still_ready() -> None:
+    rows, lacking = _rows(), {"node-1": "puts: the disk is nearly full"}
+    document = up_document(rows, {}, {}, lacking)
+    assert (document["ready"], document["lacking"]) == (True, lacking)
+    shown = where_everything_is(rows, {}, {}, lacking, Path("data"))
+    assert "WARNING: ready, but not all is well with node-1." in shown
+    assert "  node-1: puts: the disk is nearly full\n" in shown
+    assert "Everything is ready." not in shown
 
 
 async def test_an_address_where_nobody_listens_is_not_ready_and_says_so() -> None:
