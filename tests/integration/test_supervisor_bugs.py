@@ -6,71 +6,16 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from services.cli.datadir import DataDirectory
-from services.cli.rows import Probe, Restarts, Row, Stage
-from services.cli.supervisor import supervise
+from services.cli.rows import Restarts, Row, Stage
+from tests.integration.supervisor_bench import Bench, row
 from tests.waiting import wait_until
-
-# Says its last word only if it is asked to stop and then let alone.
-orderly = """
-import signal, sys, time
-def leave(*_):
-    time.sleep(0.3)
-    sys.exit(print("left in order"))
-signal.signal(signal.SIGTERM, leave)
-print("up", flush=True)
-signal.pause()
-"""
 
 
 async def ready() -> str | None:
     return None
-
-
-@dataclass
-class Bench:
-    directory: DataDirectory
-    shown: Path
-
-    async def supervise(self, *rows: Row) -> None:
-        with self.shown.open("wb") as terminal:
-            await supervise(
-                rows,
-                self.directory,
-                host="127.0.0.1",
-                environment=dict(os.environ),
-                terminal_fd=terminal.fileno(),
-            )
-
-    def log(self, name: str) -> str:
-        path = self.directory.logs / f"{name}.log"
-        return path.read_text() if path.exists() else ""
-
-    def says(self, name: str) -> Probe:
-        async def probe() -> str | None:
-            return None if self.log(name) else "it has said nothing"
-
-        return probe
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    directory = DataDirectory.open(tmp_path / "data")
-    yield Bench(directory, tmp_path / "shown")
-    directory.close()
-
-
-def row(name: str, stage: Stage, probe: Probe, *, ready_s_max: float = 30.0) -> Row:
-    command = (sys.executable, "-c", orderly)
-    return Row(
-        name, stage, command, probe=probe, ready_s_max=ready_s_max, restarts=Restarts(tries=1)
-    )
 
 
 async def test_a_probe_that_is_broken_is_a_reason_not_to_be_ready(bench: Bench) -> None:
