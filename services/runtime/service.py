@@ -41,6 +41,7 @@ from services.runtime.metrics import Metrics, add_process_metrics
 from services.runtime.probes import Condition, Readiness, ready, unready
 from services.runtime.settings import ServiceSettings, load, variable_of
 from services.runtime.supervised import watch_supervisor
+from services.runtime.usage import answer_arguments
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -108,6 +109,9 @@ def main(
     protocol: type[ServiceProtocol] = ServiceProtocol,
 ) -> NoReturn:
     """Read the settings from the environment, run the service, and exit."""
+    code = answer_arguments(settings_type, sys.argv[1:])
+    if code is not None:
+        sys.exit(code)
     try:
         settings = load(settings_type, os.environ)
     except FatalError as error:
