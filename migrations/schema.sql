@@ -93,15 +93,17 @@ ALTER TABLE public.audit_log ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 CREATE TABLE public.closed_accounts (
     user_id bigint NOT NULL,
     closed_at timestamp with time zone DEFAULT now() NOT NULL,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
     begun_at timestamp with time zone,
     done_at timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
     keys_deleted bigint DEFAULT 0 NOT NULL,
     trouble text
 );
 
 -- Name: TABLE closed_accounts; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.closed_accounts IS 'Accounts that were closed, and how far the deletion of what they stored has come. begun_at is when somebody last took it on.';
+COMMENT ON TABLE public.closed_accounts IS 'Accounts that were closed, and how far the deletion of what they stored has come. begun_at is when somebody last took it on, due_at when the next one may, and attempts how often in a row it came to nothing, because of trouble.';
 
 -- Name: cluster_maps; Type: TABLE; Schema: public; Owner: -
 
@@ -423,7 +425,7 @@ CREATE INDEX audit_log_of_user ON public.audit_log USING btree (user_id, id);
 
 -- Name: closed_accounts_to_do; Type: INDEX; Schema: public; Owner: -
 
-CREATE INDEX closed_accounts_to_do ON public.closed_accounts USING btree (closed_at) WHERE (done_at IS NULL);
+CREATE INDEX closed_accounts_to_do ON public.closed_accounts USING btree (due_at) WHERE (done_at IS NULL);
 
 -- Name: refresh_tokens_of_session; Type: INDEX; Schema: public; Owner: -
 

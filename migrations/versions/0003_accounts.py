@@ -106,15 +106,18 @@ _tables = (
     CREATE TABLE closed_accounts (
         user_id bigint PRIMARY KEY,
         closed_at timestamptz NOT NULL DEFAULT now(),
+        due_at timestamptz NOT NULL DEFAULT now(),
         begun_at timestamptz,
         done_at timestamptz,
+        attempts integer NOT NULL DEFAULT 0,
         keys_deleted bigint NOT NULL DEFAULT 0,
         trouble text
     )
     """,
     "COMMENT ON TABLE closed_accounts IS 'Accounts that were closed, and how far the deletion of"
-    " what they stored has come. begun_at is when somebody last took it on.'",
-    "CREATE INDEX closed_accounts_to_do ON closed_accounts (closed_at) WHERE done_at IS NULL",
+    " what they stored has come. begun_at is when somebody last took it on, due_at when the next one"
+    " may, and attempts how often in a row it came to nothing, because of trouble.'",
+    "CREATE INDEX closed_accounts_to_do ON closed_accounts (due_at) WHERE done_at IS NULL",
     """
     CREATE TABLE audit_log (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

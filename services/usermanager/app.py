@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 
 from services.core.api_key import lookup_subkey
+from services.core.wire import Role
 from services.runtime.client_address import ClientAddresses
 from services.runtime.endpoints import Endpoint
 from services.runtime.http import application
+from services.runtime.link import Station
+from services.runtime.link_limits import LinkCounters
+from services.runtime.link_tls import tls_files
 from services.runtime.loops import Loops
 from services.runtime.metrics import Metrics
 from services.runtime.migrations import choose_address
+from services.runtime.opening import Identity
 from services.runtime.postgres import Database
+from services.runtime.replicators import Replicators, links_to_replicators, only_replicators
 from services.runtime.service import Service
 from services.runtime.signing import Verifier
 from services.usermanager.account_store import PostgresAccountStore
 from services.usermanager.accounts import Accounts
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.audit import Audit
+from services.usermanager.deletion import Deletion
+from services.usermanager.deletion_store import DeletionStore
 from services.usermanager.key_events import KeyEvents
 from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
@@ -31,6 +40,7 @@ from services.usermanager.readiness import DatabaseWatch
 from services.usermanager.routes import every_route
 from services.usermanager.sessions import Sessions
 from services.usermanager.settings import UserManagerSettings
+from services.usermanager.tenant_data import TenantData
 from services.usermanager.throttle import Throttle
 from services.usermanager.tokens import Tokens
 from services.usermanager.upkeep import Upkeep
@@ -63,6 +73,17 @@ class UserManager:
         self.key_validation = KeyValidation(self.key_lookups, self.last_used, pepper_subkey)
         self.usage = Usage(self.database, Partitions(self.database))
         self.usage_reader = UsageReader(self.database, clock)
+        # Only has to differ between processes.
+        draw = random.Random()  # noqa: S311
+        self.link_counters = LinkCounters()
+        self.replicators = Replicators(
+            links_to_replicators(
+                settings.replicator_urls, self._station(settings), admit=only_replicators
+            ),
+            draw,
+        )
+        deletion_store = DeletionStore(self.database, audit)
+        self.deletion = Deletion(deletion_store, TenantData(self.replicators), clock, draw)
         self.upkeep = Upkeep(
             {
                 "sessions": self.sessions.tidy,
@@ -70,6 +91,7 @@ class UserManager:
                 "key events": self.key_events.tidy,
                 "audit log": audit.tidy,
                 "usage": self.usage.tidy,
+                "closed accounts": deletion_store.tidy,
             }
         )
 
@@ -84,8 +106,11 @@ class UserManager:
             self.key_lookups,
             self.last_used,
             self.usage,
+            self.replicators,
+            self.deletion,
         ):
             part.add_to(metrics)
+        metrics.add_counters("link", "of all links", self.link_counters)
 
     def endpoints(self) -> list[Endpoint]:
         return [
@@ -103,12 +128,21 @@ class UserManager:
         await stack.enter_async_context(self.database)
         # Behind the loops, so that nothing is marked any more when the last marks are written.
         stack.push_async_callback(self.last_used.close)
+        self.replicators.start()
+        stack.push_async_callback(self.replicators.close)
         await stack.enter_async_context(loops)
         loops.start("database watch", self.watch.run)
         loops.start("upkeep", self.upkeep.run)
         loops.start("key events", self.key_events.run)
         loops.start("key lookups", self.key_lookups.run)
         loops.start("last used", self.last_used.run)
+        loops.start("deletion", self.deletion.run)
+
+    def _station(self, settings: UserManagerSettings) -> Station:
+        identity = Identity(
+            Role.USERMANAGER, f"usermanager-{settings.port}", settings.cluster_secret
+        )
+        return Station(identity, counters=self.link_counters, tls=tls_files(settings))
 
 
 def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
