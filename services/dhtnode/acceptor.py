@@ -79,9 +79,7 @@ class Acceptor:
         self._replica = replica
         self._table = replica.table
         self._clock = clock
-        # By key, since when something accepted has not been learned, or when a replicator was told
-        # of it; the oldest first.
-        self._unlearned: dict[bytes, float] = {}
+        self._unlearned = self.promises.unlearned
 
     @property
     def unlearned(self) -> int:
@@ -108,7 +106,10 @@ class Acceptor:
             cell = self._table.peek(slot, key) or b""
             if cell == held.record:
                 self.promises.put(slot, key, held._replace(record=cell))
-            elif not _has_learned(cell, held.record):
+                continue
+            # Replay has replaced cells without a look at promises.
+            self.promises.weigh(slot, key)
+            if not _has_learned(cell, held.record):
                 self._unlearned[key] = now_s
 
     # -- reading and promising
@@ -239,6 +240,7 @@ class Acceptor:
             else:
                 kind, change = frame.RECORD, u16.pack(len(key)) + key + record
             self._table.replace(place, key, old, record)
+            self.promises.weigh(slot, key)
             self._log(kind, change, key, ballot)
         elif old == held.record and old is not held.record:
             # A write or a hint has brought it before.

@@ -83,6 +83,9 @@ class Promises:
         # By key, the bytes of records that are held here and in no cell.
         self._alone: dict[bytes, int] = {}
         self._alone_bytes = 0
+        # By key, since when something accepted has not been learned, or when a replicator was told
+        # of it; the oldest first. The acceptor's, and here to be counted and wiped with the rest.
+        self.unlearned: dict[bytes, float] = {}
         # Keys whose accepted value was found to have expired, and nobody was told since.
         self._expired: dict[bytes, None] = {}
         self._cell = cell
@@ -143,7 +146,7 @@ class Promises:
         return (
             self.count * promise_memory_bytes
             + self._alone_bytes
-            + len(self._expired) * noted_memory_bytes
+            + (len(self._alone) + len(self.unlearned) + len(self._expired)) * noted_memory_bytes
         )
 
     def items(self, slot: int) -> list[tuple[bytes, Promise]]:
@@ -159,6 +162,7 @@ class Promises:
         self.count -= len(wiped)
         for key in wiped:
             self._alone_bytes -= self._alone.pop(key, 0)
+            self.unlearned.pop(key, None)
             self._expired.pop(key, None)
 
     # -- snapshots

@@ -55,7 +55,7 @@ chunk_bytes: Final = 64 << 10
 # So many slots are passed over in half a millisecond.
 empty_slots_max: Final = 512
 # A change of the cluster is two epochs: so many are made in years of a change every few minutes.
-# One that is further ahead comes of flipped bits or a bug, and a replica that followed it could
+# One that is as far ahead comes of flipped bits or a bug, and a replica that followed it could
 # never go back. Of a bit that flipped in an epoch, the lower 20 at most pass.
 epochs_ahead_max: Final = 1 << 20
 # A reason that travels in an answer's detail, whose length in a batch's answer is one byte.
@@ -143,10 +143,6 @@ class Replica:
     def note_change(self, key: bytes, batch: Batch) -> None:
         """This batch has a change of this key, of its cell or of its promise, which nobody may
         see before it is durable."""
-        self._note(key, batch)
-        self.promises.weigh(slot_of(key), key)
-
-    def _note(self, key: bytes, batch: Batch) -> None:
         batch.keys.add(key)
         self._changing[key] = batch
 
@@ -413,7 +409,7 @@ class Replica:
         if old is not None and self.promises.count and self.promises.get(slot, key).record is old:
             self.promises.weigh(slot, key)
         batch = log.append(frame.RECORD, change)
-        self._note(key, batch)
+        self.note_change(key, batch)
         return batch
 
     def _objection(self, key: bytes, record: bytes) -> Status | None:
@@ -475,9 +471,9 @@ class Replica:
     def adopt_epoch(self, epoch: int) -> Batch | None:
         """Make a later epoch ours; the batch that makes it durable, None if it is not later, or
         if the log has no room for it. PeerError if it is so far ahead that it cannot be one."""
-        if epoch - self.epoch > epochs_ahead_max:
+        if epoch - self.epoch >= epochs_ahead_max:
             raise PeerError(
-                f"epoch {epoch} is more than {epochs_ahead_max} ahead of ours, {self.epoch}"
+                f"epoch {epoch} is {epochs_ahead_max} or more ahead of ours, {self.epoch}"
             )
         if epoch <= self.epoch or not self.log.has_room(u64.size):
             return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
+from unittest.mock import patch
 
 from services.core import ballots
 from services.core import messages as m
@@ -10,7 +12,7 @@ from services.core.record import head_bytes, tombstone_body, value_body
 from services.core.ring import slot_count, slot_of
 from services.core.wire import OK
 from services.dhtnode.acceptor import Acceptor
-from services.dhtnode.promises import noted_memory_bytes, promise_memory_bytes
+from services.dhtnode.promises import Promises, noted_memory_bytes, promise_memory_bytes
 from services.dhtnode.replica import Replica
 from services.dhtnode.upkeep import Upkeep
 from services.runtime.clock import FakeClock
@@ -72,14 +74,18 @@ def passing(counter: int, content: bytes = bytes(5_000)) -> bytes:
 def alone_bytes(replica: Replica) -> int:
     """Of all records that are held by a promise and are not the very cell."""
     return sum(
-        len(held.record)
+        len(held.record) + noted_memory_bytes
         for slot, key, held in replica.promises
         if held.record and replica.table.peek(slot, key) is not held.record
     )
 
 
 def counted_bytes(replica: Replica) -> int:
-    return replica.promises.memory_bytes - replica.promises.count * promise_memory_bytes
+    """What is counted besides the promises themselves, and the notes about keys that are held."""
+    promises = replica.promises
+    noted = promises.expired + len(promises.unlearned)
+    taken = promises.count * promise_memory_bytes + noted * noted_memory_bytes
+    return promises.memory_bytes - taken
 
 
 def test_what_is_accepted_counts_until_it_is_learned_and_when_something_newer_came() -> None:
@@ -88,13 +94,13 @@ def test_what_is_accepted_counts_until_it_is_learned_and_when_something_newer_ca
     strong.prepare(1, 1)
     assert counted_bytes(replica) == 0
     strong.accept(1, 1, record)
-    assert counted_bytes(replica) == len(record)
+    assert counted_bytes(replica) == len(record) + noted_memory_bytes
     strong.learn(1, 1)
     assert counted_bytes(replica) == 0
     strong.write(1, value(2))
-    assert counted_bytes(replica) == len(record)
+    assert counted_bytes(replica) == len(record) + noted_memory_bytes
     strong.accept(1, 3, value(3))
-    assert counted_bytes(replica) == len(value(3))
+    assert counted_bytes(replica) == len(value(3)) + noted_memory_bytes
     strong.promises.wipe(slot_of(key_of(1)))
     assert (counted_bytes(replica), strong.promises.memory_bytes) == (0, 0)
 
@@ -127,6 +133,51 @@ def test_the_count_is_that_of_looking_at_every_promise_after_any_order_of_things
             pass
         assert again.promises.count == strong.promises.count
         assert counted_bytes(again) == alone_bytes(again)
+
+
+def test_what_a_newer_record_in_the_log_has_put_aside_counts_after_a_restart() -> None:
+    strong = Strong()
+    strong.choose(1, 1, value(1, bytes(50_000)))
+    strong.prepare(1, 2)
+    strong.write(1, value(3))
+    strong.world.settle()
+    assert counted_bytes(strong.world.replica) == 50_000 + head_bytes + noted_memory_bytes
+    again = replayed(strong.world.frames)
+    for _ in Acceptor(again, strong.world.clock).settle():
+        pass
+    assert counted_bytes(again) == alone_bytes(again) == counted_bytes(strong.world.replica)
+
+
+def test_what_is_noted_about_keys_takes_no_more_than_is_counted_and_half_of_it_at_least() -> None:
+    strong, keys = Strong(), [key_of(number) for number in range(20_000)]
+    promises, table = strong.promises, strong.world.table
+    for key in keys:
+        slot, record = slot_of(key), value(1, bytes(300))
+        table.put(slot, key, record)
+        promises.put(slot, key, promises.get(slot, key)._replace(record=record))
+        table.put(slot, key, value(2))
+    before = promises.memory_bytes
+    assert before == len(keys) * promise_memory_bytes
+    tracemalloc.start()
+    for number, key in enumerate(keys):
+        promises.weigh(slot_of(key), key)
+        promises.unlearned[key] = float(number)
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    counted = promises.memory_bytes - before - len(keys) * len(value(1, bytes(300)))
+    assert counted == len(keys) * 2 * noted_memory_bytes
+    assert taken <= counted <= 2 * taken
+
+
+def test_a_promise_is_weighed_once_for_what_becomes_of_it() -> None:
+    strong = Strong()
+    with patch.object(Promises, "weigh", autospec=True, side_effect=Promises.weigh) as weigh:
+        strong.prepare(1, 1)
+        assert weigh.call_count == 1
+        strong.accept(1, 1, value(1))
+        assert weigh.call_count == 2
+        strong.learn(1, 1)
+        assert weigh.call_count == 3
 
 
 def test_promises_alone_use_up_the_memory_that_puts_may_take() -> None:
@@ -184,6 +235,9 @@ def test_an_accepted_value_that_is_trimmed_counts_until_a_tombstone_was_chosen()
     strong.trim()
     assert replica.table.peek(slot_of(key), key) == passing(1)[:head_bytes]
     assert counted_bytes(replica) == len(passing(1)) + noted_memory_bytes
+    assert strong.promises.memory_bytes == (
+        promise_memory_bytes + len(passing(1)) + 2 * noted_memory_bytes
+    )
     assert strong.unlearned() == [key]
     strong.prepare(1, 2)
     strong.accept(1, 2, version(2) + tombstone_body)
@@ -256,7 +310,9 @@ def test_after_a_snapshot_and_a_restart_a_trimmed_cell_is_not_an_unlearned_one()
     for _ in acceptor.settle():
         pass
     assert acceptor.unlearned == 2
-    assert again.promises.memory_bytes == 3 * promise_memory_bytes + alone_bytes(again)
+    assert again.promises.memory_bytes == (
+        3 * promise_memory_bytes + alone_bytes(again) + 2 * noted_memory_bytes
+    )
     again.trim_slice(expiry_ms + 1, 10 * slot_count)
     assert set(again.promises.take_expired(9)) == {key_of(1), key_of(2)}
 
@@ -294,7 +350,7 @@ def test_a_record_that_is_learned_in_full_or_was_written_before_is_held_once() -
     assert counted_bytes(replica) == alone_bytes(replica) == 0
     strong.accept(2, 1, record)
     strong.write(2, record)
-    assert counted_bytes(replica) == alone_bytes(replica) == len(record)
+    assert counted_bytes(replica) == alone_bytes(replica) == len(record) + noted_memory_bytes
     strong.learn(2, 1)
     assert counted_bytes(replica) == alone_bytes(replica) == 0
 

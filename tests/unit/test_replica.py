@@ -440,19 +440,21 @@ def test_many_items_bring_their_epoch_along_with_the_first_that_makes_sense(worl
 
 def test_an_epoch_that_cannot_be_is_malformed_and_not_adopted(world: World) -> None:
     world.write(key_of(1), value(1), epoch=3)
-    for epoch in (3 + epochs_ahead_max + 1, (1 << 64) - 1):
+    for epoch in (3 + epochs_ahead_max, (1 << 64) - 1):
         for handler, body in (
             ("write", m.encode_write(epoch, key_of(1), value(2))),
             ("write_many", m.encode_write_many(epoch, [(key_of(1), value(2))])),
         ):
-            with pytest.raises(PeerError, match=f"epoch {epoch} is more than"):
+            with pytest.raises(
+                PeerError, match=f"epoch {epoch} is {epochs_ahead_max} or more ahead"
+            ):
                 world.ask(handler, body)
     assert world.replica.epoch == 3
     assert world.get(key_of(1)) == (OK, value(1))
-    assert world.write(key_of(1), value(2), epoch=3 + epochs_ahead_max) == (OK, b"")
+    assert world.write(key_of(1), value(2), epoch=2 + epochs_ahead_max) == (OK, b"")
 
 
-@pytest.mark.parametrize("bit", range(21, 64))
+@pytest.mark.parametrize("bit", range(20, 64))
 def test_an_epoch_with_a_high_bit_flipped_is_not_adopted(world: World, bit: int) -> None:
     world.replica.adopt_epoch(3)
     with pytest.raises(PeerError, match="ahead of ours, 3"):
