@@ -26,10 +26,17 @@ scenarios: dict[str, Scenario] = {
 }
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least one, or nothing is shown")
+    return count
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this seed alone")
-    parser.add_argument("--seeds", type=int, default=300, help="run seeds 0 to N-1")
+    parser.add_argument("--seeds", type=_count, default=300, help="run seeds 0 to N-1")
     parser.add_argument("--scenario", choices=sorted(scenarios), help="only this one")
     parser.add_argument("--broken", choices=sorted(removals), help="without this rule")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")

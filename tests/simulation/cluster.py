@@ -56,6 +56,9 @@ work_s_max = 60.0
 quiet_s = 9.0
 # In which a value that is there to be freed has been: a look, a sweep, and an operation.
 freed_within_ms = 4_000
+# Where no lead is refused, a replicator may have to store a later ceiling for the promise of each
+# replica that it meets, six of them under a joint map, and it refuses a read for each.
+reads_max = 8
 skew_ms_near = 400
 skew_ms_far = 30_000
 # Nodes leave values that have ended to each other's and replicators' clocks, and to operations
@@ -224,7 +227,7 @@ class Judgement:
 
     def _read(self, key: bytes) -> Found | None:
         """What a strong read shows."""
-        for _ in range(3):
+        for _ in range(reads_max):
             operation = self.world.clients[0].read(key)
             self.world.timeline.advance(1.0)
             if isinstance(operation.outcome, Found):
