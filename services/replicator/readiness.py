@@ -35,11 +35,15 @@ def _has_database(replicator: Replicator) -> Condition:
 def _can_stamp(replicator: Replicator) -> Condition:
     coordinator = replicator.coordinator
     if coordinator is None:
-        trouble = replicator.stamper_trouble or "it is being asked"
-        return unready(f"PostgreSQL has not given this replicator a stamper yet: {trouble}")
-    if not coordinator.stamps.ready:
-        return unready("the first ceiling of the clock is not durable yet")
-    return ready
+        reason = replicator.stamper_trouble or "it is being asked"
+        return unready(f"PostgreSQL has not given this replicator a stamper yet: {reason}")
+    stamps = coordinator.stamps
+    trouble = stamps.trouble
+    if not stamps.ready:
+        waiting = "the first ceiling of the clock is not durable yet"
+        return unready(waiting if trouble is None else f"{waiting}: {trouble}")
+    # Reads that find all replicas agree go on.
+    return ready if trouble is None else degraded(f"writes are refused, or soon will be: {trouble}")
 
 
 def _has_quorum(replicator: Replicator) -> Condition:

@@ -1,7 +1,7 @@
 """The clock that stamps everything a replicator writes, with its ceiling kept on disk.
 
 `HybridClock` knows the rules; this gives it the wall clock and the disk. The disk is asked for
-about one small fsync a second, from a timer, so that `tick` and `merge` are plain calls, fit for
+about one small write a second, from a timer, so that `tick` and `merge` are plain calls, fit for
 callbacks, and never wait: whoever comes while the ceiling is late is told to retry.
 
     opened ──start──► waiting ──first ceiling durable──► stamping ──seal──► sealed
@@ -17,7 +17,8 @@ from typing import Final
 
 from services.core.errors import RetryLater
 from services.core.hlc import HybridClock, Version
-from services.replicator.directory import Kept, ReplicatorDirectory
+from services.replicator.directory import ReplicatorDirectory
+from services.replicator.stamper_file import Kept
 from services.runtime import telemetry
 from services.runtime.clock import Clock, Timer
 
@@ -78,6 +79,16 @@ class Stamps:
     def ready(self) -> bool:
         """Whether a ceiling of this life is durable, so that stamps can be expected."""
         return self.ceilings_stored > 0 and not self._ended
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be stamped for want of a ceiling, now or in a second; None if one is
+        there, or is on its way as it should be."""
+        if self._shortage is not None:
+            return f"the ceiling of the clock cannot be stored: {self._shortage}"
+        if self.ceilings_stored and self._hybrid.ceiling_ms <= self._clock.wall_ms():
+            return "the ceiling of the clock is not stored in time: the disk is slow"
+        return None
 
     def start(self) -> None:
         """Have the first ceiling stored, and from then on each one before it is needed.

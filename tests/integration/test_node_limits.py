@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +21,12 @@ from tests.integration.node_process import (
     node_client,
     node_process,
     prefix,
+)
+from tests.integration.small_disk import (
+    run_where_mounting_is_allowed,
+    small_disk,
+    succeeds,
+    use_up,
 )
 from tests.waiting import wait_until
 
@@ -182,37 +186,6 @@ async def test_no_sync_is_made_that_is_not_failed_above(tmp_path: Path) -> None:
 # A full disk.
 
 
-async def succeeds(*command: str) -> bool:
-    try:
-        process = await asyncio.create_subprocess_exec(*command)
-    except FileNotFoundError:
-        return False
-    return await process.wait() == 0
-
-
-@asynccontextmanager
-async def small_disk(directory: Path, mebibytes: int) -> AsyncIterator[bool]:
-    """Mount a file system of this size; False if this process may not."""
-    await asyncio.to_thread(directory.mkdir)
-    options = f"size={mebibytes}m,mode=0700"
-    mounted = await succeeds("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory))
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            assert await succeeds("umount", "--lazy", str(directory))
-
-
-async def run_where_mounting_is_allowed(test: str) -> None:
-    """Run a test of this file again, as the root of a namespace of its own."""
-    assert "INSIDE_UNSHARE" not in os.environ, "neither this user nor `unshare -Urm` may mount"
-    command = ("unshare", "-Urm", sys.executable, "-m", "pytest", "-q", f"{__file__}::{test}")
-    inside = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, "INSIDE_UNSHARE": "1"}
-    )
-    assert await inside.wait() == 0, "the test failed inside of `unshare -Urm`"
-
-
 async def fill(client: NodeClient, size: int, start: int = 0) -> dict[bytes, bytes]:
     """Put values, eight at a time, until each of the eight is refused; what was acknowledged."""
     acknowledged: dict[bytes, bytes] = {}
@@ -253,7 +226,8 @@ async def test_a_full_disk_refuses_puts_alone_and_takes_them_again_when_there_is
         if mounted:
             await _fill_free_and_restart(disk)
     if not mounted:
-        await run_where_mounting_is_allowed(request.node.name)
+        test = f"{__file__}::{request.node.name}"
+        await run_where_mounting_is_allowed("-m", "pytest", "-q", test)
 
 
 async def _fill_free_and_restart(disk: Path) -> None:
@@ -284,13 +258,6 @@ async def _fill_free_and_restart(disk: Path) -> None:
         await node.serve()
         async with node_client(node) as client:
             await check_all(client, acknowledged)
-
-
-def use_up(junk: Path) -> None:
-    """Fill a file system to its last page."""
-    with junk.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
 
 
 async def _check_entirely_full(
