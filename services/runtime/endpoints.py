@@ -12,7 +12,8 @@ What a request is refused for, in this order:
     the query       400 invalid_body     names each member that is wrong, unknown or repeated
     the body        413, 415, 400        likewise
 
-Query and path are text, and numbers in them are plain decimal ones.
+Query and path are text: what is read from them is text, times, choices, and whole numbers, which
+are plain decimal ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
 
@@ -123,9 +124,6 @@ class Endpoint:
     # Codes of the catalogue, beyond those that the members above lead to.
     errors: tuple[str, ...] = ()
     tag: str = ""
-    # What an answer leads to: by the name of the other endpoint, its parameters and where in
-    # the answer they stand, such as {"revokeApiKey": {"key_id": "$response.body#/id"}}.
-    links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 Authenticate = Callable[[str], Awaitable[Caller]]
@@ -288,7 +286,9 @@ class _Members:
                 wrong.append((name, "is not a whole number of 64 bits"))
             else:
                 try:
-                    found[name] = msgspec.convert(text, member.type, strict=False)
+                    # Lax, it would take null for what may be absent, and numbers for times.
+                    strict = name not in self._integers
+                    found[name] = msgspec.convert(text, member.type, strict=strict)
                 except msgspec.ValidationError as error:
                     wrong.append((name, str(error)[:detail_chars_max]))
         if wrong:

@@ -209,11 +209,6 @@ def _responses(
     success: dict[str, Any] = {"description": HTTPStatus(endpoint.status).phrase}
     if endpoint.answer_type is not None:
         success["content"] = {_json: {"schema": schemas.of(endpoint.answer_type)}}
-    if endpoint.links:
-        success["links"] = {
-            name: {"operationId": name, "parameters": dict(parameters)}
-            for name, parameters in endpoint.links.items()
-        }
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys((*_errors_of(endpoint), *errors_of_service)):
         by_status.setdefault(CATALOGUE[code].status, []).append(code)

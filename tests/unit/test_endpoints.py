@@ -263,6 +263,11 @@ async def test_a_number_is_a_plain_decimal_one(client: httpx.AsyncClient, text: 
     }
 
 
+@pytest.mark.parametrize("text", ["null", "0", "1700000000", "2026-01-02", "now", ""])
+async def test_a_time_is_an_rfc_3339_one(client: httpx.AsyncClient, text: str) -> None:
+    assert set(wrong(await client.get(f"/things?since={text}"))) == {"since"}
+
+
 async def test_a_query_that_is_wrong_as_a_whole_is_told_so(client: httpx.AsyncClient) -> None:
     assert wrong(await client.get("/between?start=5&end=4")) == {"query": "end is before start"}
     assert wrong(await client.get("/things?name=%ff")) == {"query": "is not UTF-8"}

@@ -61,7 +61,6 @@ listed = [
         answer_type=Thing,
         errors=("already_exists", "rate_limited"),
         tag="Things",
-        links={"dropThing": {"thing_id": "$response.body#/id"}},
     ),
     Endpoint("GET", "/things", "listThings", "List", unused, Access.OPEN, query_type=Query),
     Endpoint(
@@ -102,10 +101,6 @@ def test_an_operation_has_its_body_its_answer_and_its_name(document: dict[str, A
     }
     made = operation["responses"]["201"]
     assert made["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Thing"}
-    assert made["links"]["dropThing"] == {
-        "operationId": "dropThing",
-        "parameters": {"thing_id": "$response.body#/id"},
-    }
     assert "content" not in document["paths"]["/set"]["post"]["responses"]["204"]
     assert document["paths"]["/set"]["post"]["requestBody"]["required"] is False
     schemas = document["components"]["schemas"]
