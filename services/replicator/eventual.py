@@ -59,6 +59,8 @@ awaited_s: Final = 0.25
 sweep_s: Final = 0.05
 # Of those that come together: to stamp, encode and send so many takes about two milliseconds.
 begun_in_a_turn: Final = 256
+# Of those that took too long: to refuse so many takes about a millisecond.
+ended_in_a_turn: Final = 200
 # Until a newer map arrives, which takes a query; without PostgreSQL it takes longer, and the pause
 # doubles up to the last.
 map_pause_s_min: Final = 0.03
@@ -419,19 +421,15 @@ class EventualWrites:
 
     def _sweep(self) -> None:
         now_s = self._clock.monotonic_s()
+        if not self._end_late(now_s):
+            # The others are still the first of the next sweep.
+            self._clock.call_later(0.0, self._sweep)
+            return
         waiting = self._open
         still: deque[Write] = deque()
         while waiting and now_s - waiting[0].started_s > awaited_s:
             write = waiting.popleft()
-            if write.answered:
-                continue
-            if write.made:
-                # What is missing is the hint of a slow disk; one durable copy there is.
-                if now_s - write.started_s > operation_s:
-                    self._acknowledge(write)
-            elif now_s - write.started_s > operation_s:
-                self._give_up(write)
-            else:
+            if not (write.answered or write.made):
                 self._await_any(write)
             if not write.answered:
                 still.append(write)
@@ -440,3 +438,21 @@ class EventualWrites:
         self._sweeping = bool(still)
         if still:
             self._clock.call_later(sweep_s, self._sweep)
+
+    def _end_late(self, now_s: float) -> bool:
+        """End those that have had their time, some of them; whether these were all."""
+        waiting = self._open
+        ended = 0
+        while waiting and now_s - waiting[0].started_s > operation_s:
+            if ended == ended_in_a_turn:
+                return False
+            write = waiting.popleft()
+            if write.answered:
+                continue
+            ended += 1
+            if write.made:
+                # What is missing is the hint of a slow disk; one durable copy there is.
+                self._acknowledge(write)
+            else:
+                self._give_up(write)
+        return True

@@ -56,8 +56,8 @@ operation_s: Final = 2.0
 hedge_s: Final = 0.025
 # Looks for who waits too long; runs while anything is under way.
 sweep_s: Final = 0.025
-# To tell so many that it is too late takes about three milliseconds.
-late_in_a_turn: Final = 200
+# To end so many at once, as without a quorum or when it is too late, takes about two milliseconds.
+ended_in_a_turn: Final = 200
 # A rival's two round trips take about as long as the first pause; it doubles up to the last.
 pause_s_min: Final = 0.002
 pause_s_max: Final = 0.1
@@ -140,6 +140,8 @@ class StrongOperations:
         self._draw = draw
         # By key: who proposes just now, and who waits for that to end.
         self._queues: dict[bytes, deque[_Operation]] = {}
+        # Keys whose first in the queue is over, and the next ones have their turns by and by.
+        self._passing: dict[bytes, None] = {}
         # In the order in which they came, so that a simulation repeats itself.
         self._under_way: dict[_Operation, None] = {}
         self._sweeping = False
@@ -235,22 +237,48 @@ class StrongOperations:
             queue.append(operation)
 
     def _leave(self, operation: _Operation) -> None:
-        """The next one's turn, if this one was at the head. In a loop, as the next may be over at
-        once, and so may a thousand more."""
-        queue = self._queues.get(operation.key)
+        """The next one's turn, if this one was at the head. Should that be over at once too, the
+        others have theirs later: there may be a thousand of them, on each of many keys."""
+        key = operation.key
+        queue = self._queues.get(key)
         if queue is None or queue[0] is not operation:
             return
+        self._pass_on(key, queue, 1)
+        if queue and queue[0].answered:
+            if not self._passing:
+                self._clock.call_later(0.0, self._pass_on_more)
+            self._passing[key] = None
+
+    def _pass_on(self, key: bytes, queue: deque[_Operation], turns_max: int) -> int:
+        """Let those behind the head, which is over, have their turns until one is under way; how
+        many had one. If there are more, one that is over stays at the head."""
+        turns = 0
         while queue and queue[0].answered:
             # While it stays at the head nobody who ends in here takes another turn.
             following = queue[1] if len(queue) > 1 else None
             if following is not None and not following.answered:
+                if turns == turns_max:
+                    return turns
+                turns += 1
                 if self._clock.monotonic_s() < following.deadline_s:
                     self._propose(following)
                 else:
                     self._too_late(following)
             queue.popleft()
         if not queue:
-            del self._queues[operation.key]
+            del self._queues[key]
+        return turns
+
+    def _pass_on_more(self) -> None:
+        left = ended_in_a_turn
+        while self._passing and left:
+            key = next(iter(self._passing))
+            queue = self._queues[key]
+            left -= self._pass_on(key, queue, left)
+            if not (queue and queue[0].answered):
+                del self._passing[key]
+        if self._passing:
+            self._clock.call_later(0.0, self._pass_on_more)
 
     # -- proposing
 
@@ -516,7 +544,7 @@ class StrongOperations:
                 continue
             if now_s >= operation.deadline_s:
                 late += 1
-                if late > late_in_a_turn:
+                if late > ended_in_a_turn:
                     # The others are still the first of the next sweep.
                     break
                 self._too_late(operation)
@@ -524,7 +552,7 @@ class StrongOperations:
                 self._ask(operation, all_of_them=True)
         self._sweeping = bool(self._under_way)
         if self._sweeping:
-            self._clock.call_later(sweep_s if late <= late_in_a_turn else 0.0, self._sweep)
+            self._clock.call_later(sweep_s if late <= ended_in_a_turn else 0.0, self._sweep)
 
     def _too_late(self, operation: _Operation) -> None:
         text = f"no quorum within {operation_s:g} s: {operation.failures}"

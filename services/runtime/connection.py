@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from services.core.errors import PeerError
@@ -46,6 +47,9 @@ request_id_max: Final = 0xFFFF_FFFF
 # Answers to one read leave together; past this much, those there are leave first. One read may
 # bring thousands of requests for large values: what is unsent must be seen before it is too much.
 gathered_bytes_max: Final = 1024 * 1024
+# Those who wait in vain are told for so long in each turn of the loop. There may be thousands, and
+# what they do then is more than an answer costs: they ask others, keep hints, refuse clients.
+telling_s_max: Final = 0.001
 parted: Final = "parted"
 
 
@@ -360,7 +364,6 @@ class Connection(asyncio.Protocol):
             self._end_late()
 
     def _end_late(self) -> None:
-        self._sweeping = None
         now = self._period.ended_s = self._time()
         self._period = _Period()
         pending = self._pending
@@ -369,14 +372,23 @@ class Connection(asyncio.Protocol):
             for request_id, (_, _, timeout_s, period) in pending.items()
             if period.ended_s + timeout_s <= now
         ]
+        self._tell_late(iter(late))
+
+    def _tell_late(self, late: Iterator[int]) -> None:
+        """Tell those whose time is over, by and by. Who is answered before that is not late."""
+        pending = self._pending
+        until_s = time.monotonic() + telling_s_max
         for request_id in late:
-            # A callback of this very sweep may have closed the connection.
             asked = pending.pop(request_id, None)
             if asked is not None:
                 self._pending_bytes -= asked[1]
                 self._counters.timeouts += 1
                 self._tell(asked[0], TIMEOUT)
-        if pending and self._sweeping is None:
+                if time.monotonic() > until_s:
+                    self._sweeping = self._loop.call_later(0.0, self._tell_late, late)
+                    return
+        self._sweeping = None
+        if pending:
             self._sweep_later()
         if self.state is State.PARTING:
             self._part()
@@ -448,16 +460,25 @@ class Connection(asyncio.Protocol):
         self._ticking.cancel()
         if self._sweeping is not None:
             self._sweeping.cancel()
-        pending, self._pending = self._pending, {}
+        waiting = [on_answer for on_answer, _, _, _ in self._pending.values()]
+        self._pending.clear()
         self._pending_bytes = self._unanswered_bytes = 0
         self._unanswered.clear()
         counters = self._counters
-        counters.lost += len(pending)
+        counters.lost += len(waiting)
         if self._reason != parted:
             counters.connections_lost += 1
-        for on_answer, _, _, _ in pending.values():
-            self._tell(on_answer, LOST)
         reason = self._reason or (str(exc) if exc else "the peer closed the connection")
+        self._tell_lost(iter(waiting), reason)
+
+    def _tell_lost(self, waiting: Iterator[OnAnswer], reason: str) -> None:
+        """Tell those who wait, by and by, and then the owner: until all know, this link is down."""
+        until_s = time.monotonic() + telling_s_max
+        for on_answer in waiting:
+            self._tell(on_answer, LOST)
+            if time.monotonic() > until_s:
+                self._loop.call_soon(self._tell_lost, waiting, reason)
+                return
         self._closed.set()
         self._on_closed(self, reason)
 

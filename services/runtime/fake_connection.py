@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from services.core.wire import DOWN, FAILED, LOST, OVERLOADED, TIMEOUT, UNKNOWN_KIND, Hello
@@ -22,6 +23,8 @@ log = telemetry.logger(__name__)
 # Messages in order arrive at least this far apart: more than the rounding of a sum of times, by
 # which one that was sent later would now and then arrive earlier.
 order_gap_s: Final = 1e-9
+# Of those whose connection is lost; a real one goes by the time that it takes.
+told_in_a_turn: Final = 64
 
 
 @dataclass(slots=True)
@@ -276,11 +279,20 @@ class FakeEnd:
             process.station.counters.connections_lost += 1
         pending, self._pending = self._pending, {}
         process.station.counters.lost += len(pending)
-        for on_answer, timer, _ in pending.values():
+        for _, timer, _ in pending.values():
             timer.cancel()
+        self._tell_lost(iter([on_answer for on_answer, _, _ in pending.values()]), reason)
+
+    def _tell_lost(self, waiting: Iterator[OnAnswer], reason: str) -> None:
+        """As on a real link: by and by, and their owner last."""
+        some = list(islice(waiting, told_in_a_turn))
+        for on_answer in some:
             self._tell(on_answer, LOST, b"")
+        if len(some) == told_in_a_turn:
+            self.clock.call_later(0.0, lambda: self._tell_lost(waiting, reason))
+            return
         self._on_closed(reason)
-        process.station.went(self)
+        self._process.station.went(self)
 
     def _tell(self, on_answer: OnAnswer, kind: int, body: bytes) -> None:
         try:

@@ -4,6 +4,8 @@ Rules that callers rely on:
 
 - `request` either returns 0 and calls `on_answer` exactly once, later; or returns DOWN or
   OVERLOADED, has sent nothing, and calls nothing.
+- When a connection is lost, those who wait are told so in the order in which they asked, some in
+  each turn of the loop, and the link is down until all of them know.
 - A handler answers every request exactly once, then or later, with `reply`. It does not block.
 - An answer of LOST, TIMEOUT or FAILED means unknown: the request may or may not have been done.
 - A body that no frame holds is a ValueError, from `request` and `notify` alike.

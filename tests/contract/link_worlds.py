@@ -44,6 +44,10 @@ class World(Protocol):
         """Let everything that is under way arrive."""
         ...
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Have this done in the next turn of whatever runs the links."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -77,6 +81,9 @@ class RealWorld:
 
     async def settle(self) -> None:
         await asyncio.sleep(0.1)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(callback)
 
     async def close(self) -> None:
         for link in self._links:
@@ -123,6 +130,9 @@ class FakeWorld:
 
     async def settle(self) -> None:
         self._timeline.advance(0.1)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        self._timeline.schedule(0.0, callback)
 
     async def close(self) -> None:
         for link in self._links:

@@ -32,7 +32,13 @@ from services.core.operations import (
 from services.core.record import value, value_body
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.replicator import retries
-from services.replicator.eventual import awaited_s, begun_in_a_turn, operation_s, sweep_s
+from services.replicator.eventual import (
+    awaited_s,
+    begun_in_a_turn,
+    ended_in_a_turn,
+    operation_s,
+    sweep_s,
+)
 from services.replicator.retries import retry_s
 from services.runtime.peer import Peer
 from tests.unit.replicator_world import Asked, Node, World, key_of, prefix
@@ -704,6 +710,27 @@ def test_a_detail_that_makes_no_sense_costs_the_others_nothing(world: World, kin
     assert other.kind == CHANGED
     assert nonsense.kind == REFUSED
     assert world.replicator.fleet.pending == 0
+
+
+def test_many_that_wait_for_a_slow_disk_of_hints_are_answered_in_time_by_and_by(
+    world: World,
+) -> None:
+    world.replicator.hints.late = True
+    world.nodes["node-3"].crash()
+    world.pass_time()
+    many = 3 * ended_in_a_turn
+    asked = [world.put(key_of(number)) for number in range(many)]
+    most = before = 0
+    while before < many:
+        assert world.timeline.step()
+        count = sum(one.answered for one in asked)
+        most, before = max(most, count - before), count
+    assert most == ended_in_a_turn
+    assert {one.kind for one in asked} == {CHANGED}
+    asked = [world.put(key_of(number)) for number in range(10)]
+    world.pass_time(operation_s + 0.1)
+    assert all(one.answered for one in asked), "the sweep goes on"
+    world.replicator.hints.keep_late()
 
 
 def test_each_of_many_has_its_own_answer(world: World) -> None:

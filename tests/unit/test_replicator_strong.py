@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from services.core.ballots import ACCEPT, LEARN, NACK, PREPARE, READ, decode_accept
@@ -24,8 +26,9 @@ from services.core.record import is_tombstone, value, value_body
 from services.core.ring import slot_of
 from services.core.wire import FAILED, OK, OVERLOADED, TIMEOUT
 from services.replicator import strong
-from services.replicator.strong import hedge_s, late_in_a_turn, operation_s, sweep_s
+from services.replicator.strong import ended_in_a_turn, hedge_s, operation_s, sweep_s
 from services.replicator.sweeper import Sweeper, age_ms
+from services.runtime.fake_connection import told_in_a_turn
 from services.runtime.peer import Peer
 from tests.unit.replicator_world import Asked, Node, World, key_of
 
@@ -482,13 +485,13 @@ def test_many_that_are_late_at_once_are_told_so_by_and_by(world: World) -> None:
     for node in world.nodes.values():
         node.answer(PREPARE, NACK, version_zero)
     told: list[float] = []
-    many = 3 * late_in_a_turn
+    many = 3 * ended_in_a_turn
     for number in range(many):
         world.replicator.strong.change(
             key_of(number), Put(b"x"), lambda kind, body: told.append(world.timeline.now_s)
         )
     world.pass_until(lambda: bool(told))
-    assert len(told) == late_in_a_turn
+    assert len(told) == ended_in_a_turn
     world.pass_time(sweep_s)
     assert len(told) == many
     assert world.replicator.strong.under_way == 0
@@ -611,6 +614,60 @@ def test_a_thousand_that_are_refused_at_once_are_no_problem(world: World) -> Non
     world.pass_time(0.2)
     assert all(one.answered for one in asked)
     assert {one.kind for one in asked} <= {REFUSED, UNKNOWN, CHANGED}
+    assert world.replicator.strong.under_way == 0
+
+
+@pytest.mark.parametrize("keys", [1, 30])
+def test_without_a_quorum_those_who_wait_for_keys_are_refused_by_and_by_and_in_order(
+    world: World, keys: int
+) -> None:
+    for node in world.nodes.values():
+        node.ignore(PREPARE)
+    told: dict[int, list[int]] = {number: [] for number in range(keys)}
+    each = 5 * ended_in_a_turn // keys
+    again: list[Asked] = []
+
+    def done(number: int, of: int, kind: int, body: bytes) -> None:
+        assert kind == REFUSED
+        told[number].append(of)
+        if of == each // 2:
+            # Whoever asks again in the midst of it comes last.
+            again.append(world.change(key_of(number), Increment(1)))
+
+    for of in range(each):
+        for number in range(keys):
+            world.replicator.strong.change(key_of(number), Increment(1), partial(done, number, of))
+    for node in world.nodes.values():
+        node.crash()
+    most = before = 0
+    while not (len(again) == keys and all(one.answered for one in again)):
+        assert world.timeline.step()
+        count = sum(map(len, told.values()))
+        most, before = max(most, count - before), count
+    # In the turn of a lost link those at the heads and one behind each of them.
+    assert most <= max(ended_in_a_turn + keys, 2 * told_in_a_turn)
+    assert all(told[number] == list(range(each)) for number in range(keys))
+    assert world.replicator.strong.under_way == 0
+    for node in world.nodes.values():
+        node.begin()
+        node.obey()
+    world.pass_time(3.0)
+    asked = [world.change(key_of(number), Increment(1)) for number in range(keys)]
+    world.pass_time()
+    assert {one.kind for one in asked} == {CHANGED}
+
+
+def test_those_who_are_too_late_in_the_queue_of_a_key_are_told_so_by_and_by(world: World) -> None:
+    for node in world.nodes.values():
+        node.ignore(PREPARE)
+    many = 4 * ended_in_a_turn
+    asked = [world.change(key, Increment(1)) for _ in range(many)]
+    most = before = 0
+    while before < many:
+        assert world.timeline.step()
+        count = sum(one.answered for one in asked)
+        most, before = max(most, count - before), count
+    assert most <= 2 * ended_in_a_turn, "some by the sweep, some by the one at the head"
     assert world.replicator.strong.under_way == 0
 
 
