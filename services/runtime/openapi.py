@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
+from msgspec import inspect as types
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -129,6 +130,7 @@ class _Schemas:
             used += filter(None, (endpoint.body_type, endpoint.answer_type))
             texts += filter(None, (endpoint.path_type, endpoint.query_type))
         found, self.components = msgspec.json.schema_components(used, ref_template=_reference)
+        _mark_times(self.components, used)
         self._found = list(zip(used, found, strict=True))
         # Parameters are given one by one, and so are no component.
         told, structs = msgspec.json.schema_components(texts, ref_template=_reference)
@@ -150,6 +152,44 @@ class _Schemas:
             _parameter(place, name, member, required=name in required)
             for name, member in schema["properties"].items()
         ]
+
+
+def _mark_times(components: Mapping[str, Any], used: Sequence[Any]) -> None:
+    """Say of every time that it is one. Ours have an offset, also where a type does not insist on
+    it, and only of those that do msgspec says so."""
+    waiting: list[types.Type] = list(types.multi_type_info(used))
+    seen: set[type] = set()
+    while waiting:
+        kind = waiting.pop()
+        if isinstance(kind, types.StructType) and kind.cls not in seen:
+            seen.add(kind.cls)
+            properties = components[kind.cls.__name__]["properties"]
+            for member in kind.fields:
+                waiting.append(member.type)
+                if _is_time(member.type):
+                    _mark_time(properties[member.encode_name])
+        elif isinstance(kind, types.UnionType):
+            waiting += kind.types
+        elif isinstance(kind, types.Metadata):
+            waiting.append(kind.type)
+        elif isinstance(kind, types.ListType):
+            waiting.append(kind.item_type)
+        elif isinstance(kind, types.DictType):
+            waiting.append(kind.value_type)
+
+
+def _is_time(kind: types.Type) -> bool:
+    if isinstance(kind, types.Metadata):
+        return _is_time(kind.type)
+    if isinstance(kind, types.UnionType):
+        return any(map(_is_time, kind.types))
+    return isinstance(kind, types.DateTimeType)
+
+
+def _mark_time(schema: dict[str, Any]) -> None:
+    for choice in (schema, *schema.get("anyOf", ())):
+        if choice.get("type") == "string":
+            choice["format"] = "date-time"
 
 
 def _parameter(place: str, name: str, member: Mapping[str, Any], *, required: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -38,11 +39,19 @@ class Order(Struct, forbid_unknown_fields=True):
     note: str | None = None
 
 
+class Visit(Struct):
+    at: Annotated[datetime, Meta(tz=True)]
+    until: datetime | None = None
+
+
 class Thing(Struct):
     """Something that is made to order."""
 
     id: int
     parts: list[Part]
+    made_at: datetime
+    sold_at: Annotated[datetime | None, Meta(description="If it was")]
+    seen: dict[str, Visit]
 
 
 async def unused(_: Call[Any, Any, Any]) -> None:
@@ -104,10 +113,19 @@ def test_an_operation_has_its_body_its_answer_and_its_name(document: dict[str, A
     assert "content" not in document["paths"]["/set"]["post"]["responses"]["204"]
     assert document["paths"]["/set"]["post"]["requestBody"]["required"] is False
     schemas = document["components"]["schemas"]
-    assert set(schemas) == {"Order", "Part", "Problem", "Thing", "WrongMember"}
+    assert set(schemas) == {"Order", "Part", "Problem", "Thing", "Visit", "WrongMember"}
     assert schemas["Order"]["additionalProperties"] is False
     assert schemas["Order"]["properties"]["parts"]["maxItems"] == 3
     assert schemas["Thing"]["description"] == "Something that is made to order."
+
+
+def test_every_time_is_told_to_be_one(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    time = {"type": "string", "format": "date-time"}
+    assert schemas["Thing"]["properties"]["made_at"] == time
+    assert schemas["Thing"]["properties"]["sold_at"]["anyOf"] == [time, {"type": "null"}]
+    assert schemas["Visit"]["properties"]["at"] == time
+    assert schemas["Visit"]["properties"]["until"]["anyOf"] == [time, {"type": "null"}]
 
 
 def test_parameters_stand_one_by_one_with_their_bounds(document: dict[str, Any]) -> None:
