@@ -37,6 +37,10 @@ commands = {
     "migrate": LazyCommand(
         "services.cli.db", "migrate_command", "Bring the database schema up to date."
     ),
+    "user": LazyCommand("services.cli.user", "user", "Open, list and change accounts."),
+    "keys": LazyCommand(
+        "services.cli.keys", "keys", "Make, list and revoke API keys of an account."
+    ),
     "node": LazyCommand("services.cli.node", "node", "Look into the directory of a node."),
 }
 

@@ -39,6 +39,19 @@ class DataDirectoryPath(click.ParamType[Path]):
         return path
 
 
+class Text(click.ParamType[str]):
+    """Words that are kept, or compared with what is: not just any bytes that a shell passes."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!r} is not UTF-8", param, ctx)
+        return value
+
+
 data_dir_option = click.option(
     "--data-dir",
     type=DataDirectoryPath(),
@@ -46,3 +59,10 @@ data_dir_option = click.option(
     default="./data",
     help="Directory that holds all state.  [default: DATA_DIR, or ./data]",
 )
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a line, for scripts."
+)
+text = Text()
+email_argument = click.argument("email", metavar="EMAIL", type=text)

@@ -50,21 +50,27 @@ class DatabaseWatch:
 
     async def _look(self) -> str | None:
         try:
-            async with self._database.connection() as connection:
-                revision = await connection.fetchval(_REVISION)
+            return await schema_trouble(self._database)
         except RetryLater as error:
             return error.detail
-        except asyncpg.UndefinedTableError:
-            revision = None
-        # Revisions are numbered with four digits each, and so in the order of their texts.
-        if revision is None or revision < revision_needed:
-            return (
-                f"its schema is at {revision or 'nothing'} and {revision_needed} is needed: "
-                "run `ydht migrate`"
-            )
-        return None
 
     def _check(self) -> Condition:
         if self.trouble is None:
             return ready
         return unready(f"accounts and API keys are in PostgreSQL, and {self.trouble}")
+
+
+async def schema_trouble(database: Database) -> str | None:
+    """What the schema of the database lacks, if anything; RetryLater if it cannot be asked."""
+    try:
+        async with database.connection() as connection:
+            revision = await connection.fetchval(_REVISION)
+    except asyncpg.UndefinedTableError:
+        revision = None
+    # Revisions are numbered with four digits each, and so in the order of their texts.
+    if revision is not None and revision >= revision_needed:
+        return None
+    return (
+        f"its schema is at {revision or 'nothing'} and {revision_needed} is needed: "
+        "run `ydht migrate`"
+    )

@@ -1,0 +1,145 @@
+"""What a user manager does with accounts and API keys, done by a command on the same database.
+
+Nothing here decides anything: the rules are those of `services.usermanager`, and so are the entries
+in the audit log and the events by which gateways hear of it. No user manager need run.
+
+How a command ends tells a script what became of it; each has its name in sysexits.h:
+
+    0   done
+    65  refused: what was asked is not allowed, or somebody else has the name    EX_DATAERR
+    67  there is no such account or API key                                      EX_NOUSER
+    74  PostgreSQL was lost while it committed: look before trying again         EX_IOERR
+    75  PostgreSQL cannot be reached; nothing was changed                        EX_TEMPFAIL
+    78  something has to be set up first, such as the schema                     EX_CONFIG
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from services.core.api_key import lookup_subkey
+from services.core.errors import ClientError, FatalError, FixRequest, RetryLater, UnknownOutcome
+from services.runtime import setting_values as values
+from services.runtime.database_url import DatabaseAddress
+from services.runtime.migrations import DatabaseToolSettings, choose_address
+from services.runtime.postgres import Database
+from services.runtime.settings import load, setting
+from services.usermanager.account_store import PostgresAccountStore
+from services.usermanager.administration import Administration
+from services.usermanager.api_keys import ApiKeys
+from services.usermanager.audit import Audit
+from services.usermanager.key_events import KeyEvents
+from services.usermanager.passwords import Passwords
+from services.usermanager.readiness import schema_trouble
+
+T = TypeVar("T")
+
+
+class RefusedError(FatalError):
+    exit_code = os.EX_DATAERR
+
+
+class NotThereError(FatalError):
+    exit_code = os.EX_NOUSER
+
+
+class UnknownEndError(FatalError):
+    exit_code = os.EX_IOERR
+
+
+class UnreachableError(FatalError):
+    exit_code = os.EX_TEMPFAIL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontDeskSettings(DatabaseToolSettings):
+    key_pepper: str = setting(
+        "KEY_PEPPER",
+        values.secret,
+        required=True,
+        secret=True,
+        help="API keys are stored as HMAC under it; that of the user managers",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FrontDesk:
+    """The nouns of a user manager, for one command."""
+
+    accounts: Administration
+    api_keys: ApiKeys
+    # Who does it, as the audit log calls them.
+    actor: str
+
+
+def at_front_desk(data_dir: Path, work: Callable[[FrontDesk], Awaitable[T]]) -> T:
+    """Have the work done; FatalError, with an exit code of those above, if it cannot be."""
+    environ = {**os.environ, "DATA_DIR": str(data_dir)}
+    settings = load(FrontDeskSettings, environ)
+    address = choose_address(
+        settings.data_dir, settings.database_url, settings.embedded_db_password
+    )
+    try:
+        return asyncio.run(_with_database(address, settings.key_pepper, work))
+    except ClientError as error:
+        raise _ending(error, settings.database_url is None) from error
+
+
+async def _with_database(
+    address: DatabaseAddress, key_pepper: str, work: Callable[[FrontDesk], Awaitable[T]]
+) -> T:
+    passwords = Passwords()
+    try:
+        async with Database(address, connections_max=1) as database:
+            if (trouble := await schema_trouble(database)) is not None:
+                raise FatalError(f"the database cannot be used: {trouble}")
+            audit = Audit(database)
+            events = KeyEvents(database, _never)
+            operator = _operator()
+            store = PostgresAccountStore(database, audit, events)
+            desk = FrontDesk(
+                Administration(store, passwords, operator),
+                ApiKeys(database, events, audit, lookup_subkey(key_pepper)),
+                f"operator {operator}",
+            )
+            return await work(desk)
+    finally:
+        passwords.close()
+
+
+async def _never() -> None:
+    """A command waits for no events, and so for no end of waiting."""
+    await asyncio.Event().wait()
+
+
+def _operator() -> str:
+    """The user of this machine who runs the command, by what nobody sets for himself."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _ending(error: ClientError, is_embedded: bool) -> FatalError:
+    match error:
+        case FixRequest(code="not_found"):
+            return NotThereError(error.detail)
+        case FixRequest():
+            return RefusedError(error.detail)
+        case RetryLater():
+            remedy = "is it running? `ydht up` or `ydht db` starts it"
+            if not is_embedded:
+                remedy = "is it running where DATABASE_URL says?"
+            return UnreachableError(f"nothing was changed: {error.detail}; {remedy}")
+        case UnknownOutcome():
+            return UnknownEndError(
+                f"it may have been done or not: {error.detail}; look before trying again"
+            )
+        case _:
+            raise error

@@ -1,0 +1,559 @@
+"""`ydht user` and `ydht keys` as an operator types them, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from services.cli.front_desk import (
+    FrontDesk,
+    NotThereError,
+    RefusedError,
+    UnknownEndError,
+    UnreachableError,
+    at_front_desk,
+)
+from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
+from services.runtime.database_url import DatabaseAddress
+from tests.integration.usermanager_process import (
+    UserManagerProcess,
+    good_password,
+    key_pepper,
+    usermanager_process,
+)
+
+usage_error = 2
+ada = "ada@example.com"
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Shell:
+    """Where an operator types commands."""
+
+    def __init__(self, data_dir: Path, **environment: str) -> None:
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "DATA_DIR": str(data_dir),
+            **environment,
+        }
+
+    async def type(self, *words: str | bytes, stdin: str = "") -> Said:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.cli",
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self.environment,
+            cwd=Path(__file__).parents[2],
+        )
+        async with asyncio.timeout(60):
+            out, err = await process.communicate(stdin.encode())
+        assert process.returncode is not None
+        said = Said(process.returncode, out.decode(), err.decode())
+        assert "Traceback" not in said.err, said.err
+        return said
+
+    async def done(self, *words: str, stdin: str = "") -> Said:
+        said = await self.type(*words, stdin=stdin)
+        assert said.code == 0, said
+        return said
+
+    async def refused(self, code: int, *words: str | bytes, stdin: str = "") -> str:
+        """What is said about it, in one line unless it is about how the command is used."""
+        said = await self.type(*words, stdin=stdin)
+        assert (said.code, said.out) == (code, ""), said
+        if code != usage_error:
+            assert said.err.startswith("ydht: ")
+            assert said.err.count("\n") == 1
+        return said.err
+
+    async def create(self, email: str = ada, *words: str) -> dict[str, Any]:
+        said = await self.done(
+            *("user", "create", email, "--password-stdin", "--json", *words),
+            stdin=good_password + "\n",
+        )
+        (account,) = said.json
+        return account
+
+
+@pytest.fixture
+def shell(tmp_path: Path, database_address: DatabaseAddress) -> Shell:
+    return Shell(tmp_path, DATABASE_URL=database_address.url(), KEY_PEPPER=key_pepper)
+
+
+@pytest.fixture
+async def connection(database_address: DatabaseAddress) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(**database_address.asyncpg())
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def usermanager(
+    tmp_path: Path, database_address: DatabaseAddress
+) -> AsyncIterator[UserManagerProcess]:
+    async with usermanager_process(tmp_path / "data", database_address) as usermanager:
+        yield usermanager
+
+
+async def login(usermanager: UserManagerProcess, password: str = good_password) -> httpx.Response:
+    return await usermanager.call("POST", "/login", {"email": ada, "password": password})
+
+
+async def me(usermanager: UserManagerProcess, token: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {token}"}
+    return await usermanager.call("GET", "/me", headers=headers)
+
+
+async def good(usermanager: UserManagerProcess, key: str) -> bool:
+    answer = await usermanager.ask("POST", "/validate-key", {"key": key})
+    assert answer.status_code in (200, 401), answer.text
+    return answer.status_code == 200
+
+
+@asynccontextmanager
+async def heard(usermanager: UserManagerProcess) -> AsyncIterator[list[dict[str, Any]]]:
+    """What a gateway that waits is told of, by when it has to know: a second after the block."""
+    last = (await usermanager.ask("GET", "/key-events")).json()["last"]
+    waiting = asyncio.create_task(usermanager.ask("GET", f"/key-events?after={last}&wait_s=20"))
+    events: list[dict[str, Any]] = []
+    try:
+        yield events
+        async with asyncio.timeout(1.0):
+            events += (await waiting).json()["events"]
+    finally:
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+
+
+# What it does.
+
+
+async def test_an_account_made_here_is_one_that_logs_in(
+    shell: Shell, usermanager: UserManagerProcess
+) -> None:
+    said = await shell.done(
+        *("user", "create", ada, "--username", "Ada L.", "--plan", "pro", "--operator"),
+        "--password-stdin",
+        stdin=good_password + "\r\nand what else is there\n",
+    )
+    assert said.out == f"{ada}: opened account 1, plan pro\n"
+    tokens = (await login(usermanager)).json()
+    shown = (await me(usermanager, tokens["access_token"])).json()
+    assert (shown["username"], shown["plan"], shown["is_operator"]) == ("Ada L.", "pro", True)
+
+
+async def test_a_disabled_account_is_out_at_once_and_back_when_it_is_enabled(
+    shell: Shell, usermanager: UserManagerProcess
+) -> None:
+    account = await shell.create()
+    key = (await shell.done("keys", "create", ada, "--name", "robot")).out.splitlines()[-1]
+    token = (await login(usermanager)).json()["access_token"]
+    assert await good(usermanager, key)
+    async with heard(usermanager) as events:
+        said = await shell.done("user", "disable", ada)
+    assert said.out == f"{ada}: is disabled; all sessions are ended\n"
+    assert [(event["user_id"], event["key_id"]) for event in events] == [(account["id"], None)]
+    assert not await good(usermanager, key)
+    assert (await me(usermanager, token)).status_code == 401
+    assert (await login(usermanager)).status_code == 401
+    assert "closed or disabled" in await shell.refused(
+        RefusedError.exit_code, "keys", "create", ada, "--name", "another"
+    )
+    async with heard(usermanager) as events:
+        await shell.done("user", "enable", ada)
+    assert len(events) == 1
+    assert await good(usermanager, key)
+    assert (await login(usermanager)).status_code == 200
+    # Nobody is let back in by that who was thrown out.
+    assert (await me(usermanager, token)).status_code == 401
+
+
+async def test_a_new_password_ends_all_sessions_and_leaves_api_keys_alone(
+    shell: Shell, usermanager: UserManagerProcess
+) -> None:
+    await shell.create()
+    key = (await shell.done("keys", "create", ada, "--name", "robot")).out.splitlines()[-1]
+    tokens = [(await login(usermanager)).json() for _ in range(2)]
+    new = "läng enough, and new"
+    said = await shell.done("user", "password", ada, "--password-stdin", stdin=new)
+    assert said.out == f"{ada}: has the new password; all sessions are ended\n"
+    for pair in tokens:
+        assert (await me(usermanager, pair["access_token"])).status_code == 401
+        refresh = {"refresh_token": pair["refresh_token"]}
+        assert (await usermanager.call("POST", "/refresh", refresh)).status_code == 401
+    assert (await login(usermanager)).status_code == 401
+    assert (await login(usermanager, new)).status_code == 200
+    assert await good(usermanager, key)
+
+
+async def test_gateways_hear_of_a_new_plan(shell: Shell, usermanager: UserManagerProcess) -> None:
+    await shell.create()
+    key = (await shell.done("keys", "create", ada, "--name", "robot")).out.splitlines()[-1]
+    async with heard(usermanager) as events:
+        assert (await shell.done("user", "plan", ada, "developer")).out == (
+            f"{ada}: has plan developer\n"
+        )
+    assert len(events) == 1
+    limits = (await usermanager.ask("POST", "/validate-key", {"key": key})).json()
+    assert (limits["plan"], limits["requests_per_minute"]) == ("developer", 60_000_000)
+
+
+async def test_an_operator_is_made_and_unmade(shell: Shell) -> None:
+    await shell.create()
+    assert (await shell.done("user", "operator", ada, "--json")).json[0]["is_operator"] is True
+    said = await shell.done("user", "operator", ada, "--remove")
+    assert said.out == f"{ada}: is no operator\n"
+    assert (await shell.done("user", "list", "--json")).json[0]["is_operator"] is False
+
+
+async def test_a_key_made_here_is_good_until_it_is_revoked_here(
+    shell: Shell, usermanager: UserManagerProcess
+) -> None:
+    account = await shell.create()
+    (made,) = (
+        await shell.done(
+            *("keys", "create", "ADA@example.com", "--name", "робот", "--json"),
+            *("--scope", "read", "--scope", "admin", "--prefix", "user:", "--rate-limit", "5"),
+            "--no-expiry",
+        )
+    ).json
+    assert (made["scopes"], made["prefix"], made["expires_at"]) == (
+        ["read", "admin"],
+        "user:",
+        None,
+    )
+    answer = await usermanager.ask("POST", "/validate-key", {"key": made["key"]})
+    valid = answer.json()
+    assert (valid["user_id"], valid["key_id"]) == (account["id"], made["id"])
+    assert (valid["requests_per_minute"], valid["prefix"]) == (5, "user:")
+    (listed,) = (await shell.done("keys", "list", ada, "--json")).json
+    assert "key" not in listed
+    assert (listed["name"], listed["is_active"]) == ("робот", True)
+    async with heard(usermanager) as events:
+        said = await shell.done("keys", "revoke", ada, str(made["id"]))
+    assert said.out == f"API key {made['id']} of {ada} is revoked\n"
+    assert [event["key_id"] for event in events] == [made["id"]]
+    assert not await good(usermanager, made["key"])
+    # To say it once more changes nothing.
+    await shell.done("keys", "revoke", ada, str(made["id"]))
+    table = (await shell.done("keys", "list", ada)).out.splitlines()
+    assert len(table) == 2
+    assert "revoked 20" in table[1]
+    assert table[1].endswith("робот")
+
+
+async def test_lists_go_on_to_the_last_page(shell: Shell, connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "INSERT INTO users (email, email_folded, username, username_folded, password_hash)"
+        " SELECT n || '@e.com', n || '@e.com', 'u' || n, 'u' || n, 'x'"
+        " FROM generate_series(1, 2500) AS n"
+    )
+    listed = (await shell.done("user", "list", "--json")).json
+    assert [account["email"] for account in listed] == [f"{n}@e.com" for n in range(1, 2501)]
+    assert all("password" not in name for name in listed[0])
+    lines = (await shell.done("user", "list")).out.splitlines()
+    assert len(lines) == 2_501
+    assert lines[-1].split()[0:3] == ["2500", "free", "active"]
+
+
+async def test_an_empty_list_is_empty_and_no_error(shell: Shell) -> None:
+    assert (await shell.done("user", "list", "--json")).out == ""
+    assert len((await shell.done("user", "list")).out.splitlines()) == 1
+
+
+async def test_all_of_it_is_in_the_audit_log_and_no_secret_is(
+    shell: Shell, connection: asyncpg.Connection
+) -> None:
+    await shell.create()
+    key = (await shell.done("keys", "create", ada, "--name", "robot")).out.splitlines()[-1]
+    await shell.done("user", "plan", ada, "pro")
+    await shell.done("user", "password", ada, "--password-stdin", stdin="another secret")
+    await shell.done("user", "disable", ada)
+    await shell.done("keys", "revoke", ada, "1")
+    rows = await connection.fetch("SELECT * FROM audit_log ORDER BY id")
+    assert len(rows) == 6
+    assert {row["user_id"] for row in rows} == {1}
+    (actor,) = {row["actor"] for row in rows}
+    assert actor.startswith("operator ")
+    text = " ".join(str(dict(row)) for row in rows)
+    for secret in (good_password, "another secret", key, key[9:]):
+        assert secret not in text
+
+
+async def test_of_two_who_open_one_account_at_once_one_is_told_that_it_is_taken(
+    shell: Shell, connection: asyncpg.Connection
+) -> None:
+    words = ("user", "create", ada, "--password-stdin")
+    both = await asyncio.gather(*(shell.type(*words, stdin=good_password) for _ in range(2)))
+    assert sorted(said.code for said in both) == [0, RefusedError.exit_code]
+    assert await connection.fetchval("SELECT count(*) FROM users") == 1
+
+
+# Passwords.
+
+
+def at_terminal(shell: Shell, *words: str) -> tuple[int, Callable[[], bytes], int]:
+    """The command on a terminal of its own: its pid, what reads from there, and where to type."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(Path(__file__).parents[2])
+        arguments = [sys.executable, "-m", "services.cli", *words]
+        os.execve(sys.executable, arguments, shell.environment)  # noqa: S606  Our own program.
+
+    def read() -> bytes:
+        try:
+            return os.read(terminal, 4_096)
+        except OSError:
+            return b""
+
+    return pid, read, terminal
+
+
+async def test_a_password_is_asked_for_twice_and_never_shown(
+    shell: Shell, usermanager: UserManagerProcess
+) -> None:
+    pid, read, terminal = at_terminal(shell, "user", "create", ada)
+    seen = b""
+
+    async def answer(prompt: bytes, text: str) -> None:
+        nonlocal seen
+        said = b""
+        async with asyncio.timeout(30):
+            while prompt not in said:
+                said += await asyncio.to_thread(read)
+        seen += said
+        os.write(terminal, text.encode() + b"\n")
+
+    await answer(b"New password:", good_password)
+    await answer(b"Repeat for confirmation:", "something else")
+    await answer(b"New password:", good_password)
+    await answer(b"Repeat for confirmation:", good_password)
+    while said := await asyncio.to_thread(read):
+        seen += said
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert b"do not match" in seen
+    assert f"{ada}: opened account 1".encode() in seen
+    assert good_password.encode() not in seen
+    assert b"something else" not in seen
+    assert (await login(usermanager)).status_code == 200
+
+
+async def test_a_password_is_never_an_argument(shell: Shell) -> None:
+    for command in ("create", "password"):
+        err = await shell.refused(usage_error, "user", command, ada, "--password", good_password)
+        assert "No such option" in err
+        err = await shell.refused(usage_error, "user", command, ada, good_password)
+        assert "unexpected extra argument" in err
+        err = await shell.refused(usage_error, "user", command, ada)
+        assert "no terminal to ask for the password at: give it by --password-stdin" in err
+
+
+# What it does not.
+
+refusals: dict[str, tuple[int, tuple[str | bytes, ...], str]] = {
+    "nobody's plan": (
+        NotThereError.exit_code,
+        ("user", "plan", "bob@example.com", "pro"),
+        "No account has the email address bob@example.com",
+    ),
+    "nobody's password": (
+        NotThereError.exit_code,
+        ("user", "password", "bob@example.com", "--password-stdin"),
+        "No account has the email address bob@example.com",
+    ),
+    "nobody's keys": (
+        NotThereError.exit_code,
+        ("keys", "list", "bob@example.com"),
+        "No account has the email address bob@example.com",
+    ),
+    "no such key": (NotThereError.exit_code, ("keys", "revoke", ada, "99"), "API key"),
+    "no address": (RefusedError.exit_code, ("user", "disable", "ada"), "email: is not an email"),
+    "taken address": (
+        RefusedError.exit_code,
+        ("user", "create", "ADA@Example.com", "--username", "x", "--password-stdin"),
+        "Another account has this email",
+    ),
+    "taken name": (
+        RefusedError.exit_code,
+        ("user", "create", "ada@elsewhere.org", "--password-stdin"),
+        "Another account has this username",
+    ),
+    "several at once": (
+        RefusedError.exit_code,
+        ("user", "create", "nowhere", "--username", " x", "--password-stdin"),
+        "email: is not an email address such as name@example.com; username: begins or ends",
+    ),
+    "no name of a key": (
+        RefusedError.exit_code,
+        ("keys", "create", ada, "--name", ""),
+        "name: ",
+    ),
+    "a key for longer than ever": (
+        RefusedError.exit_code,
+        ("keys", "create", ada, "--name", "x", "--expires-in-days", "4000"),
+        "expires_in_days: ",
+    ),
+    "a key above its plan": (
+        RefusedError.exit_code,
+        ("keys", "create", ada, "--name", "x", "--rate-limit", "101"),
+        "rate_limit_per_minute: ",
+    ),
+    "no such plan": (usage_error, ("user", "plan", ada, "public"), "'public' is not one of"),
+    "no such scope": (
+        usage_error,
+        ("keys", "create", ada, "--name", "x", "--scope", "all"),
+        "'all' is not one of",
+    ),
+    "a contradiction": (
+        usage_error,
+        ("keys", "create", ada, "--name", "x", "--no-expiry", "--expires-in-days", "3"),
+        "contradict each other",
+    ),
+    "no number": (usage_error, ("keys", "revoke", ada, "0"), "not in the range"),
+    "no text": (usage_error, ("keys", "create", ada, "--name", b"\xff"), "is not UTF-8"),
+    "no text for an address": (usage_error, ("user", "disable", b"a\xff@e.com"), "is not UTF-8"),
+}
+
+
+async def test_what_is_refused_says_why_in_one_line_and_changes_nothing(
+    shell: Shell, connection: asyncpg.Connection
+) -> None:
+    await shell.create()
+    for what, (code, words, complaint) in refusals.items():
+        assert complaint in await shell.refused(code, *words, stdin=good_password), what
+    weak = "password: is not 8 to 1024 characters long"
+    opening, changing = ("create", "new@example.com"), ("password", ada)
+    for words, password in (
+        (opening, ""),
+        (opening, "x" * 100_000),
+        (changing, "short"),
+        (changing, "x" * 1_025),
+    ):
+        assert weak in await shell.refused(
+            RefusedError.exit_code, "user", *words, "--password-stdin", stdin=password
+        )
+    assert await connection.fetchval("SELECT count(*) FROM users") == 1
+    assert await connection.fetchval("SELECT count(*) FROM api_keys") == 0
+    assert await connection.fetchval("SELECT count(*) FROM audit_log") == 1
+
+
+async def test_before_the_schema_is_there_it_says_what_to_run(
+    tmp_path: Path, empty_database_address: DatabaseAddress
+) -> None:
+    shell = Shell(tmp_path, DATABASE_URL=empty_database_address.url(), KEY_PEPPER=key_pepper)
+    said = await shell.refused(FatalError.exit_code, "user", "list")
+    assert said == (
+        "ydht: the database cannot be used: its schema is at nothing and 0004 is needed: "
+        "run `ydht migrate`\n"
+    )
+
+
+async def test_before_there_are_secrets_it_says_what_to_run(tmp_path: Path) -> None:
+    said = await Shell(tmp_path).refused(FatalError.exit_code, "keys", "list", ada)
+    assert "run `ydht init`" in said
+
+
+async def test_without_the_database_of_a_url_it_says_where_it_looked(tmp_path: Path) -> None:
+    shell = Shell(
+        tmp_path, DATABASE_URL="postgres://ydht:x@127.0.0.1:9/ydht", KEY_PEPPER=key_pepper
+    )
+    said = await shell.refused(UnreachableError.exit_code, "user", "list")
+    assert "nothing was changed: PostgreSQL cannot be reached" in said
+    assert "is it running where DATABASE_URL says?" in said
+
+
+async def test_the_embedded_database_of_a_data_directory_is_used_while_it_is_up(
+    tmp_path: Path,
+) -> None:
+    shell = Shell(tmp_path / "data")
+    await shell.done("init")
+    said = await shell.refused(UnreachableError.exit_code, "user", "list")
+    assert "is it running? `ydht up` or `ydht db` starts it" in said
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.cli", "db"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=shell.environment,
+        cwd=Path(__file__).parents[2],
+    )
+    assert server.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"PostgreSQL is ready" not in (line := await server.stdout.readline()):
+                assert line, "the server has ended"
+        assert "run `ydht migrate`" in await shell.refused(FatalError.exit_code, "user", "list")
+        await shell.done("migrate")
+        await shell.create()
+        # And by the option, from wherever else.
+        elsewhere = Shell(tmp_path)
+        said_there = await elsewhere.done(
+            "user", "list", "--json", "--data-dir", f"{tmp_path}/data"
+        )
+        assert [account["email"] for account in said_there.json] == [ada]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.send_signal(signal.SIGTERM)
+        await server.communicate()
+    assert server.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "ends_as", "text"),
+    [
+        (UnknownOutcome("PostgreSQL was lost"), UnknownEndError, "it may have been done or not"),
+        (RetryLater("database_unavailable", "busy"), UnreachableError, "nothing was changed: busy"),
+        (FixRequest("already_exists", "no"), RefusedError, "no"),
+        (FixRequest("not_found", "none"), NotThereError, "none"),
+    ],
+)
+def test_each_end_has_an_exit_code_of_its_own(
+    tmp_path: Path,
+    database_address: DatabaseAddress,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    ends_as: type[FatalError],
+    text: str,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_address.url())
+    monkeypatch.setenv("KEY_PEPPER", key_pepper)
+
+    async def work(desk: FrontDesk) -> None:
+        raise error
+
+    with pytest.raises(ends_as, match=text):
+        at_front_desk(tmp_path, work)
+    codes = (RefusedError, NotThereError, UnknownEndError, UnreachableError, FatalError)
+    assert [kind.exit_code for kind in codes] == [65, 67, 74, 75, 78]
