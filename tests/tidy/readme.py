@@ -11,11 +11,17 @@ from services.cli.table import UpSettings
 from services.dhtnode.settings import NodeSettings
 from services.replicator.settings import ReplicatorSettings
 from services.runtime.settings import ServiceSettings, describe
+from services.usermanager.settings import UserManagerSettings
 from tests.tidy.tree import root
 
 readme = root / "README.md"
 # Each service adds its own.
-every_settings: tuple[type[ServiceSettings], ...] = (UpSettings, NodeSettings, ReplicatorSettings)
+every_settings: tuple[type[ServiceSettings], ...] = (
+    UpSettings,
+    UserManagerSettings,
+    NodeSettings,
+    ReplicatorSettings,
+)
 
 
 def settings_table() -> str:
