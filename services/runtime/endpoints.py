@@ -127,6 +127,11 @@ class Endpoint:
 
 
 Authenticate = Callable[[str], Awaitable[Caller]]
+Before = Callable[[], Awaitable[None]]
+
+
+async def nothing_before() -> None:
+    """For services that can always be asked."""
 
 
 def routes(
@@ -135,14 +140,16 @@ def routes(
     authenticate: Authenticate,
     verifier: Verifier,
     addresses: ClientAddresses,
+    before: Before = nothing_before,
 ) -> list[BaseRoute]:
-    """A route for each path. `authenticate` turns a bearer token into its caller, or raises."""
+    """A route for each path. `authenticate` turns a bearer token into its caller, or raises;
+    `before` is called ahead of it, and raises while no endpoint can be called at all."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
     for endpoint in endpoints:
         methods = by_path.setdefault(endpoint.path, {})
         if endpoint.method in methods:
             raise ValueError(f"{endpoint.method} {endpoint.path} is there already")
-        answering = _Answering(endpoint, authenticate, addresses)
+        answering = _Answering(endpoint, before, authenticate, addresses)
         layers = [Middleware(BodyLimit, bytes_max=endpoint.body_bytes_max)]
         if endpoint.access is Access.INTERNAL:
             layers.append(Middleware(RequireSignature, verifier=verifier))
@@ -174,15 +181,21 @@ class _Answering:
     """One endpoint as Starlette calls it."""
 
     def __init__(
-        self, endpoint: Endpoint, authenticate: Authenticate, addresses: ClientAddresses
+        self,
+        endpoint: Endpoint,
+        before: Before,
+        authenticate: Authenticate,
+        addresses: ClientAddresses,
     ) -> None:
         self._endpoint = endpoint
+        self._before = before
         self._authenticate = authenticate
         self._addresses = addresses
         self._path = _Members(endpoint.path_type)
         self._query = _Members(endpoint.query_type)
 
     async def answer(self, request: Request) -> Response:
+        await self._before()
         endpoint = self._endpoint
         signed_in = None
         if endpoint.access is Access.BEARER:

@@ -132,11 +132,11 @@ class UserManager:
         stack.push_async_callback(self.replicators.close)
         await stack.enter_async_context(loops)
         loops.start("database watch", self.watch.run)
-        loops.start("upkeep", self.upkeep.run)
+        loops.start("upkeep", self.watch.once_found(self.upkeep.run))
         loops.start("key events", self.key_events.run)
         loops.start("key lookups", self.key_lookups.run)
         loops.start("last used", self.last_used.run)
-        loops.start("deletion", self.deletion.run)
+        loops.start("deletion", self.watch.once_found(self.deletion.run))
 
     def _station(self, settings: UserManagerSettings) -> Station:
         identity = Identity(
@@ -162,6 +162,7 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
         settings.service,
         every_route(
             manager.endpoints(),
+            before=manager.watch.require,
             authenticate=manager.sessions.authenticate,
             verifier=manager.verifier,
             addresses=ClientAddresses(settings.trusted_proxies or ()),

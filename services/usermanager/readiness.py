@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import asyncpg
@@ -25,11 +26,13 @@ log = telemetry.logger("services.usermanager")
 class DatabaseWatch:
     """Looks at the database by and by, so that /ready can answer from memory.
 
-    Requests do not ask it: each finds out by itself, and is served as soon as the database is.
+    Until it has seen our tables once, requests and loops that need them wait for that. From then
+    on each finds out by itself whether the database is there, and is served as soon as it is.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._found = asyncio.Event()
         self.trouble: str | None = "it has not been asked yet"
 
     def add_to(self, readiness: Readiness) -> None:
@@ -48,11 +51,31 @@ class DatabaseWatch:
             self.trouble = trouble
             await asyncio.sleep(look_s)
 
+    async def require(self) -> None:
+        """Return if our tables have been there at any time; else RetryLater."""
+        if self._found.is_set():
+            return
+        if await schema_trouble(self._database) is not None:
+            raise RetryLater("database_unavailable", "The database is not set up yet")
+        self._found.set()
+
+    def once_found(self, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """The same loop, which begins when our tables are there."""
+
+        async def wait_and_run() -> None:
+            await self._found.wait()
+            await run()
+
+        return wait_and_run
+
     async def _look(self) -> str | None:
         try:
-            return await schema_trouble(self._database)
+            trouble = await schema_trouble(self._database)
         except RetryLater as error:
             return error.detail
+        if trouble is None:
+            self._found.set()
+        return trouble
 
     def _check(self) -> Condition:
         if self.trouble is None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from starlette.routing import BaseRoute
 
 from services.runtime.client_address import ClientAddresses
-from services.runtime.endpoints import Authenticate, Endpoint, routes
+from services.runtime.endpoints import Authenticate, Before, Endpoint, routes
 from services.runtime.openapi import document_route, openapi_document
 from services.runtime.signing import Verifier
 
@@ -20,6 +20,7 @@ api_version: Final = "1"
 def every_route(
     endpoints: Iterable[Endpoint],
     *,
+    before: Before,
     authenticate: Authenticate,
     verifier: Verifier,
     addresses: ClientAddresses,
@@ -28,7 +29,13 @@ def every_route(
     listed = list(endpoints)
     return [
         document_route(document(listed, public_url)),
-        *routes(listed, authenticate=authenticate, verifier=verifier, addresses=addresses),
+        *routes(
+            listed,
+            before=before,
+            authenticate=authenticate,
+            verifier=verifier,
+            addresses=addresses,
+        ),
     ]
 
 

@@ -127,6 +127,14 @@ async def test_a_database_without_our_tables_is_told_by_the_command_that_makes_t
             return reasons.get("database", "") if "ydht migrate" in str(reasons) else None
 
         assert "its schema is at nothing" in await until_told(told, "it misses its tables")
+        login = {"email": "ada@example.com", "password": "not hers"}
+        for answer in (
+            await usermanager.call("POST", "/login", login),
+            await usermanager.call("GET", "/me", headers={"Authorization": "Bearer a.b.c"}),
+            await usermanager.ask("GET", "/key-events"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+            assert "not set up" in answer.json()["detail"]
         await asyncio.to_thread(migrate, empty_database_address, "0002")
 
         async def older() -> bool | None:
@@ -139,6 +147,8 @@ async def test_a_database_without_our_tables_is_told_by_the_command_that_makes_t
             return (await usermanager.readiness())[0] == 200 or None
 
         await until_told(ready, "it has found its tables")
+        await usermanager.person()
+        assert "Traceback" not in usermanager.said
 
 
 async def test_sigterm_lets_what_is_under_way_finish(
@@ -183,3 +193,19 @@ async def test_two_on_one_port_is_one_line(
         (line,) = [line for line in second.said.splitlines() if line.startswith("ydht ")]
         assert f"port {usermanager.port}" in line
         assert "USERMANAGER_PORT" in line
+
+
+@pytest.mark.parametrize(
+    ("proxies", "seen"), [("", "127.0.0.1"), ("127.0.0.1,10.0.0.0/8", "198.51.100.7")]
+)
+async def test_who_a_client_is_comes_from_a_header_only_behind_trusted_proxies(
+    tmp_path: Path, database_address: DatabaseAddress, proxies: str, seen: str
+) -> None:
+    data_dir = tmp_path / "data"
+    async with usermanager_process(
+        data_dir, database_address, TRUSTED_PROXIES=proxies
+    ) as usermanager:
+        # The second proxy is ours too; what stands further left the client made up.
+        ada = await usermanager.person(address="192.0.2.1, 198.51.100.7, 10.1.1.1")
+        (session,) = (await ada.get("/sessions")).json()["sessions"]
+        assert session["address"] == seen

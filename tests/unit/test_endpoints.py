@@ -391,6 +391,26 @@ async def test_an_internal_endpoint_takes_signatures_alone(client: httpx.AsyncCl
     assert problem(await client.post("/internal", json={}, auth=forged)) == (401, "unauthorized")
 
 
+async def test_what_comes_before_all_is_asked_before_who_asks() -> None:
+    async def not_yet() -> None:
+        raise RetryLater("database_unavailable", "Not yet")
+
+    served = routes(
+        endpoints,
+        before=not_yet,
+        authenticate=authenticate,
+        verifier=Verifier(secret, clock),
+        addresses=ClientAddresses(),
+    )
+    app = application("example", served, metrics=Metrics(), readiness=Readiness())
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://here"
+    ) as client:
+        for target in ("/me", "/things/1", "/things?limit=none"):
+            assert problem(await client.get(target)) == (503, "database_unavailable")
+        assert (await client.get("/health")).status_code == 200
+
+
 # -- the list of endpoints, and the helper for members
 
 
