@@ -16,7 +16,7 @@ every disk: changing it moves every key.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -143,28 +143,28 @@ def difference(old: Ring, new: Ring) -> dict[int, OwnershipChange]:
 _Point = tuple[int, str, str]
 
 
-def _points(members: Iterable[RingMember]) -> Generator[None, None, list[_Point]]:
-    """Every virtual node as (hash, node id, zone), against the clock. Node ids settle equal
-    hashes."""
-    points: list[_Point] = []
-    paused = 0
+def _arcs(members: tuple[RingMember, ...]) -> Generator[None, None, list[list[_Point]]]:
+    """Every virtual node as (hash, node id, zone), against the clock; node ids settle equal hashes.
+    The circle is cut into arcs of a piece or less each, as evenly as hashes are spread, so that
+    neither sorting them nor going through one takes longer than a piece may."""
+    arc_bits = (len(members) * virtual_nodes_per_node // _points_in_a_piece).bit_length()
+    arcs: list[list[_Point]] = [[] for _ in range(1 << arc_bits)]
+    shift = 64 - arc_bits
+    unpaused = 0
     for node_id, zone in members:
         encoded = node_id.encode()
-        points += [
-            (mmh3_x64_128_utupledigest(b"%b#%d" % (encoded, number), _seed)[0], node_id, zone)
-            for number in range(virtual_nodes_per_node)
-        ]
-        if len(points) - paused >= _points_in_a_piece:
-            paused = len(points)
+        for number in range(virtual_nodes_per_node):
+            point = mmh3_x64_128_utupledigest(b"%b#%d" % (encoded, number), _seed)[0]
+            arcs[point >> shift].append((point, node_id, zone))
+        unpaused += virtual_nodes_per_node
+        if unpaused >= _points_in_a_piece:
+            unpaused = 0
             yield
-    points.sort(reverse=True)
-    yield
-    return points
-
-
-def _pieces(points: list[_Point]) -> Iterator[list[_Point]]:
-    for start in range(0, len(points), _points_in_a_piece):
-        yield points[start : start + _points_in_a_piece]
+    arcs.reverse()
+    for arc in arcs:
+        arc.sort(reverse=True)
+        yield
+    return arcs
 
 
 def _place(
@@ -196,23 +196,25 @@ def _place(
             chosen += tuple([node_id for node_id in ahead if node_id not in chosen][:missing])
         return shared.setdefault(chosen, chosen)
 
-    points = yield from _points(members)
+    arcs = yield from _arcs(members)
     # Once around first, so that the last slots know what comes after the end of the circle.
-    for piece in _pieces(points):
-        for _, node_id, zone in piece:
+    for arc in arcs:
+        for _, node_id, zone in arc:
             passed(node_id, zone)
         yield
 
     slots: list[Owners] = [()] * slot_count
     upper = slot_count
-    for piece in _pieces(points):
-        for point, node_id, zone in piece:
+    for index, arc in enumerate(arcs):
+        for point, node_id, zone in arc:
             # The slots from here up to the last point all have this point behind them.
             lower = (point >> _slot_shift) + 1
             if lower < upper:
                 slots[lower:upper] = [owners()] * (upper - lower)
                 upper = lower
             passed(node_id, zone)
+        # To free all points at the end would take several pieces' time.
+        arcs[index] = []
         yield
     slots[:upper] = [owners()] * upper
     return tuple(slots)

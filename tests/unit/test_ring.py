@@ -76,6 +76,23 @@ def test_the_whole_table_of_a_small_ring_is_what_a_walk_finds() -> None:
         assert ring.slots[slot] == owners_by_walking(ring, slot)
 
 
+def test_the_table_of_a_large_ring_is_what_a_walk_finds_and_comes_in_small_pieces() -> None:
+    members = random_members(random.Random(7), 100, 4)
+    pieces = Ring.in_pieces(members, 3)
+    count = 0
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            ring: Ring = end.value
+            break
+        count += 1
+    # Hashed, sorted, and passed twice: some five hundred points in each.
+    assert count > 4 * 100 * virtual_nodes_per_node / 700
+    for slot in (0, 1, slot_count - 1, *range(77, slot_count, 400)):
+        assert ring.slots[slot] == owners_by_walking(ring, slot)
+
+
 def test_placement_never_changes_from_one_release_to_the_next() -> None:
     # These are on the disks of running clusters. If this fails, the ring is wrong, not the test.
     assert slot_of(b"") == 0
