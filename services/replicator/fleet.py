@@ -69,6 +69,8 @@ class Fleet:
         self.map: ClusterMap | None = None
         self.epoch = 0
         self.nodes: dict[str, FleetNode] = {}
+        # Another number whenever owners may be asked in another order.
+        self.order = 0
         # Told of a node whose link came up or went down, or that caught up.
         self.on_change: Callable[[FleetNode], None] = lambda node: None
         self._connect = connect
@@ -134,6 +136,7 @@ class Fleet:
             self._clock.call_later(look_s, self._look)
 
     def _forget_routes(self) -> None:
+        self.order += 1
         self._routes = [None] * slot_count
         self._by_placement = {}
 

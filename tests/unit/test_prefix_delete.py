@@ -432,6 +432,41 @@ def test_every_slot_is_spoken_for_once_by_its_first_live_owner() -> None:
         assert speakers[0] != "node-4"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_comes_goes_or_is_passed_over_each_slot_is_spoken_for_as_its_route_says(
+    seed: int,
+) -> None:
+    """One that is asked again and again says the same as one that was never asked before."""
+    world = World(nodes=6)
+    fleet, draw = world.replicator.fleet, random.Random(seed)
+    speakers = Speakers(fleet)
+    away: set[str] = set()
+    for _ in range(12):
+        name = f"node-{draw.randint(1, 6)}"
+        if name in away:
+            world.nodes[name].begin()
+            away.remove(name)
+        elif len(away) < 2:
+            world.nodes[name].crash()
+            away.add(name)
+        else:
+            fleet.catching_up(name, draw.random() < 0.5)
+        world.pass_time(2.5)
+        without = {f"node-{draw.randint(1, 6)}"} if draw.random() < 0.5 and not away else set()
+        expected: dict[str, set[int]] = {}
+        for slot in range(slot_count):
+            route = fleet.route(slot)
+            first = next(o.node.node_id for o in route.owners if o.node.node_id not in without)
+            expected.setdefault(first, set()).add(slot)
+        for of in (speakers, speakers, Speakers(fleet)):
+            spoken = of.assign(without)
+            assert {
+                node.node_id: {s for s in range(slot_count) if bitmap[s >> 3] >> (s & 7) & 1}
+                for node, bitmap in spoken.items()
+            } == expected
+        assert speakers.owned(fleet.nodes.values()) == 3 * slot_count
+
+
 def test_without_all_owners_of_some_slot_there_are_no_speakers() -> None:
     speakers = Speakers(World().replicator.fleet)
     assert len(speakers.assign({"node-1", "node-2"})) == 1
