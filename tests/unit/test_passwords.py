@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -26,6 +25,7 @@ from services.usermanager.passwords import (
     waiting_max,
 )
 from tests.integration.accounts_world import cheap
+from tests.password_gate import PasswordGate
 from tests.waiting import wait_until
 
 
@@ -34,31 +34,6 @@ async def passwords() -> AsyncIterator[Passwords]:
     made = Passwords(cheap)
     yield made
     made.close()
-
-
-class Gate:
-    """Holds up whatever is hashed or verified until it is opened, and counts what is inside."""
-
-    def __init__(self, passwords: Passwords) -> None:
-        self._open = threading.Event()
-        self._lock = threading.Lock()
-        self.inside = 0
-        self.most_inside = 0
-        context: Any = passwords._context
-        passwords._context = self
-        self._context = context
-
-    def open(self) -> None:
-        self._open.set()
-
-    def verify(self, password: str, kept: str) -> bool:
-        with self._lock:
-            self.inside += 1
-            self.most_inside = max(self.most_inside, self.inside)
-        assert self._open.wait(30)
-        with self._lock:
-            self.inside -= 1
-        return bool(self._context.verify(password, kept))
 
 
 def test_a_password_has_8_to_1024_characters_of_any_kind() -> None:
@@ -188,7 +163,7 @@ async def test_nobody_has_any_password_and_the_price_is_that_of_one_verification
 async def test_two_are_computed_at_once_some_wait_and_the_next_is_told_to_come_later() -> None:
     passwords = Passwords(cheap)
     kept = await passwords.hash("password")
-    gate = Gate(passwords)
+    gate = PasswordGate(passwords)
     tasks = [
         asyncio.create_task(passwords.verify("password", kept))
         for _ in range(at_once_max + waiting_max)
@@ -222,7 +197,7 @@ async def test_the_event_loop_goes_on_while_passwords_are_computed() -> None:
 async def test_who_leaves_while_waiting_frees_a_place_but_not_a_thread() -> None:
     passwords = Passwords(cheap, at_once=1, waiting=1)
     kept = await passwords.hash("password")
-    gate = Gate(passwords)
+    gate = PasswordGate(passwords)
     working, waiting = [asyncio.create_task(passwords.verify("x", kept)) for _ in range(2)]
     await wait_until(lambda: gate.inside == 1 and passwords.waiting == 1, "one works, one waits")
     waiting.cancel()

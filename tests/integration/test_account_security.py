@@ -1,0 +1,482 @@
+"""Attacks on accounts and sessions over HTTP: forged tokens, guesses, floods, and each other."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx
+import jwt
+import pytest_asyncio
+
+from services.runtime.database_url import DatabaseAddress
+from services.usermanager.administration import Administration
+from tests.integration.accounts_world import (
+    LoggedIn,
+    World,
+    accounts_world,
+    cluster_secret,
+    good_password,
+    jwt_secret,
+)
+from tests.password_gate import PasswordGate
+from tests.waiting import wait_until
+
+# What has meaning in SQL, in patterns of LIKE, in JSON, to a shell, a template or a terminal.
+metacharacters: Final = (
+    "'",
+    "''; DROP TABLE users; --",
+    "' OR '1'='1",
+    '" OR ""="',
+    "\\'; SELECT pg_sleep(10); --",
+    "$1",
+    "%s %(email)s {0} ${HOME} `id`",
+    "%_",
+    "/* */ ; COMMIT; --",
+    "$$; DELETE FROM users; $$",
+    "1; SELECT * FROM users",
+    "\\x00\\000\\",
+    "\x00",
+    "\x1b[2J\r\n",
+    "{{7*7}}<script>alert(1)</script>",
+    "\ufeff\u202e\u0000",
+)
+
+
+@pytest_asyncio.fixture
+async def world(database_address: DatabaseAddress) -> AsyncIterator[World]:
+    async with accounts_world(database_address) as world:
+        yield world
+
+
+def refused(answer: httpx.Response, status: int = 401, code: str = "unauthorized") -> None:
+    assert (answer.status_code, answer.json().get("code")) == (status, code), answer.text
+
+
+async def with_token(world: World, token: str) -> httpx.Response:
+    return await world.ask("GET", "/me", headers={"Authorization": f"Bearer {token}"})
+
+
+def claims_of(session: LoggedIn) -> dict[str, Any]:
+    found: dict[str, Any] = jwt.decode(
+        session.answer["access_token"], options={"verify_signature": False}
+    )
+    return found
+
+
+async def test_token_with_alg_none(world: World) -> None:
+    ada = await world.newcomer("ada")
+    _, claims, signature = ada.answer["access_token"].split(".")
+    for algorithm in ("none", "None", "NONE"):
+        header = base64.urlsafe_b64encode(json.dumps({"alg": algorithm}).encode()).decode()
+        for end in ("", signature):
+            refused(await with_token(world, f"{header.rstrip('=')}.{claims}.{end}"))
+    assert await ada.is_live()
+
+
+async def test_token_with_wrong_key(world: World) -> None:
+    ada = await world.newcomer("ada")
+    for key in (cluster_secret, "x" * 64, jwt_secret.upper()):
+        refused(await with_token(world, jwt.encode(claims_of(ada), key, "HS256")))
+
+
+async def test_token_with_wrong_audience(world: World) -> None:
+    ada = await world.newcomer("ada")
+    for audience in ("ydht gateway", ["ydht usermanager"], ""):
+        forged = jwt.encode({**claims_of(ada), "aud": audience}, jwt_secret, "HS256")
+        refused(await with_token(world, forged))
+
+
+async def test_expired_token(world: World) -> None:
+    ada = await world.newcomer("ada")
+    world.timeline.advance(3600)
+    refused(await with_token(world, ada.answer["access_token"]))
+    forged = jwt.encode({**claims_of(ada), "exp": 2**40}, cluster_secret, "HS256")
+    refused(await with_token(world, forged))
+
+
+async def test_token_of_another_kind_or_of_a_session_that_is_not_there(world: World) -> None:
+    ada, eve = await world.newcomer("ada"), await world.newcomer("eve")
+    own = claims_of(ada)
+    for changes in (
+        {"typ": "refresh"},
+        {"sid": "999999"},
+        {"sid": claims_of(eve)["sid"]},
+        {"sub": claims_of(eve)["sub"]},
+        {"sub": str(2**63)},
+        {"sub": "1 OR 1=1"},
+    ):
+        refused(await with_token(world, jwt.encode({**own, **changes}, jwt_secret, "HS256")))
+    refused(await with_token(world, ada.answer["refresh_token"]))
+    assert await with_token(world, jwt.encode(own, jwt_secret, "HS256"))
+
+
+async def test_refresh_reuse(world: World) -> None:
+    ada = await world.newcomer("ada")
+    stolen = ada.answer["refresh_token"]
+    thief = await world.try_refresh(stolen)
+    assert thief.status_code == 200
+    refused(await world.try_refresh(stolen))
+    refused(await world.try_refresh(thief.json()["refresh_token"]))
+    refused(await with_token(world, thief.json()["access_token"]))
+    refused(await with_token(world, ada.answer["access_token"]))
+    assert await world.fetch("SELECT FROM sessions") == []
+
+
+async def test_two_tenants_on_every_route_see_nothing_of_each_other(world: World) -> None:
+    ada, eve = await world.newcomer("ada"), await world.newcomer("eve")
+    second = await world.log_in("ada")
+    hers = await ada.sessions()
+    before = await state_of(world, ada)
+    seen = [await eve.ask("GET", path) for path in ("/me", "/sessions")]
+    for session in hers:
+        refused(await eve.ask("DELETE", f"/sessions/{session['id']}"), 404, "not_found")
+        seen.append(await eve.ask("GET", "/sessions", params={"cursor": str(session["id"] + 1)}))
+        seen.append(await eve.ask("GET", "/sessions", params={"cursor": str(session["id"])}))
+    assert {answer.status_code for answer in seen} == {200}
+    for answer in seen:
+        assert "ada" not in answer.text
+        shown = {session["id"] for session in answer.json().get("sessions", ())}
+        assert not shown & {session["id"] for session in hers}
+    change = {"current_password": good_password, "new_password": "a new password"}
+    assert (await eve.ask("POST", "/me/password", json=change)).status_code == 204
+    assert (await eve.ask("POST", "/logout")).status_code == 204
+    eve = await world.log_in("eve", password="a new password")
+    assert (await eve.ask("DELETE", "/me", json={"password": "a new password"})).status_code == 204
+    assert await state_of(world, ada) == before
+    assert await ada.is_live()
+    assert await second.is_live()
+    await world.log_in("ada")
+
+
+async def state_of(world: World, person: LoggedIn) -> list[dict[str, Any]]:
+    """Everything that is kept of somebody."""
+    return [
+        row
+        for sql in (
+            "SELECT * FROM users WHERE id = $1",
+            "SELECT * FROM sessions WHERE user_id = $1 ORDER BY id",
+            "SELECT t.* FROM refresh_tokens t JOIN sessions s ON s.id = session_id"
+            " WHERE user_id = $1 ORDER BY token_hash",
+            "SELECT * FROM audit_log WHERE user_id = $1 ORDER BY id",
+            "SELECT * FROM key_events WHERE user_id = $1",
+        )
+        for row in await world.fetch(sql, person.user_id)
+    ]
+
+
+async def test_sql_metacharacters_in_every_field(world: World) -> None:
+    ada = await world.newcomer("ada")
+    before = await world.fetch("SELECT * FROM users")
+    for number, text in enumerate(metacharacters):
+        # Each from an address of its own: it is not throttling that is to answer here.
+        address = f"198.51.100.{number}"
+        answers = [
+            await world.ask(method, path, json=body, address=address)
+            for method, path, body in (
+                ("POST", "/signup", {"email": text, "username": "a", "password": "x" * 8}),
+                ("POST", "/signup", {"email": "a@b", "username": text, "password": "x" * 7}),
+                ("POST", "/signup", {"email": text, "username": text, "password": text}),
+                ("POST", "/signup", {text: text}),
+                ("POST", "/login", {"email": text, "password": text}),
+                ("POST", "/login", {"email": "ada@example.com" + text, "password": text}),
+                ("POST", "/refresh", {"refresh_token": text}),
+                ("POST", "/refresh", {"refresh_token": text * 43}),
+            )
+        ]
+        answers += [
+            await ada.ask("GET", "/sessions", params={"cursor": text}),
+            await ada.ask("GET", "/sessions", params={"limit": text}),
+            await ada.ask("GET", "/sessions", params={text: text}),
+            await ada.ask("DELETE", f"/sessions/{httpx.QueryParams({'x': text})}"[:200]),
+            await ada.ask("DELETE", "/me", json={"password": text, text: 1}),
+            await ada.ask("POST", "/me/password", json={"current_password": text}),
+        ]
+        for answer in answers:
+            assert 400 <= answer.status_code < 500, (text, answer.text)
+            assert answer.json()["code"] != "rate_limited"
+            assert not any(
+                word in answer.text for word in ("asyncpg", "syntax error", "SELECT FROM")
+            )
+    assert await world.fetch("SELECT * FROM users") == before
+    assert await ada.is_live()
+
+
+async def test_sql_metacharacters_that_are_good_names_and_passwords(world: World) -> None:
+    """What may be in a field comes back as it was."""
+    for number, text in enumerate(("Robert'); DROP TABLE users;--", "o'neill", "100%_$1", "\\\\")):
+        password = f"{text}{metacharacters[number]}{'x' * 8}"
+        document = {
+            "email": f"o'neill+{number}@example.com",
+            "username": text,
+            "password": password,
+        }
+        answer = await world.ask("POST", "/signup", json=document)
+        assert (answer.status_code, answer.json().get("username")) == (201, text)
+        answer = await world.try_login(str(document["email"]), password)
+        assert answer.status_code == 200
+        assert answer.json()["user"]["email"] == document["email"]
+    headers = {"User-Agent": "'); DROP TABLE sessions; --"}
+    answer = await world.ask(
+        "POST",
+        "/login",
+        json={"email": document["email"], "password": password},
+        headers=headers,
+    )
+    (shown, _) = await LoggedIn(world, answer.json()).sessions()
+    assert shown["user_agent"] == headers["User-Agent"]
+    assert len(await world.fetch("SELECT FROM users")) == 4
+
+
+async def test_1_mb_fields(world: World) -> None:
+    ada = await world.newcomer("ada")
+    for size, status in ((1 << 20, 413), (60 << 10, 400)):
+        text = "x" * size
+        good = {"email": "a@b.c", "username": "a", "password": "x" * 8}
+        answers = [
+            *[await world.ask("POST", "/signup", json={**good, name: text}) for name in good],
+            await world.ask("POST", "/signup", json={**good, text: 1}),
+            await world.ask("POST", "/login", json={"email": text, "password": "x" * 8}),
+            await world.ask("POST", "/login", json={"email": "a@b.c", "password": text}),
+            await world.ask("POST", "/refresh", json={"refresh_token": text}),
+            await ada.ask("DELETE", "/me", json={"password": text}),
+            await ada.ask(
+                "POST", "/me/password", json={"current_password": text, "new_password": "x" * 8}
+            ),
+            await ada.ask(
+                "POST",
+                "/me/password",
+                json={"current_password": good_password, "new_password": text},
+            ),
+        ]
+        for answer in answers:
+            assert answer.status_code == status, answer.text[:200]
+            assert len(answer.content) < 2_000, "nobody is sent their megabyte back"
+        assert world.passwords.counters.hashed == 1, "nothing of that size is ever hashed"
+    refused(await with_token(world, "x" * (1 << 20)))
+    answer = await ada.ask("GET", "/sessions", params={"cursor": "1" * 60_000})
+    assert answer.status_code == 400
+    answer = await ada.ask("DELETE", "/sessions/" + "1" * 60_000)
+    assert answer.status_code == 404
+
+
+async def test_an_unknown_user_costs_exactly_one_verification_with_the_same_parameters(
+    world: World, database_address: DatabaseAddress
+) -> None:
+    await world.sign_up("ada")
+    await world.sign_up("gone")
+    desk = Administration(world.store, world.passwords, "alice")
+    await desk.set_active("gone@example.com", is_active=False)
+    counters = world.passwords.counters
+    answers = []
+    statements = []
+    for email, password in (
+        ("ada@example.com", "wrong password"),
+        ("unknown@example.com", good_password),
+        ("gone@example.com", good_password),
+        ("gone@example.com", "wrong password"),
+        ("no address", good_password),
+        ("\x00", good_password),
+        ("", ""),
+    ):
+        before = counters.verified, counters.hashed
+        acquired = world.database.counters.acquired
+        answer = await world.try_login(email, password)
+        refused(answer, code="invalid_credentials")
+        assert (counters.verified, counters.hashed) == (before[0] + 1, before[1]), email
+        statements.append(world.database.counters.acquired - acquired)
+        answers.append({**answer.json(), "request_id": ""})
+        assert set(answer.headers) == {"content-type", "content-length", "x-request-id"}
+    assert all(answer == answers[0] for answer in answers), "nor does any word differ"
+    assert len(set(statements)) == 1, "nor what PostgreSQL is asked"
+    assert [action for action, _ in await world.audited()].count("login_refused") == 7
+    (unknown,) = {user for action, user in await world.audited() if action == "login_refused"} - {
+        row["id"] for row in await world.fetch("SELECT id FROM users")
+    }
+    assert unknown is None
+
+
+async def test_throttling_per_account_whether_there_is_one_or_not(world: World) -> None:
+    ada = await world.newcomer("ada")
+    for email in ("ada@example.com", "unknown@example.com", "no address"):
+        spellings = (email, email.upper(), f" {email} ")
+        for number in range(10):
+            answer = await world.try_login(
+                spellings[number % 3] if "@" in email else email,
+                "wrong password",
+                address=f"192.0.2.{number}",
+            )
+            refused(answer, code="invalid_credentials")
+        for password in ("wrong password", good_password):
+            answer = await world.try_login(email, password, address="192.0.2.99")
+            refused(answer, 429, "rate_limited")
+            assert answer.headers["retry-after"] == "30"
+    assert await ada.is_live(), "sessions that there are go on"
+    verified = world.passwords.counters.verified
+    await world.try_login("ada@example.com")
+    assert world.passwords.counters.verified == verified, "a throttled guess is not even looked at"
+    world.timeline.advance(30)
+    await world.log_in("ada")
+    refused(await world.try_login("ada@example.com", "wrong password"), code="invalid_credentials")
+    refused(await world.try_login("ada@example.com"), 429, "rate_limited")
+
+
+async def test_throttling_per_address_whatever_the_accounts(world: World) -> None:
+    await world.sign_up("ada")
+    for number in range(50):
+        answer = await world.try_login(f"user{number}@example.com", address="192.0.2.1")
+        refused(answer, code="invalid_credentials")
+    answer = await world.try_login("ada@example.com", address="192.0.2.1")
+    refused(answer, 429, "rate_limited")
+    assert 1 <= int(answer.headers["retry-after"]) <= 5
+    await world.log_in("ada", address="192.0.2.2")
+    world.timeline.advance(5)
+    await world.log_in("ada", address="192.0.2.1")
+
+
+async def test_throttling_per_network_where_a_customer_has_many_addresses(world: World) -> None:
+    for number in range(50):
+        answer = await world.try_login(f"u{number}@example.com", address=f"2001:db8::{number:x}")
+        refused(answer, code="invalid_credentials")
+    refused(await world.try_login("a@example.com", address="2001:db8::ffff"), 429, "rate_limited")
+    refused(
+        await world.try_login("a@example.com", address="2001:db8:0:1::1"),
+        code="invalid_credentials",
+    )
+
+
+async def test_logging_in_rightly_any_number_of_times_is_not_throttled(world: World) -> None:
+    await world.sign_up("ada")
+    for _ in range(60):
+        await world.log_in("ada")
+
+
+async def test_many_guesses_at_once_are_no_way_around_the_throttle(world: World) -> None:
+    await world.sign_up("ada")
+    answers = await asyncio.gather(
+        *(
+            world.try_login("ada@example.com", f"guess number {n}", address=f"192.0.2.{n}")
+            for n in range(60)
+        )
+    )
+    statuses = [answer.status_code for answer in answers]
+    assert (statuses.count(401), statuses.count(429)) == (10, 50)
+    assert world.passwords.counters.verified == 10
+
+
+async def test_guessing_the_password_with_a_stolen_token_is_throttled(world: World) -> None:
+    ada = await world.newcomer("ada")
+    for number in range(10):
+        guess = f"guess number {number}"
+        if number % 2:
+            answer = await ada.ask("DELETE", "/me", json={"password": guess})
+        else:
+            change = {"current_password": guess, "new_password": "a new password"}
+            answer = await ada.ask("POST", "/me/password", json=change)
+        refused(answer, code="invalid_credentials")
+    answer = await ada.ask("DELETE", "/me", json={"password": good_password})
+    refused(answer, 429, "rate_limited")
+    await world.log_in("ada")
+
+
+async def test_a_full_queue_of_passwords_is_503_and_costs_nobody_an_attempt(
+    database_address: DatabaseAddress,
+) -> None:
+    async with accounts_world(database_address, waiting=3) as world:
+        await world.sign_up("ada")
+        gate = PasswordGate(world.passwords)
+        queue = [
+            asyncio.create_task(world.try_login("ada@example.com", address=f"192.0.2.{n}"))
+            for n in range(5)
+        ]
+        await wait_until(lambda: world.passwords.waiting == 3, "two are at work, and three wait")
+        for _ in range(12):
+            answer = await world.try_login("eve@example.com", address="192.0.2.99")
+            refused(answer, 503, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+        document = {"email": "eve@example.com", "username": "eve", "password": good_password}
+        refused(await world.ask("POST", "/signup", json=document), 503, "overloaded")
+        gate.open()
+        assert [answer.status_code for answer in await asyncio.gather(*queue)] == [200] * 5
+        assert gate.most_inside == 2
+        answer = await world.try_login("eve@example.com", address="192.0.2.99")
+        refused(answer, code="invalid_credentials")
+
+
+async def test_everything_at_once_on_one_account_never_ends_in_a_bug(world: World) -> None:
+    """Logins, refreshes, new passwords, endings and closings lock the same rows."""
+    found: set[tuple[str, int]] = set()
+    for round_ in range(4):
+        await open_account(world)
+        people = [Restless(world, random.Random(10 * round_ + number)) for number in range(10)]
+        await asyncio.gather(*(person.live(12) for person in people))
+        found.update(*(person.seen for person in people))
+        world.timeline.advance(1_000)
+    assert {status for _, status in found} <= {200, 201, 204, 401, 404, 409, 429}, found
+    assert {what for what, status in found if status in (200, 204)} == {"/login", *Restless.deeds}
+
+
+async def open_account(world: World) -> httpx.Response:
+    document = {"email": "ada@example.com", "username": "ada", "password": good_password}
+    return await world.ask("POST", "/signup", json=document)
+
+
+class Restless:
+    """Somebody who logs in to the one account and does whatever comes to mind, again and again."""
+
+    passwords = (good_password, "another password")
+    deeds = ("/refresh", "/refresh", "/me/password", "/logout", "DELETE /me", "DELETE /sessions")
+
+    def __init__(self, world: World, draw: random.Random) -> None:
+        self.world = world
+        self.draw = draw
+        self.address = f"192.0.2.{draw.randrange(256)}"
+        self.seen: set[tuple[str, int]] = set()
+
+    async def live(self, turns: int) -> None:
+        for _ in range(turns):
+            password = self.draw.choice(self.passwords)
+            answer = await self.world.try_login("ada@example.com", password, self.address)
+            self.seen.add(("/login", answer.status_code))
+            if answer.status_code == 200:
+                await self._go_on(LoggedIn(self.world, answer.json()))
+
+    async def _go_on(self, session: LoggedIn) -> None:
+        """Until the session ends."""
+        status = 200
+        while status in (200, 404):
+            what = self.draw.choice(
+                (
+                    "/refresh",
+                    "/refresh",
+                    "/me/password",
+                    "/logout",
+                    "DELETE /me",
+                    "DELETE /sessions",
+                )
+            )
+            answer = await self._do(what, session)
+            status = answer.status_code
+            self.seen.add((what, status))
+            if what == "/refresh" and status == 200 and self.draw.random() < 0.7:
+                session.answer = answer.json()
+
+    async def _do(self, what: str, session: LoggedIn) -> httpx.Response:
+        old, new = self.draw.sample(self.passwords, 2)
+        if what == "/refresh":
+            return await self.world.try_refresh(session.answer["refresh_token"])
+        if what == "/me/password":
+            body = {"current_password": old, "new_password": new}
+            return await session.ask("POST", what, json=body)
+        if what == "/logout":
+            return await session.ask("POST", what)
+        if what == "DELETE /me":
+            answer = await session.ask("DELETE", "/me", json={"password": old})
+            await open_account(self.world)
+            return answer
+        listed = (await session.ask("GET", "/sessions")).json().get("sessions", [{"id": 1}])
+        return await session.ask("DELETE", f"/sessions/{self.draw.choice(listed)['id']}")
