@@ -115,8 +115,8 @@ _tables = (
     )
     """,
     "COMMENT ON TABLE closed_accounts IS 'Accounts that were closed, and how far the deletion of"
-    " what they stored has come. begun_at is when somebody last took it on, due_at when the next one"
-    " may, and attempts how often in a row it came to nothing, because of trouble.'",
+    " what they stored has come. begun_at is when somebody last took it on, due_at when the next"
+    " one may, and attempts how often in a row it came to nothing, because of trouble.'",
     "CREATE INDEX closed_accounts_to_do ON closed_accounts (due_at) WHERE done_at IS NULL",
     """
     CREATE TABLE audit_log (

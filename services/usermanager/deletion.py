@@ -87,7 +87,7 @@ class Deletion:
         pace: Pace | None = None,
     ) -> None:
         self.counters = DeletionCounters()
-        # As it was when there was last nothing to do.
+        # As it was when an account was last looked for.
         self.backlog = Backlog()
         self._store = store
         self._data = data

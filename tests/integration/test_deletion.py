@@ -3,170 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import asyncpg
 import pytest
 
-from services.core.key import namespace_prefix, tenant_prefix
-from services.core.messages import COUNT, Count, decode_body
-from services.core.operations import BATCH, CHANGED, PUT, decode_batch, encode_batch, encode_put
-from services.core.wire import OK, Role
-from services.runtime.clock import SystemClock
+from services.core.key import namespace_prefix
+from services.core.messages import Count
 from services.runtime.database_url import DatabaseAddress
-from services.runtime.link import Station
-from services.runtime.metrics import Metrics
-from services.runtime.opening import Identity
-from services.runtime.postgres import Database
-from services.runtime.replicators import Replicators, links_to_replicators, only_replicators
-from services.usermanager.audit import Audit
-from services.usermanager.deletion import Deletion, Pace, sweeps_max
-from services.usermanager.deletion_store import (
-    ClosedAccount,
-    DeletionStore,
-    LostError,
-    trouble_chars_max,
-)
-from services.usermanager.tenant_data import TenantData, keys_at_once
-from tests.integration.node_process import NodeClient, NodeProcess, node_client, secret
-from tests.integration.replicator_process import (
-    ClusterProcesses,
-    cluster_processes,
-    until_metrics,
-    until_told,
-)
+from services.usermanager.deletion import Pace, sweeps_max
+from services.usermanager.tenant_data import keys_at_once
+from tests.integration.deletion_desk import Desk, Row, Worker, put_all, running
+from tests.integration.replicator_process import until_metrics, until_told
 from tests.integration.usermanager_process import usermanager_process
-
-# As the default, but that nobody has to wait for gateways to forget what they know.
-brisk = Pace(last_pass_s=0.0, lease_s=5.0, look_s=0.05, pause_s_min=0.05, pause_s_max=0.2)
-Row = Mapping[str, Any]
-
-
-class Desk:
-    """A database in which accounts are closed, a cluster in which they had stored something, and
-    workers that delete it, each with connections and links of its own."""
-
-    def __init__(self, address: DatabaseAddress, cluster: ClusterProcesses) -> None:
-        self.address = address
-        self.cluster = cluster
-        self.connection: asyncpg.Connection
-
-    async def close(self, *tenants: int) -> None:
-        """As closing an account does it."""
-        for tenant in tenants:
-            await self.connection.execute(
-                "INSERT INTO closed_accounts (user_id) VALUES ($1)", tenant
-            )
-
-    async def row(self, tenant: int) -> Row:
-        row: Row = await self.connection.fetchrow(
-            "SELECT *, due_at - closed_at AS due_after FROM closed_accounts WHERE user_id = $1",
-            tenant,
-        )
-        return row
-
-    async def until_row(self, tenant: int, what: str, **expected: object) -> Row:
-        async def look() -> Row | None:
-            row = await self.row(tenant)
-            return row if all(row[name] == value for name, value in expected.items()) else None
-
-        return await until_told(look, what)
-
-    async def until_done(self, *tenants: int) -> list[Row]:
-        async def look() -> list[Row] | None:
-            rows = [await self.row(tenant) for tenant in tenants]
-            return rows if all(row["done_at"] is not None for row in rows) else None
-
-        return await until_told(look, f"the data of {tenants} is deleted")
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[NodeClient]:
-        async with node_client(self.cluster.replicator, "gateway-1", Role.GATEWAY) as client:
-            yield client
-
-    async def fill(self, tenant: int, sizes: Mapping[bytes, int]) -> int:
-        """So many keys in each namespace; how many in all."""
-        keys = [
-            namespace_prefix(tenant, name) + b"key-%05d" % number
-            for name, size in sizes.items()
-            for number in range(size)
-        ]
-        async with self.client() as client:
-            for start in range(0, len(keys), 1_000):
-                await put_all(client, keys[start : start + 1_000])
-        return len(keys)
-
-    async def left(self, tenant: int, node: NodeProcess | None = None) -> Count:
-        async with node_client(node or self.cluster.nodes[0], "tool", Role.TOOL) as client:
-            kind, body = await client.ask(COUNT, tenant_prefix(tenant))
-        assert kind == OK
-        return decode_body(body, Count)
-
-    @asynccontextmanager
-    async def worker(self, pace: Pace = brisk) -> AsyncIterator[Worker]:
-        async with AsyncExitStack() as stack:
-            yield await Worker.start(self, pace, stack)
-
-
-class Worker:
-    """What a user manager has for this. `die` ends it in the middle of whatever it does."""
-
-    def __init__(self, desk: Desk, pace: Pace) -> None:
-        station = Station(Identity(Role.USERMANAGER, "usermanager-1", secret))
-        urls = [replicator.url for replicator in desk.cluster.replicators]
-        links = links_to_replicators(urls, station, admit=only_replicators)
-        draw = random.Random(1)
-        self.database = Database(desk.address)
-        self.replicators = Replicators(links, draw)
-        self.store = DeletionStore(self.database, Audit(self.database))
-        self.deletion = Deletion(
-            self.store, TenantData(self.replicators), SystemClock(), draw, pace
-        )
-        self.metrics = Metrics()
-        self.deletion.add_to(self.metrics)
-        self._task: asyncio.Task[None]
-
-    @classmethod
-    async def start(cls, desk: Desk, pace: Pace, stack: AsyncExitStack) -> Worker:
-        worker = cls(desk, pace)
-        await stack.enter_async_context(worker.database)
-        worker.replicators.start()
-        stack.push_async_callback(worker.replicators.close)
-        worker._task = asyncio.create_task(worker.deletion.run())
-        stack.push_async_callback(worker.die)
-        return worker
-
-    async def die(self) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-
-
-async def put_all(client: NodeClient, keys: Iterable[bytes]) -> None:
-    puts = [(PUT, encode_put(key, b"value")) for key in keys]
-    kind, body = await client.ask(BATCH, encode_batch(puts))
-    assert kind == OK
-    assert {kind for kind, _ in decode_batch(body)} == {CHANGED}
-
-
-@asynccontextmanager
-async def running(path: Path, address: DatabaseAddress, *, nodes: int) -> AsyncIterator[Desk]:
-    async with cluster_processes(path, address, nodes=nodes) as cluster:
-        await cluster.serve()
-        await cluster.formed()
-        for node in cluster.nodes:
-            await until_metrics(node, catching_up=0)
-        await until_metrics(cluster.replicator, nodes_live=nodes)
-        desk = Desk(address, cluster)
-        desk.connection = await asyncpg.connect(**address.asyncpg())
-        try:
-            yield desk
-        finally:
-            await desk.connection.close()
 
 
 @pytest.fixture
@@ -340,7 +189,7 @@ async def test_a_database_that_loses_its_connections_only_delays_it(desk: Desk) 
             )
             await asyncio.sleep(0.1)
         await desk.until_done(7)
-        assert not worker._task.done()
+        assert worker.running
     assert (await desk.left(7)) == Count(0, 0, total)
 
 
@@ -371,89 +220,6 @@ async def test_somebody_who_goes_on_writing_is_outwaited_not_raced(desk: Desk) -
         await writer
         await desk.until_done(7)
     assert (await desk.left(7)).keys == 0
-
-
-# Who is at it.
-
-
-@pytest.fixture
-async def store(database_address: DatabaseAddress) -> AsyncIterator[DeletionStore]:
-    async with Database(database_address) as database:
-        yield DeletionStore(database, Audit(database))
-
-
-@pytest.fixture
-async def connection(database_address: DatabaseAddress) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(**database_address.asyncpg())
-    yield connection
-    await connection.close()
-
-
-async def taken(store: DeletionStore, lease_s: float = 60.0) -> ClosedAccount:
-    account = await store.take(lease_s)
-    assert account is not None
-    return account
-
-
-async def test_an_account_is_taken_on_by_one_until_its_lease_ends(
-    store: DeletionStore, connection: asyncpg.Connection
-) -> None:
-    await connection.execute("INSERT INTO closed_accounts (user_id) VALUES (1), (2), (3)")
-    found = await asyncio.gather(*(store.take(60.0) for _ in range(8)))
-    assert sorted(account.user_id for account in found if account is not None) == [1, 2, 3]
-    account = next(account for account in found if account is not None)
-    await store.go_on(account, -1.0, 5)
-    again = await taken(store)
-    assert again.user_id == account.user_id
-    assert again.begun_at > account.begun_at
-
-
-async def test_who_has_lost_an_account_has_no_say_in_it_any_more(
-    store: DeletionStore, connection: asyncpg.Connection
-) -> None:
-    await connection.execute("INSERT INTO closed_accounts (user_id) VALUES (1)")
-    late = await taken(store, lease_s=-1.0)
-    owner = await taken(store)
-    for say in (
-        store.go_on(late, 60.0, 100),
-        store.come_back(late, 0.0),
-        store.put_off(late, 0.0, "trouble"),
-        store.finish(late),
-    ):
-        with pytest.raises(LostError):
-            await say
-    await store.go_on(owner, 60.0, 3)
-    assert await store.finish(owner) == 3
-    with pytest.raises(LostError):
-        await store.finish(owner)
-    assert await store.take(60.0) is None
-    assert await connection.fetchval("SELECT count(*) FROM audit_log") == 1
-
-
-async def test_any_text_of_a_trouble_can_be_kept(
-    store: DeletionStore, connection: asyncpg.Connection
-) -> None:
-    await connection.execute("INSERT INTO closed_accounts (user_id) VALUES (1)")
-    await store.put_off(await taken(store), 0.0, "nul \0 and " + "ü" * 10_000)
-    backlog = await store.backlog()
-    assert (backlog.waiting, backlog.in_trouble) == (1, 1)
-    assert backlog.trouble is not None
-    assert len(backlog.trouble) == trouble_chars_max
-    assert (await taken(store)).attempts == 1
-
-
-async def test_accounts_done_with_long_ago_are_forgotten_and_no_others(
-    store: DeletionStore, connection: asyncpg.Connection
-) -> None:
-    await connection.execute(
-        "INSERT INTO closed_accounts (user_id, closed_at, done_at) VALUES"
-        " (1, now() - interval '400 days', now() - interval '366 days'),"
-        " (2, now() - interval '400 days', now() - interval '364 days'),"
-        " (3, now() - interval '400 days', NULL)"
-    )
-    await store.tidy()
-    left = await connection.fetch("SELECT user_id FROM closed_accounts ORDER BY user_id")
-    assert [row["user_id"] for row in left] == [2, 3]
 
 
 # As a user does it.

@@ -135,6 +135,7 @@ def test_counting_bits_agrees_with_counting_names(
     assert placement.is_old_quorum(mask) == old_enough
     assert placement.is_quorum(mask) == (old_enough and new_enough)
     assert placement.is_in_both(mask) == bool(acked & set(old) and acked & set(new))
+    assert placement.old_owners == old
     assert placement.mask(placement.owners) == placement.everyone
     assert placement.is_quorum(placement.everyone)
 

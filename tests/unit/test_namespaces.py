@@ -18,7 +18,7 @@ from services.core.operations import REFUSED, decode_refused
 from services.core.record import tombstone_body, value_body
 from services.core.wire import FAILED, OK, OVERLOADED, UNKNOWN_KIND
 from services.replicator.namespaces import calls_max, work_s
-from tests.unit.replicator_world import Asked, World
+from tests.unit.replicator_world import Asked, Node, World, member_of
 
 
 @pytest.fixture
@@ -140,6 +140,18 @@ def test_a_node_that_catches_up_is_neither_asked_nor_counted(world: World) -> No
     assert world.replicator.fleet.nodes["node-3"].link.connected
     assert listed(world) == exactly({b"some": 60})
     assert world.nodes["node-3"].asked[NAMESPACES] == asked
+
+
+def test_while_a_node_joins_what_it_already_has_shows_and_counts_stay_near(world: World) -> None:
+    sizes = {b"ns-%02d" % number: 30 for number in range(10)}
+    fill(world, sizes)
+    joining = member_of(4)
+    world.nodes[joining.node_id] = Node(world, joining)
+    world.replicator.fleet.adopt(world.map.begin_change((*world.map.members, joining)))
+    world.pass_time(1.0)
+    found = listed(world, 4)
+    assert [one.name for one in found] == sorted(sizes)
+    assert all(25 <= one.keys <= 35 for one in found)
 
 
 # When something fails.
