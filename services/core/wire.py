@@ -148,24 +148,29 @@ class Role(enum.IntEnum):
     TOOL = 6
 
 
-_hello = struct.Struct(">4sHBQ32s16sB")
+_hello = struct.Struct(">4sHBQ32s16s8sB")
 _hello_prefix = struct.Struct(">4sH")
 _magic: Final = b"ydht"
 nonce_bytes: Final = 32
 store_id_bytes: Final = 16
+life_bytes: Final = 8
 mac_bytes: Final = 32
 no_store_id: Final = bytes(store_id_bytes)
+no_life: Final = bytes(life_bytes)
 
 
 @dataclass(slots=True, frozen=True)
 class Hello:
-    """How an end introduces itself. `store_id` is all zeros for a process without a store."""
+    """How an end introduces itself. `store_id` is all zeros for a process without a store. `life`
+    is the process: of two with the same id and store, such as one on a copy of a directory, each
+    has its own."""
 
     role: Role
     id: str
     epoch: int
     nonce: bytes
     store_id: bytes = no_store_id
+    life: bytes = no_life
 
     def encode(self) -> bytes:
         name = self.id.encode()
@@ -173,8 +178,11 @@ class Hello:
             raise ValueError(
                 f"{self.id[:80]!r} is no id: 1 to {id_bytes_max} bytes that can be shown"
             )
-        if len(self.nonce) != nonce_bytes or len(self.store_id) != store_id_bytes:
-            raise ValueError(f"a nonce has {nonce_bytes} bytes and a store id {store_id_bytes}")
+        lengths = len(self.nonce), len(self.store_id), len(self.life)
+        if lengths != (nonce_bytes, store_id_bytes, life_bytes):
+            raise ValueError(
+                f"a nonce has {nonce_bytes} bytes, a store id {store_id_bytes}, a life {life_bytes}"
+            )
         return (
             _hello.pack(
                 _magic,
@@ -183,6 +191,7 @@ class Hello:
                 self.epoch,
                 self.nonce,
                 self.store_id,
+                self.life,
                 len(name),
             )
             + name
@@ -203,7 +212,7 @@ def decode_hello(body: bytes) -> Hello:
         )
     if len(body) < _hello.size:
         raise PeerError(f"a hello of {len(body)} bytes is cut short")
-    _, _, role, epoch, nonce, store_id, name_bytes = _hello.unpack_from(body)
+    _, _, role, epoch, nonce, store_id, life, name_bytes = _hello.unpack_from(body)
     name = body[_hello.size :]
     if len(name) != name_bytes or not name:
         raise PeerError(f"a hello announces an id of {name_bytes} bytes and brings {len(name)}")
@@ -211,7 +220,7 @@ def decode_hello(body: bytes) -> Hello:
         text = name.decode()
         if not text.isprintable():
             raise PeerError("the id in a hello holds characters that cannot be shown")
-        return Hello(Role(role), text, epoch, nonce, store_id)
+        return Hello(Role(role), text, epoch, nonce, store_id, life)
     except UnicodeDecodeError:
         raise PeerError("the id in a hello is not UTF-8") from None
     except ValueError:

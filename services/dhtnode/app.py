@@ -27,6 +27,7 @@ def build_app(settings: NodeSettings, service: Service) -> Starlette:
     add_figures(service.metrics, node)
     service.readiness.add("recovery", partial(_recovered, node))
     service.readiness.add("storage", partial(_has_room, node))
+    service.readiness.add("cluster", partial(_is_used, node))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -65,3 +66,8 @@ def _recovered(node: Node) -> Condition:
 def _has_room(node: Node) -> Condition:
     full = node.replica.full
     return ready if full is None else degraded(f"puts are refused: {full}")
+
+
+def _is_used(node: Node) -> Condition:
+    """No more than degraded: nodes are started before replicators, and wait for them."""
+    return ready if node.trouble is None else degraded(node.trouble)

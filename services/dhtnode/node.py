@@ -78,6 +78,7 @@ class Node:
         self._disk = disk
         self._directory: NodeDirectory | None = None
         self._links: list[Link] = []
+        self._registrar: Registrar | None = None
         self._turns: Turns | None = None
         self._recovered = False
         # Only has to differ between processes.
@@ -198,7 +199,7 @@ class Node:
         self._said.info("serving", links=settings.link_port, epoch=replica.epoch)
 
     def _connect_to_replicators(self, station: Station) -> None:
-        registrar = Registrar(
+        registrar = self._registrar = Registrar(
             self._member(), self.membership, self.service.clock, self.service.fail, self._draw
         )
 
@@ -215,6 +216,18 @@ class Node:
         for link in self._links:
             link.start()
         self.membership.untried = self._some_untried
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no replicator uses this node, or not each of them; None before it serves."""
+        trouble = None if self._registrar is None else self._registrar.trouble
+        if trouble is None or any(link.connected for link in self._links):
+            return trouble
+        tried = (
+            f"{link.host} port {link.port}: {link.last_error or 'being tried'}"
+            for link in self._links
+        )
+        return f"{trouble}; {'; '.join(tried)}"
 
     def _member(self) -> Member:
         settings = self.settings
@@ -368,6 +381,8 @@ class Node:
     def _keep_map(self, data: bytes) -> None:
         if (adopted := self.membership.map) is not None:
             self._said.info("adopted a cluster map", epoch=adopted.epoch, nodes=len(adopted.nodes))
+        if self._registrar is not None:
+            self._registrar.look()
         path = self.directory.path / map_name
         self._disk.run_soon(partial(self._disk.replace, path, data), self._map_kept)
 

@@ -2,7 +2,8 @@
 
 link up ──REGISTER──► taken: the map, or how many nodes are missing for one, which comes later
              ▲   └──► refused: this process ends, or says so if it was taken before
-             └─pause── not now: PostgreSQL is away, or the answer was lost
+             ├─pause── not now: PostgreSQL is away, or the answer was lost
+             └─pause── a later map has this node at another address: somebody took its place
 """
 
 from __future__ import annotations
@@ -59,7 +60,58 @@ class Registrar:
         self._pauses: dict[Peer, float] = {}
         # By the replicator's id, what it said last, which need not be logged again.
         self._heard_of: dict[str, str] = {}
+        # Those that have taken this node.
+        self._taken_by: set[Peer] = set()
+        self._member = member
+        self._missing = 0
         self._said = telemetry.logger("services.dhtnode")
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nobody can use this node, or not every replicator has taken it."""
+        taken_by = {peer.hello.id for peer in self._taken_by}
+        said = "; ".join(
+            f"{name}: {text}" for name, text in self._heard_of.items() if name not in taken_by
+        )
+        place = self._place()
+        if place is not None and place != self._member:
+            return f"{self._elsewhere(place)}: {said or 'no replicator has followed it yet'}"
+        if said:
+            who = "not every replicator" if taken_by else "no replicator"
+            return f"{who} has taken this node: {said}"
+        if not taken_by:
+            return "no replicator has taken this node yet"
+        if place is None:
+            return f"the cluster is forming: {self._missing} of its nodes have not registered yet"
+        return None
+
+    def look(self) -> None:
+        """See whether the newest map has this node where it is. If another process was taken at
+        another address meanwhile, this one registers again, to be there when that one ends."""
+        place = self._place()
+        if place is None or place == self._member or not self._taken_by:
+            return
+        self._said.error(
+            "another process has taken the place of this node",
+            reason=f"{self._elsewhere(place)}: two processes run on copies of one directory; stop "
+            "one of them",
+        )
+        taken_by, self._taken_by = self._taken_by, set()
+        for peer in taken_by:
+            self._heard_of.pop(peer.hello.id, None)
+            self._again(peer)
+
+    def _place(self) -> Member | None:
+        """This node as the newest map has it."""
+        known = self._membership.map
+        return None if known is None else known.nodes.get(self._member.node_id)
+
+    def _elsewhere(self, place: Member) -> str:
+        ours = self._member
+        return (
+            f"the cluster has {ours.node_id} at {place.host} port {place.link_port}, and this is "
+            f"{ours.host} port {ours.link_port}"
+        )
 
     def came(self, peer: Peer) -> None:
         if peer.hello.role is Role.REPLICATOR:
@@ -68,6 +120,7 @@ class Registrar:
 
     def went(self, peer: Peer) -> None:
         self._pauses.pop(peer, None)
+        self._taken_by.discard(peer)
         if not any(other.hello.id == peer.hello.id for other in self._pauses):
             self._heard_of.pop(peer.hello.id, None)
 
@@ -104,6 +157,13 @@ class Registrar:
                 )
             self._again(peer)
             return
+        self._missing = missing
+        self._taken_by.add(peer)
+        # A newer map than that of the answer may have come first.
+        self.look()
+        if peer not in self._taken_by:
+            return
+        self._pauses[peer] = pause_s_min
         if not data:
             if self._is_news(peer, f"missing {missing}"):
                 self._said.info("registered; others are missing", missing=missing)

@@ -2,6 +2,11 @@
 
 A node registers over a link on which it has proved its name and its store. One that the map knows
 as it is needs nothing of PostgreSQL, which may be away.
+
+A known node that comes from another address has moved, or is a second process on a copy of its
+directory: that one must not take the place of the first, whose promises it does not know. As long
+as this replicator has a link to a process at the address of the map, no other is taken. It asks
+its own links alone: a node that only others reach counts as gone.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from services.core.messages import (
     encode_registered,
 )
 from services.core.wire import OK, OVERLOADED, Role
+from services.replicator.fleet import Fleet
 from services.replicator.formation import RegistrationRefused, RegistrationWaits
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership
@@ -32,8 +38,9 @@ text_bytes_max: Final = 1024
 
 
 class Registrations:
-    def __init__(self, membership: Membership, store: MapStore) -> None:
+    def __init__(self, membership: Membership, fleet: Fleet, store: MapStore) -> None:
         self._membership = membership
+        self._fleet = fleet
         self._store = store
         self._waiting: asyncio.Queue[tuple[Peer, int, Member]] = asyncio.Queue(waiting_max)
         self._closed = False
@@ -68,7 +75,7 @@ class Registrations:
             peer, request_id, member = await self._waiting.get()
             answer: Status = TRY_LATER, _text("the registration was not finished")
             try:
-                answer = await self._decide(member)
+                answer = await self._decide(peer, member)
             finally:
                 peer.reply(request_id, *answer)
 
@@ -79,11 +86,12 @@ class Registrations:
             peer, request_id, _ = self._waiting.get_nowait()
             peer.reply(request_id, TRY_LATER, _text("this replicator is stopping"))
 
-    async def _decide(self, member: Member) -> Status:
+    async def _decide(self, peer: Peer, member: Member) -> Status:
         membership = self._membership
         if (obstacle := self._obstacle()) is not None:
             return TRY_LATER, _text(obstacle)
         try:
+            self._refuse_second(peer, member)
             registered = await self._store.register(member)
             membership.registered(registered)
         except RegistrationRefused as error:
@@ -102,6 +110,29 @@ class Registrations:
         self._said.info("a node has registered", node=member.node_id, missing=registered.missing)
         found = b"" if registered.map is None else membership.map_bytes
         return OK, encode_registered(registered.missing, found)
+
+    def _refuse_second(self, peer: Peer, member: Member) -> None:
+        """`RegistrationWaits` while another process is this node at the address of the map."""
+        node = self._fleet.nodes.get(member.node_id)
+        if node is None or node.member.store_id != member.store_id or node.member == member:
+            return
+        link, known = node.link, node.member
+        there = link.peer
+        if there is not None and there.life == peer.hello.life:
+            # It is itself that we reach there; it has another name for its address now.
+            return
+        address = f"{known.host} port {known.link_port}"
+        if link.connected:
+            raise RegistrationWaits(
+                f"node {member.node_id!r} is live at {address}, and comes from {member.host} port "
+                f"{member.link_port} as well: two processes run on copies of one directory, or the "
+                "node has moved and still runs where it was; stop the other one"
+            )
+        if link.last_error is None:
+            raise RegistrationWaits(
+                f"node {member.node_id!r} comes from a new address, and {address}, where it was, "
+                "has not been tried yet"
+            )
 
     def _obstacle(self) -> str | None:
         """Why PostgreSQL is not to be asked: it might form a second cluster."""

@@ -88,7 +88,7 @@ class Replicator:
         self.membership = Membership(
             store, self.fleet, settings.cluster_size, self._keep_map, self.draw
         )
-        self.registrations = Registrations(self.membership, store)
+        self.registrations = Registrations(self.membership, self.fleet, store)
         self.requests = Requests(lambda: self.refusal, service.clock, self.counters)
         self.coordinator: Coordinator | None = None
         # Those of the coordinator, from when they are made until they are closed.
@@ -252,9 +252,14 @@ class Replicator:
         except PeerError as error:
             peer.reply(request_id, MALFORMED, str(error).encode())
             return
-        if self.membership.is_member(peer):
+        if self.membership.is_member(peer) and not self._is_second(peer):
             self.fleet.catching_up(peer.hello.id, catching_up)
         peer.reply(request_id, OK, b"")
+
+    def _is_second(self, peer: Peer) -> bool:
+        """Whether this is another process than the one that we reach as that node."""
+        there = self.fleet.nodes[peer.hello.id].link.peer
+        return there is not None and there.life != peer.hello.life
 
     # -- links
 

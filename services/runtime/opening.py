@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, cast
 
 from services.core.errors import PeerError
@@ -28,6 +29,7 @@ from services.core.wire import (
     encode_frame,
     frame_bytes_max,
     is_proof,
+    life_bytes,
     link_key,
     no_store_id,
     nonce_bytes,
@@ -51,11 +53,11 @@ class Identity:
     secret: str = field(repr=False)
     epoch: Callable[[], int] = lambda: 0
     store_id: bytes = no_store_id
+    life: bytes = field(default_factory=partial(secrets.token_bytes, life_bytes))
 
     def hello(self) -> Hello:
-        return Hello(
-            self.role, self.id, self.epoch(), secrets.token_bytes(nonce_bytes), self.store_id
-        )
+        nonce = secrets.token_bytes(nonce_bytes)
+        return Hello(self.role, self.id, self.epoch(), nonce, self.store_id, self.life)
 
 
 Admit = Callable[[Hello], str | None]

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from services.core import messages as m
-from services.core.cluster import Member
+from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError
 from services.core.wire import FAILED, LOST, OK, OVERLOADED, TIMEOUT, UNKNOWN_KIND, Role
 from services.dhtnode.membership import Membership
@@ -143,3 +143,70 @@ def test_who_is_no_replicator_is_not_asked() -> None:
     node.registrar.came(gateway)
     node.registrar.went(gateway)
     assert gateway.asked == []
+
+
+def maps_of(place: Member) -> tuple[bytes, bytes]:
+    """A map with this node where it is, and the next one with it at `place`."""
+    others = (Member("node-2", f"{2:032x}", "127.0.0.1", 8002, 9002),)
+    ours = ClusterMap(1, 2, (member, *others))
+    return ours.encode(), ours.begin_change((place, *others)).finish_change().encode()
+
+
+def test_a_node_whose_place_another_has_taken_says_so_and_registers_until_it_has_it_back() -> None:
+    ours, theirs = maps_of(Member("node-1", f"{1:032x}", "127.0.0.9", 8701, 9701))
+    node = Node()
+    node.replicator.answer(OK, m.encode_registered(0, ours))
+    assert node.registrar.trouble is None
+    with log_lines() as lines:
+        node.membership.adopt(theirs)
+        node.registrar.look()
+        node.registrar.look()
+    [line] = lines
+    assert line["event"] == "another process has taken the place of this node"
+    assert "the cluster has node-1 at 127.0.0.9 port 9701, and this is 127.0.0.1" in line["reason"]
+    assert "no replicator has followed it yet" in (node.registrar.trouble or "")
+    for _ in range(5):
+        node.wait(2)
+        node.replicator.answer(m.TRY_LATER, b"it is live at 127.0.0.9")
+        assert "replicator-1: it is live at 127.0.0.9" in (node.registrar.trouble or "")
+    node.wait(10)
+    back = ClusterMap.decode(theirs).begin_change(ClusterMap.decode(ours).members)
+    node.replicator.answer(OK, m.encode_registered(0, back.finish_change().encode()))
+    assert node.registrar.trouble is None
+    node.wait(60)
+    assert node.replicator.asked == []
+
+
+def test_an_answer_that_is_older_than_the_map_with_another_in_our_place_settles_nothing() -> None:
+    ours, theirs = maps_of(Member("node-1", f"{1:032x}", "127.0.0.9", 8701, 9701))
+    node = Node()
+    node.membership.adopt(theirs)
+    node.registrar.look()
+    assert "the cluster has node-1 at 127.0.0.9" in (node.registrar.trouble or "")
+    node.replicator.answer(OK, m.encode_registered(0, ours))
+    node.wait(1)
+    assert len(node.replicator.asked) == 1
+    assert "the cluster has node-1 at 127.0.0.9" in (node.registrar.trouble or "")
+
+
+def test_what_keeps_a_node_from_being_used_is_told() -> None:
+    node = Node()
+    assert node.registrar.trouble == "no replicator has taken this node yet"
+    node.replicator.answer(m.TRY_LATER, b"PostgreSQL is away")
+    expected = "no replicator has taken this node: replicator-1: PostgreSQL is away"
+    assert node.registrar.trouble == expected
+    node.wait(1)
+    node.replicator.answer(OK, m.encode_registered(2, b""))
+    assert (
+        node.registrar.trouble == "the cluster is forming: 2 of its nodes have not registered yet"
+    )
+    elsewhere = Member("node-1", f"{1:032x}", "127.0.0.9", 8701, 9701)
+    node.membership.adopt(maps_of(elsewhere)[0])
+    assert node.registrar.trouble is None
+    other = node.reach("replicator-2")
+    other.answer(m.NOT_WELCOME, b"of another cluster")
+    expected = "not every replicator has taken this node: replicator-2: of another cluster"
+    assert node.registrar.trouble == expected
+    for peer in (node.replicator, other):
+        node.registrar.went(peer)
+    assert node.registrar.trouble == "no replicator has taken this node yet"

@@ -44,7 +44,7 @@ class Away:
     """A link to a node that is never there."""
 
     connected = False
-    last_error = "no such process"
+    last_error: str | None = "no such process"
     peer: Hello | None = None
     pending = 0
 

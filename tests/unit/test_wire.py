@@ -32,7 +32,7 @@ frames = st.lists(
     st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=200)),
     max_size=12,
 )
-hello = Hello(Role.NODE, "node-1", 7, bytes(range(32)), bytes(range(16)))
+hello = Hello(Role.NODE, "node-1", 7, bytes(range(32)), bytes(range(16)), bytes(range(8)))
 
 
 def encoded(some: list[Frame]) -> bytes:
@@ -116,12 +116,13 @@ def test_a_stranger_can_make_the_decoder_hold_little() -> None:
     st.integers(0, 2**64 - 1),
     st.binary(min_size=32, max_size=32),
     st.binary(min_size=16, max_size=16),
+    st.binary(min_size=8, max_size=8),
 )
 def test_a_hello_survives_the_wire(
-    role: Role, name: str, epoch: int, nonce: bytes, store_id: bytes
+    role: Role, name: str, epoch: int, nonce: bytes, store_id: bytes, life: bytes
 ) -> None:
     try:
-        one = Hello(role, name, epoch, nonce, store_id)
+        one = Hello(role, name, epoch, nonce, store_id, life)
         body = one.encode()
     except (UnicodeEncodeError, ValueError):
         return  # A lone surrogate or a control character cannot be part of an id at all.
@@ -168,6 +169,8 @@ def test_a_hello_that_does_not_fit_its_fields_is_not_sent() -> None:
         Hello(Role.NODE, "\x1b[2J", 0, bytes(32)).encode()
     with pytest.raises(ValueError, match="nonce"):
         Hello(Role.NODE, "n", 0, bytes(31)).encode()
+    with pytest.raises(ValueError, match="a life 8"):
+        Hello(Role.NODE, "n", 0, bytes(32), life=bytes(7)).encode()
 
 
 def test_a_proof_holds_for_one_secret_one_side_and_one_pair_of_hellos() -> None:
