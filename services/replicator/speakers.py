@@ -25,8 +25,8 @@ class UnspokenError(Exception):
 
 class Speakers:
     """Who speaks hardly ever changes. For a new map it takes 1 ms to work it out among 3 nodes, 5
-    among 50 and 11 among 256; after that, a share of it as large as that of the nodes that cannot be
-    asked, whenever these are others."""
+    among 50 and 11 among 256; after that, a share of it as large as that of the nodes that cannot
+    be asked, whenever these are others."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
