@@ -323,7 +323,7 @@ class LinkServer:
 
         def refused(reason: str) -> None:
             self._openings.discard(opening)
-            self._refusals.refused(reason)
+            self._refusals.refused(reason, opening.address, opening.peer)
 
         opening = ServerOpening(
             station.identity,

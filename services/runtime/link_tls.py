@@ -17,7 +17,8 @@ from typing import Final
 from services.core.errors import FatalError
 from services.runtime import telemetry
 from services.runtime.link_limits import LinkCounters
-from services.runtime.opening import OnRefused, ServerOpening, bug_while_opening
+from services.runtime.opening import ServerOpening, bug_while_opening
+from services.runtime.refusals import Address
 from services.runtime.settings import ServiceSettings
 
 log = telemetry.logger(__name__)
@@ -86,7 +87,7 @@ class SecuredStrangers:
         self,
         context: ssl.SSLContext,
         opening: Callable[[], ServerOpening],
-        on_refused: OnRefused,
+        on_refused: Callable[[str, Address], None],
         counters: LinkCounters,
     ) -> None:
         self._context = context
@@ -137,7 +138,7 @@ class SecuredStrangers:
     ) -> bool:
         """Whether to go on at once."""
         try:
-            stranger, _ = listening.accept()
+            stranger, address = listening.accept()
         except BlockingIOError:
             # It has left again.
             return True
@@ -146,23 +147,25 @@ class SecuredStrangers:
             return False
         if len(self._handshakes) >= handshakes_max:
             stranger.close()
-            return self._refuse(f"{handshakes_max} other connections are just opening")
+            return self._refuse(f"{handshakes_max} other connections are just opening", address)
         self._waiting.add(stranger)
-        task = asyncio.create_task(self._shake_hands(stranger, handshake_s))
+        task = asyncio.create_task(self._shake_hands(stranger, address, handshake_s))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
         return True
 
-    def _refuse(self, reason: str) -> bool:
+    def _refuse(self, reason: str, address: Address = None) -> bool:
         try:
-            self._on_refused(reason)
+            self._on_refused(reason, address)
         except Exception:
             # A bug over one stranger must not shut the door on all others unseen.
             self._failed()
             return False
         return True
 
-    async def _shake_hands(self, stranger: socket.socket, handshake_s: float) -> None:
+    async def _shake_hands(
+        self, stranger: socket.socket, address: Address, handshake_s: float
+    ) -> None:
         self._waiting.discard(stranger)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -173,11 +176,11 @@ class SecuredStrangers:
                 ssl_shutdown_timeout=handshake_s,
             )
         except OSError as error:
-            self._on_refused(why_not(error))
+            self._on_refused(why_not(error), address)
         except Exception:
             stranger.close()
             self._failed()
-            self._on_refused(bug_while_opening)
+            self._on_refused(bug_while_opening, address)
 
     def _failed(self) -> None:
         self._counters.bugs += 1

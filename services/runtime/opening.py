@@ -40,6 +40,7 @@ from services.core.wire import (
 )
 from services.runtime import telemetry
 from services.runtime.link_limits import LinkCounters
+from services.runtime.refusals import Address, address_of
 
 log = telemetry.logger(__name__)
 
@@ -137,6 +138,16 @@ class Opening(asyncio.Protocol):
         self._made = False
         self._transport: asyncio.Transport
         self._deadline: asyncio.TimerHandle
+
+    @property
+    def address(self) -> Address:
+        """Where the other end is."""
+        return address_of(self._transport) if self._made else None
+
+    @property
+    def peer(self) -> str | None:
+        """Who the other end says it is, once it has; whether or not it has proved that."""
+        return None if self._peer is None else f"{self._peer.role.name.lower()} {self._peer.id}"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

@@ -84,6 +84,9 @@ async def test_two_ends_with_different_secrets_both_say_so(logged: list[EventDic
     ):
         await refusal(link, "CLUSTER_SECRET differs between the two ends")
         await refused_with(logged, "CLUSTER_SECRET differs between the two ends")
+        [line] = [line for line in logged if line["event"] == "link refused"]
+        assert (line["peer"], line["host"]) == ("node client", "127.0.0.1")
+        assert line["port"] > 0
         assert not server.connections
 
 

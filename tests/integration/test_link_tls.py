@@ -19,6 +19,7 @@ from services.runtime.link import Link, LinkServer
 from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import SecuredStrangers, TlsFiles, tls_context
 from services.runtime.opening import ServerOpening
+from services.runtime.refusals import Address
 from tests.free_ports import free_port
 from tests.integration.link_ends import (
     ECHO,
@@ -301,7 +302,7 @@ async def test_bugs_over_strangers_are_counted_and_shut_the_door_on_nobody(
     def opening() -> ServerOpening:
         raise AssertionError("nobody gets so far")
 
-    def on_refused(reason: str) -> None:
+    def on_refused(reason: str, address: Address) -> None:
         if broken:
             raise RuntimeError(f"a bug {broken.pop()}")
         refused.append(reason)
@@ -355,9 +356,12 @@ async def test_a_bug_in_a_handshake_is_a_refusal_and_hangs_up(certificates: Cert
     def opening() -> ServerOpening:
         raise RuntimeError("a bug over one stranger")
 
+    def on_refused(reason: str, address: Address) -> None:
+        refused.append(reason)
+
     listening = socket.create_server(("127.0.0.1", 0))
     strangers = SecuredStrangers(
-        tls_context(certificates.server, server=True), opening, refused.append, counters
+        tls_context(certificates.server, server=True), opening, on_refused, counters
     )
     port = listening.getsockname()[1]
     strangers.start(listening, 10, 1.0)

@@ -48,3 +48,25 @@ def test_each_of_a_few_reasons_is_told_at_once() -> None:
         for reason in ("one", "two", "one", "three"):
             refusals.refused(reason)
     assert [line["reason"] for line in lines] == ["one", "two", "three"]
+
+
+def test_who_is_refused_is_named_with_its_address_and_each_is_told() -> None:
+    refusals = Refusals(LinkCounters(), Clock().monotonic_s)
+    with log_lines() as lines:
+        for port in (4001, 4002):
+            refusals.refused("a wrong secret", ("10.0.0.1", port), "node node-1")
+            refusals.refused("a wrong secret", ("10.0.0.2", port), "node node-2")
+            refusals.refused("no hello", ("10.0.0.3", port))
+    assert [(line.get("peer"), line["host"], line["port"]) for line in lines] == [
+        ("node node-1", "10.0.0.1", 4001),
+        ("node node-2", "10.0.0.2", 4001),
+        (None, "10.0.0.3", 4001),
+    ]
+
+
+def test_names_that_a_stranger_makes_up_are_told_up_to_a_bound() -> None:
+    refusals = Refusals(LinkCounters(), Clock().monotonic_s)
+    with log_lines() as lines:
+        for number in range(1000):
+            refusals.refused("a wrong secret", ("10.0.0.1", number), f"node node-{number}")
+    assert len(lines) == reasons_max
