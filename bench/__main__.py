@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import link, node, replicator, table, usermanager
+from bench import link, logins, node, replicator, table, usermanager
 from bench.report import Row, quiet, show
 
 suites: dict[str, Callable[[], list[Row]]] = {
@@ -16,6 +16,7 @@ suites: dict[str, Callable[[], list[Row]]] = {
     "node": node.rows,
     "replicator": replicator.rows,
     "usermanager": usermanager.rows,
+    "logins": logins.rows,
 }
 
 
