@@ -18,7 +18,6 @@ the answer is what was done, or that it is unknown.
 from __future__ import annotations
 
 import random
-from collections import deque
 from functools import partial
 from typing import Final
 
@@ -39,85 +38,30 @@ from services.core.errors import RetryLater
 from services.core.hlc import Version, check_version
 from services.core.messages import WRONG_EPOCH, epoch_of
 from services.core.operations import UNKNOWN, unknown_answer
-from services.core.paxos import Change, Proposal, Reading, Step, no_operation
-from services.core.ring import slot_of
+from services.core.paxos import Change, Reading, Step, no_operation
 from services.core.wire import OK
 from services.replicator.answers import Done, Failures, refusal, refusal_of
 from services.replicator.counters import Counters
 from services.replicator.eventual import Epochs, Hints
-from services.replicator.fleet import Fleet, Owner, Route
+from services.replicator.fleet import Fleet, Owner
+from services.replicator.key_turns import KeyTurns, ended_in_a_turn, waiting_for_key_max
 from services.replicator.stamps import Stamps
+from services.replicator.strong_operation import Operation, hedge_s, operation_s
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.peer import SENT
 
-operation_s: Final = 2.0
-# As long as a gateway waits before it asks the next replica for a read.
-hedge_s: Final = 0.025
 # Looks for who waits too long; runs while anything is under way.
 sweep_s: Final = 0.025
-# To end so many at once, as without a quorum or when it is too late, takes about two milliseconds.
-ended_in_a_turn: Final = 200
 # A rival's two round trips take about as long as the first pause; it doubles up to the last.
 pause_s_min: Final = 0.002
 pause_s_max: Final = 0.1
 # Until a newer map arrives, which takes a query.
 epoch_pause_s: Final = 0.02
-# On one key, and in all: each holds a value of up to a mebibyte.
-waiting_for_key_max: Final = 1_000
+# Each holds a value of up to a mebibyte.
 waiting_max: Final = 20_000
 
 log = telemetry.logger(__name__)
-
-
-class _Operation:
-    """One operation on one key, from its arrival to its answer; and what late words mean to it."""
-
-    __slots__ = (
-        "answered",
-        "asked",
-        "deadline_s",
-        "done",
-        "failures",
-        "grows",
-        "having",
-        "hedge_at_s",
-        "key",
-        "pauses",
-        "proposal",
-        "reading",
-        "round",
-        "route",
-        "slot",
-        "started_s",
-        "unasked",
-    )
-
-    route: Route
-    # The owners that are not asked yet in this round, the next one last.
-    unasked: list[Owner]
-    reading: Reading | None
-    # Of what was chosen: the owners that are known to have it, as bits of the placement.
-    having: int
-
-    def __init__(
-        self, key: bytes, change: Change, done: Done, now_s: float, *, grows: bool
-    ) -> None:
-        self.key = key
-        self.slot = slot_of(key)
-        self.done = done
-        # Whether it may make the store larger, which a replica that is full refuses.
-        self.grows = grows
-        self.proposal = Proposal(change)
-        self.reading = None
-        self.unasked = []
-        self.started_s = now_s
-        self.deadline_s = now_s + operation_s
-        self.hedge_at_s = now_s + hedge_s
-        # What is answered to an earlier round is dropped by its number.
-        self.round = self.asked = self.pauses = 0
-        self.answered = False
-        self.failures = Failures()
 
 
 class StrongOperations:
@@ -138,12 +82,9 @@ class StrongOperations:
         self._clock = clock
         self._counters = counters
         self._draw = draw
-        # By key: who proposes just now, and who waits for that to end.
-        self._queues: dict[bytes, deque[_Operation]] = {}
-        # Keys whose first in the queue is over, and the next ones have their turns by and by.
-        self._passing: dict[bytes, None] = {}
+        self._turns = KeyTurns(clock, self._begin_turn)
         # In the order in which they came, so that a simulation repeats itself.
-        self._under_way: dict[_Operation, None] = {}
+        self._under_way: dict[Operation, None] = {}
         self._sweeping = False
 
     @property
@@ -166,12 +107,12 @@ class StrongOperations:
         if operation is not None:
             self._queue(operation)
 
-    def _begin(self, key: bytes, change: Change, done: Done, *, grows: bool) -> _Operation | None:
+    def _begin(self, key: bytes, change: Change, done: Done, *, grows: bool) -> Operation | None:
         if len(self._under_way) >= waiting_max:
             self._counters.refusals += 1
             done(*refusal("overloaded", f"{waiting_max} strong operations are under way"))
             return None
-        operation = _Operation(key, change, done, self._clock.monotonic_s(), grows=grows)
+        operation = Operation(key, change, done, self._clock.monotonic_s(), grows=grows)
         self._under_way[operation] = None
         if not self._sweeping:
             self._sweeping = True
@@ -181,7 +122,7 @@ class StrongOperations:
     # -- reading
 
     def _seen(
-        self, operation: _Operation, round_: int, owner: Owner, kind: int, body: bytes
+        self, operation: Operation, round_: int, owner: Owner, kind: int, body: bytes
     ) -> None:
         reading = operation.reading
         if round_ != operation.round or reading is None:
@@ -210,7 +151,7 @@ class StrongOperations:
             # Too far ahead to be followed; that is no reason not to show it.
             return
 
-    def _repair(self, operation: _Operation, reading: Reading, record: bytes) -> None:
+    def _repair(self, operation: Operation, reading: Reading, record: bytes) -> None:
         """Have replicas learn what was chosen if they turned out to be behind it."""
         for owner in operation.route.owners:
             cell = reading.cells.get(owner.bit)
@@ -219,70 +160,26 @@ class StrongOperations:
                 learn = encode_learn(operation.route.epoch, reading.ballot, operation.key, b"")
                 owner.node.link.notify(LEARN, learn)
 
-    def _propose_instead(self, operation: _Operation) -> None:
+    def _propose_instead(self, operation: Operation) -> None:
         operation.reading = None
         self._end_round(operation)
         self._queue(operation)
 
     # -- one at a time
 
-    def _queue(self, operation: _Operation) -> None:
-        queue = self._queues.get(operation.key)
-        if queue is None:
-            self._queues[operation.key] = deque((operation,))
-            self._propose(operation)
-        elif len(queue) > waiting_for_key_max:
+    def _queue(self, operation: Operation) -> None:
+        if not self._turns.take(operation):
             self._refuse(operation, "overloaded", f"{waiting_for_key_max} wait for this key")
+
+    def _begin_turn(self, operation: Operation) -> None:
+        if self._clock.monotonic_s() < operation.deadline_s:
+            self._propose(operation)
         else:
-            queue.append(operation)
-
-    def _leave(self, operation: _Operation) -> None:
-        """The next one's turn, if this one was at the head. Should that be over at once too, the
-        others have theirs later: there may be a thousand of them, on each of many keys."""
-        key = operation.key
-        queue = self._queues.get(key)
-        if queue is None or queue[0] is not operation:
-            return
-        self._pass_on(key, queue, 1)
-        if queue and queue[0].answered:
-            if not self._passing:
-                self._clock.call_later(0.0, self._pass_on_more)
-            self._passing[key] = None
-
-    def _pass_on(self, key: bytes, queue: deque[_Operation], turns_max: int) -> int:
-        """Let those behind the head, which is over, have their turns until one is under way; how
-        many had one. If there are more, one that is over stays at the head."""
-        turns = 0
-        while queue and queue[0].answered:
-            # While it stays at the head nobody who ends in here takes another turn.
-            following = queue[1] if len(queue) > 1 else None
-            if following is not None and not following.answered:
-                if turns == turns_max:
-                    return turns
-                turns += 1
-                if self._clock.monotonic_s() < following.deadline_s:
-                    self._propose(following)
-                else:
-                    self._too_late(following)
-            queue.popleft()
-        if not queue:
-            del self._queues[key]
-        return turns
-
-    def _pass_on_more(self) -> None:
-        left = ended_in_a_turn
-        while self._passing and left:
-            key = next(iter(self._passing))
-            queue = self._queues[key]
-            left -= self._pass_on(key, queue, left)
-            if not (queue and queue[0].answered):
-                del self._passing[key]
-        if self._passing:
-            self._clock.call_later(0.0, self._pass_on_more)
+            self._too_late(operation)
 
     # -- proposing
 
-    def _propose(self, operation: _Operation) -> None:
+    def _propose(self, operation: Operation) -> None:
         """Begin a round with a new ballot."""
         proposal = operation.proposal
         try:
@@ -296,19 +193,19 @@ class StrongOperations:
         self._start_round(operation)
         self._ask(operation)
 
-    def _start_round(self, operation: _Operation) -> None:
+    def _start_round(self, operation: Operation) -> None:
         operation.round += 1
         operation.asked = 0
         operation.unasked = list(reversed(operation.route.owners))
         operation.hedge_at_s = self._clock.monotonic_s() + hedge_s
         operation.failures = Failures()
 
-    def _end_round(self, operation: _Operation) -> None:
+    def _end_round(self, operation: Operation) -> None:
         """Ask nobody more in this round; what it is still told is void."""
         operation.round += 1
         operation.unasked = []
 
-    def _ask(self, operation: _Operation, *, all_of_them: bool = False) -> None:
+    def _ask(self, operation: Operation, *, all_of_them: bool = False) -> None:
         """READ or PREPARE as many as make a quorum, or everybody who was not asked yet."""
         epoch, key = operation.route.epoch, operation.key
         proposal, reading = operation.proposal, operation.reading
@@ -328,7 +225,7 @@ class StrongOperations:
             elif not self._do_without(operation, owner, asked):
                 return
 
-    def _do_without(self, operation: _Operation, owner: Owner, kind: int) -> bool:
+    def _do_without(self, operation: Operation, owner: Owner, kind: int) -> bool:
         """Note that this owner failed; whether the round goes on."""
         operation.failures.note(owner.node.node_id, kind)
         operation.asked &= ~owner.bit
@@ -342,7 +239,7 @@ class StrongOperations:
         self._step(operation, step)
         return step is Step.WAIT
 
-    def _not_done(self, operation: _Operation, owner: Owner, kind: int, body: bytes) -> None:
+    def _not_done(self, operation: Operation, owner: Owner, kind: int, body: bytes) -> None:
         """A replica has not done what this round asked for."""
         if kind == WRONG_EPOCH:
             self._counters.wrong_epoch += 1
@@ -352,7 +249,7 @@ class StrongOperations:
             self._ask(operation)
 
     def _prepared(
-        self, operation: _Operation, round_: int, owner: Owner, kind: int, body: bytes
+        self, operation: Operation, round_: int, owner: Owner, kind: int, body: bytes
     ) -> None:
         if round_ != operation.round:
             return
@@ -363,7 +260,7 @@ class StrongOperations:
         else:
             self._not_done(operation, owner, kind, body)
 
-    def _step(self, operation: _Operation, step: Step) -> None:
+    def _step(self, operation: Operation, step: Step) -> None:
         if step is Step.WAIT:
             return
         if step is Step.ACCEPT:
@@ -386,7 +283,7 @@ class StrongOperations:
 
     # -- accepting
 
-    def _accept(self, operation: _Operation) -> None:
+    def _accept(self, operation: Operation) -> None:
         """Ask every owner, also those that have promised nothing."""
         proposal = operation.proposal
         self._end_round(operation)
@@ -410,7 +307,7 @@ class StrongOperations:
                     return
 
     def _accepted(
-        self, operation: _Operation, round_: int, owner: Owner, kind: int, body: bytes
+        self, operation: Operation, round_: int, owner: Owner, kind: int, body: bytes
     ) -> None:
         if round_ != operation.round:
             return
@@ -431,7 +328,7 @@ class StrongOperations:
             operation.failures.note(owner.node.node_id, kind)
             self._step(operation, proposal.failed(owner.bit))
 
-    def _chosen(self, operation: _Operation) -> None:
+    def _chosen(self, operation: Operation) -> None:
         """Answer, then have the cells learn, as eventual reads look there."""
         proposal = operation.proposal
         record = proposal.record
@@ -451,14 +348,14 @@ class StrongOperations:
             elif proposal.cells.get(owner.bit) != record:
                 owner.node.link.notify(LEARN, learn)
 
-    def _has(self, operation: _Operation, bits: int) -> None:
+    def _has(self, operation: Operation, bits: int) -> None:
         """These owners have what was chosen, each told once."""
         self._counters.successful_replicas += bits.bit_count()
         operation.having |= bits
         if operation.having == operation.route.placement.everyone:
             self._counters.settled(self._clock.monotonic_s() - operation.started_s)
 
-    def _missed(self, operation: _Operation, owner: Owner, kind: int) -> None:
+    def _missed(self, operation: Operation, owner: Owner, kind: int) -> None:
         """This owner did not accept what was chosen; its cell is to have it all the same."""
         proposal = operation.proposal
         if not proposal.record or not proposal.chosen:
@@ -478,12 +375,12 @@ class StrongOperations:
 
     # -- ending, or not yet
 
-    def _pause_s(self, operation: _Operation) -> float:
+    def _pause_s(self, operation: Operation) -> float:
         operation.pauses += 1
         longest_s = min(pause_s_min * 2**operation.pauses, pause_s_max)
         return self._draw.uniform(0.0, longest_s)
 
-    def _again(self, operation: _Operation, pause_s: float) -> None:
+    def _again(self, operation: Operation, pause_s: float) -> None:
         """Another round, soon."""
         self._counters.rounds_again += 1
         self._end_round(operation)
@@ -499,17 +396,17 @@ class StrongOperations:
 
         self._clock.call_later(pause_s, again)
 
-    def _cannot(self, operation: _Operation, error: RetryLater) -> None:
+    def _cannot(self, operation: Operation, error: RetryLater) -> None:
         """This replicator must not go on with it."""
         if operation.proposal.committed:
             self._unknown(operation, error.detail)
         else:
             self._end(operation, *refusal_of(error), refused=True)
 
-    def _refuse(self, operation: _Operation, code: str, text: str) -> None:
+    def _refuse(self, operation: Operation, code: str, text: str) -> None:
         self._end(operation, *refusal(code, text), refused=True)
 
-    def _unknown(self, operation: _Operation, why: str) -> None:
+    def _unknown(self, operation: Operation, why: str) -> None:
         """Once a change may have left: it is told by the id that acceptors know it by."""
         proposal, counters = operation.proposal, self._counters
         identity = proposal.identity
@@ -521,7 +418,7 @@ class StrongOperations:
         log.info("outcome unknown", operation=identity.hex(), why=why)
         self._end(operation, UNKNOWN, unknown_answer(identity, why))
 
-    def _end(self, operation: _Operation, kind: int, body: bytes, *, refused: bool = False) -> None:
+    def _end(self, operation: Operation, kind: int, body: bytes, *, refused: bool = False) -> None:
         if operation.answered:
             return
         operation.answered = True
@@ -533,7 +430,7 @@ class StrongOperations:
         if refused:
             self._counters.refusals += 1
         operation.done(kind, body)
-        self._leave(operation)
+        self._turns.leave(operation)
 
     def _sweep(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -554,7 +451,7 @@ class StrongOperations:
         if self._sweeping:
             self._clock.call_later(sweep_s if late <= ended_in_a_turn else 0.0, self._sweep)
 
-    def _too_late(self, operation: _Operation) -> None:
+    def _too_late(self, operation: Operation) -> None:
         text = f"no quorum within {operation_s:g} s: {operation.failures}"
         if operation.proposal.committed:
             self._unknown(operation, text)

@@ -18,7 +18,7 @@ from services.core.paxos import Proposal, Reading, Seen, Step
 from services.core.record import expired
 from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.replica import Replica
-from services.replicator import strong
+from services.replicator import strong, strong_operation
 from services.replicator.eventual import EventualWrites
 from services.replicator.fleet import Owner
 from services.replicator.write import Write
@@ -92,7 +92,7 @@ class ProposalByOwnClock(Proposal):
 def local_expiry() -> Iterator[None]:
     with (
         patch.object(strong, "Reading", ReadingByOwnClock),
-        patch.object(strong, "Proposal", ProposalByOwnClock),
+        patch.object(strong_operation, "Proposal", ProposalByOwnClock),
     ):
         yield
 
@@ -133,7 +133,7 @@ def reading_of_the_highest() -> AbstractContextManager[object]:
 
 
 def forgetful_proposal() -> AbstractContextManager[object]:
-    return patch.object(strong, "Proposal", ForgetfulProposal)
+    return patch.object(strong_operation, "Proposal", ForgetfulProposal)
 
 
 def writes_below_the_floor() -> AbstractContextManager[object]:

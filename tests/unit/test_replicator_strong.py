@@ -25,8 +25,10 @@ from services.core.paxos import no_operation
 from services.core.record import is_tombstone, value, value_body
 from services.core.ring import slot_of
 from services.core.wire import FAILED, OK, OVERLOADED, TIMEOUT
-from services.replicator import strong
-from services.replicator.strong import ended_in_a_turn, hedge_s, operation_s, sweep_s
+from services.replicator import key_turns, strong
+from services.replicator.key_turns import ended_in_a_turn
+from services.replicator.strong import sweep_s
+from services.replicator.strong_operation import hedge_s, operation_s
 from services.replicator.sweeper import Sweeper, age_ms
 from services.runtime.fake_connection import told_in_a_turn
 from services.runtime.peer import Peer
@@ -575,7 +577,7 @@ def test_operations_on_other_keys_do_not_wait(world: World) -> None:
 
 
 def test_the_queue_of_a_key_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strong, "waiting_for_key_max", 5)
+    monkeypatch.setattr(key_turns, "waiting_for_key_max", 5)
     asked = [world.change(key, Put(b"x")) for _ in range(10)]
     assert [one.answered for one in asked] == [False] * 6 + [True] * 4
     assert {refusal(one)[0] for one in asked[6:]} == {"overloaded"}
