@@ -28,6 +28,7 @@ _ADD: Final = """
 _REMOVE_OLD: Final = """
     DELETE FROM audit_log WHERE id IN (
         SELECT id FROM audit_log WHERE at < now() - $1 * interval '1 day' ORDER BY at LIMIT $2
+        FOR UPDATE SKIP LOCKED
     )
 """
 
