@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from services.core.errors import FatalError
+from services.core.errors import FatalError, PeerError
 from services.core.messages import Reader
 from services.core.record import version
 from services.dhtnode.chunk import decode_chunk, entry_head
@@ -20,6 +20,7 @@ from services.dhtnode.frame import RECORD, SLOT
 from services.dhtnode.snapshot import SnapshotReader
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
+from services.runtime.kept_map import KeptMap
 from services.runtime.log.frame import (
     Corrupt,
     Foreign,
@@ -68,11 +69,13 @@ class Inspection:
     store_id: bytes
     files: list[Survey] = field(default_factory=list)
     keys: int = 0
+    map_damage: str | None = None
 
     @property
     def damage(self) -> list[str]:
         """Each thing that is wrong. A torn write at the end of the log is not."""
-        return [survey.damage for survey in self.files if survey.damage is not None]
+        found = [survey.damage for survey in self.files if survey.damage is not None]
+        return found if self.map_damage is None else [*found, self.map_damage]
 
 
 class Inspector:
@@ -90,6 +93,7 @@ class Inspector:
         self._segments = segments_in(disk, directory)
         self._snapshots = snapshots_in(disk, directory)
         self._seed = seed_of(store_id)
+        self._map = KeptMap(disk, directory)
         self._newest_segment: Path | None = None
         # By key, its newest version so far, where that lies, and what it takes there.
         self._newest: dict[bytes, tuple[bytes, Survey, int]] = {}
@@ -110,6 +114,10 @@ class Inspector:
             except Corrupt as corrupt:
                 survey.damage = str(corrupt)
         self.found.keys = len(self._newest)
+        try:
+            self._map.read()
+        except PeerError as error:
+            self.found.map_damage = f"{error}; the next start puts it aside, a replicator tells it"
 
     def _plan(self) -> Iterator[Survey]:
         """Oldest first, each snapshot before the segments that are replayed over it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from services.core.cluster import ClusterMap
 from services.core.errors import PeerError
@@ -11,8 +10,6 @@ from services.core.messages import STATE, encode_state
 from services.core.wire import Role
 from services.dhtnode.replica import Replica
 from services.runtime.peer import Peer
-
-map_name: Final = "map"
 
 
 class Membership:

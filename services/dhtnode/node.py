@@ -15,7 +15,6 @@ import gc
 import random
 import secrets
 from collections.abc import Iterator
-from functools import partial
 from typing import Final
 
 from services.core.cluster import Member
@@ -25,7 +24,7 @@ from services.core.wire import Role
 from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.handlers import NodeHandlers
-from services.dhtnode.membership import Membership, map_name
+from services.dhtnode.membership import Membership
 from services.dhtnode.recovery import Recovered, Recovery
 from services.dhtnode.registrar import Registrar
 from services.dhtnode.replica import Replica
@@ -36,6 +35,7 @@ from services.dhtnode.upkeep import Upkeep
 from services.runtime import telemetry
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
+from services.runtime.kept_map import KeptMap
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
@@ -51,7 +51,6 @@ from services.runtime.service import Service
 
 # What is under way when a node is told to stop is a batch or two.
 drain_s_max: Final = 3.0
-map_bytes_max: Final = 1 << 20
 # How long a look at this replica over HTTP waits for the disk: as long as an operation may take.
 durable_wait_s_max: Final = 2.0
 # A node that has caught up is asked for reads again after this, at the latest.
@@ -371,10 +370,10 @@ class Node:
     # -- the map, kept for a start without replicators
 
     def _remember_map(self) -> None:
-        path = self.directory.path / map_name
+        kept = KeptMap(self._disk, self.directory.path)
         try:
-            if self._disk.exists(path):
-                self.membership.remember(self._disk.read(path, map_bytes_max))
+            if (data := kept.read_or_put_aside()) is not None:
+                self.membership.remember(data)
         except (PeerError, OSError) as error:
             self._said.warning("the kept cluster map cannot be read", reason=str(error))
 
@@ -383,8 +382,7 @@ class Node:
             self._said.info("adopted a cluster map", epoch=adopted.epoch, nodes=len(adopted.nodes))
         if self._registrar is not None:
             self._registrar.look()
-        path = self.directory.path / map_name
-        self._disk.run_soon(partial(self._disk.replace, path, data), self._map_kept)
+        KeptMap(self._disk, self.directory.path).keep_soon(data, self._map_kept)
 
     def _map_kept(self, error: OSError | None) -> None:
         if error is None or self.log is None:

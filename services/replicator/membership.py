@@ -32,7 +32,6 @@ from services.runtime import telemetry
 from services.runtime.opening import readable
 from services.runtime.peer import SENT, OwnedLink, Peer
 
-map_name: Final = "map"
 # How soon a replicator learns of a map that another has made, if nobody tells it of the epoch.
 poll_s: Final = 1.0
 # However many tell of newer epochs at once.

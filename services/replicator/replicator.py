@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
-from services.core.cluster import Member, map_bytes_max
+from services.core.cluster import Member
 from services.core.errors import FatalError, PeerError, RetryLater, UnknownOutcome
 from services.core.messages import (
     MALFORMED,
@@ -32,7 +31,7 @@ from services.replicator.eventual import EventualWrites
 from services.replicator.fleet import Fleet
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
-from services.replicator.membership import Membership, map_name
+from services.replicator.membership import Membership
 from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.registration import Registrations
@@ -44,6 +43,7 @@ from services.replicator.sweeper import Sweeper
 from services.runtime import telemetry
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
+from services.runtime.kept_map import KeptMap
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
@@ -295,16 +295,15 @@ class Replicator:
     # -- the map, kept for a start without PostgreSQL
 
     def _remember_map(self) -> None:
-        path = self.directory.path / map_name
+        kept = KeptMap(self._disk, self.directory.path)
         try:
-            if self._disk.exists(path):
-                self.membership.remember(self._disk.read(path, map_bytes_max))
+            if (data := kept.read_or_put_aside()) is not None:
+                self.membership.remember(data)
         except (PeerError, OSError) as error:
             self._said.warning("the kept cluster map cannot be read", reason=str(error))
 
     def _keep_map(self, data: bytes) -> None:
-        path = self.directory.path / map_name
-        self._disk.run_soon(partial(self._disk.replace, path, data), self._map_kept)
+        KeptMap(self._disk, self.directory.path).keep_soon(data, self._map_kept)
 
     def _map_kept(self, error: OSError | None) -> None:
         # PostgreSQL has it, and so has every node. A disk that is broken shows at the next ceiling.

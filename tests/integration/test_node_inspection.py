@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from services.cli.commands import main
+from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError
 from services.core.hlc import pack_version
 from services.core.key import storage_key
@@ -26,6 +27,7 @@ from services.dhtnode.snapshot import SnapshotWriter
 from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
+from services.runtime.kept_map import KeptMap
 from services.runtime.log.log import Log
 
 place = Path("/data/nodes/node-1")
@@ -262,3 +264,17 @@ def test_verify_of_what_is_no_node_is_one_line(tmp_path: Path) -> None:
     assert verified.exit_code == 78, "which is not that of damage"
     assert verified.output.count("\n") == 1
     assert "is not the directory of a node" in verified.output
+
+
+def test_a_damaged_map_is_told_of(node: Node) -> None:
+    kept = KeptMap(node.disk, place)
+    kept.keep_soon(ClusterMap(1, 1, (Member("node-1", "0" * 32, "h", 1, 2),)).encode(), none_fails)
+    node.timeline.advance(1.0)
+    assert node.inspected().damage == []
+    node.disk.flip_bit(kept.path, 60, 0)
+    [damage] = node.inspected().damage
+    assert damage.startswith("/data/nodes/node-1/map is damaged; the next start puts it aside")
+
+
+def none_fails(error: OSError | None) -> None:
+    assert error is None
