@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import requests
@@ -77,15 +77,11 @@ class GeneratedCalls(AuthBase):
         """Choose who makes the call, and tell the case what they know."""
         label = case.operation.label
         meta = case.meta
-        # There, ids are those that an earlier answer told this very account.
+        # A story goes on with ids that an earlier answer told the same account.
         in_story = meta is not None and meta.phase.name == TestPhase.STATEFUL
         security = case.operation.definition.raw.get("security", [])
         self._is_internal = any("cluster_signature" in scheme for scheme in security)
-        self._caller = self._member
-        self._calls += 1
-        uses_up = label in _ends_session or (label in _spends_key and not in_story)
-        if uses_up or self._calls % calls_per_member == 0:
-            self._member = next(self._members)
+        self._caller = self._who(label, in_story=in_story)
         number = self._draw.randrange(1 << 24)
         place = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
         case.headers["X-Forwarded-For"] = place
@@ -98,6 +94,16 @@ class GeneratedCalls(AuthBase):
         amend, share = _amends.get(label, (_as_it_is, 0.0))
         if self._draw.random() < share:
             amend(case, self._caller, self._draw)
+
+    def _who(self, label: str, *, in_story: bool) -> Member:
+        """Who is to make the next call. In a story it is one account, but for what would end it."""
+        if in_story:
+            return next(self._members) if label in _ends_session else self._member
+        caller = self._member
+        self._calls += 1
+        if label in _ends_session | _spends_key or self._calls % calls_per_member == 0:
+            self._member = next(self._members)
+        return caller
 
 
 def _put(case: AnyCase, **members: Any) -> None:
@@ -153,6 +159,19 @@ def _report_usage(case: AnyCase, _: Member, draw: random.Random) -> None:
         _put(case, rollups=now, sender=f"gateway-{draw.getrandbits(32)}")
 
 
+def _ask_for_usage(case: AnyCase, _: Member, draw: random.Random) -> None:
+    """Of some part of the last two days."""
+    until = datetime.now(UTC) - timedelta(minutes=draw.randrange(1, 1_440))
+    since = until - timedelta(minutes=draw.randrange(1, 1_440))
+    query = {"from": since.isoformat(), "to": until.isoformat()}
+    case.query = {**(case.query or {}), **query}
+
+
+def _from_the_start(case: AnyCase, _: Member, __: random.Random) -> None:
+    """A cursor is nothing that a client makes."""
+    case.query = {name: value for name, value in (case.query or {}).items() if name != "cursor"}
+
+
 def _as_it_is(_: AnyCase, __: Member, ___: random.Random) -> None:
     pass
 
@@ -177,9 +196,13 @@ _amends: Final[dict[str, tuple[Amend, float]]] = {
     "DELETE /apikeys/{key_id}": (_name_key, 0.5),
     "POST /apikeys/{key_id}/rotate": (_rotate_key, 0.5),
     "DELETE /sessions/{session_id}": (_name_session, 0.5),
+    "GET /apikeys": (_from_the_start, 0.7),
+    "GET /sessions": (_from_the_start, 0.7),
+    "GET /usage": (_ask_for_usage, 0.7),
+    "GET /usage/stats": (_ask_for_usage, 0.7),
     "POST /usage": (_report_usage, 0.5),
 }
-# After these the next account goes on.
+# After these an account cannot go on, or not do the same again.
 _ends_session: Final = {
     "DELETE /me",
     "POST /me/password",
