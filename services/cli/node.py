@@ -42,14 +42,21 @@ def inspect_command(directory: Path) -> None:
 @node.command()
 @_directory
 def verify(directory: Path) -> None:
-    """Check every checksum of a node's files. Exit code 1 if something is damaged."""
+    """Check every checksum of a node's files.
+
+    Exit code 1 if something is damaged, or if the log ends in what the next start would cut: a
+    crash may have torn it, or it was damaged later. Stop the node first, for what it is just
+    writing looks torn as well.
+    """
     found = _inspected(directory)
     frames = sum(survey.frames for survey in found.files)
     files, checked = _counted(len(found.files), "file"), _counted(frames, "frame")
     click.echo(f"{found.node_id}: {files}, {checked} checked")
     _report(found)
-    torn = any(survey.torn_bytes for survey in found.files)
-    click.echo("All else is sound." if torn else "Everything is sound.")
+    if any(survey.torn_bytes for survey in found.files):
+        click.echo("All else is sound.")
+        sys.exit(1)
+    click.echo("Everything is sound.")
 
 
 def _inspected(directory: Path) -> Inspection:

@@ -26,6 +26,7 @@ from services.runtime.log.frame import (
     Foreign,
     FrameReader,
     bad_frame,
+    check_head,
     decode_segment,
     find_later_batch,
     head_bytes,
@@ -180,6 +181,7 @@ class Inspector:
         later = find_later_batch(tail, self._seed, expected)
         if tail and (overtaken or later is not None):
             raise bad_frame(survey.path, 0, expected, later)
+        check_head(survey.path, tail)
         survey.torn_bytes = len(tail)
         yield survey.size_bytes
 

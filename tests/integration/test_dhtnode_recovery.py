@@ -18,6 +18,7 @@ from services.runtime.clock import FakeClock, Timeline
 from services.runtime.disk import DirectoryInUse
 from services.runtime.disk_failure import disk_failure
 from services.runtime.fake_disk import FakeDisk, Operation
+from services.runtime.fake_media import sector_bytes
 from services.runtime.log.frame import (
     Corrupt,
     SegmentHead,
@@ -135,9 +136,9 @@ def test_a_bad_frame_with_a_later_batch_behind_it_is_refused() -> None:
 def test_a_segment_whose_first_write_was_torn_is_used_again() -> None:
     node = filled(10)
     node.log.rotate()
-    node.put(11)
+    node.put(11, filler=b"v" * 1_000)
     node.settle()
-    overwrite(node, "log-0000000002", 0, bytes(30))
+    overwrite(node, "log-0000000002", 0, bytes(sector_bytes))
     torn = node.restart().start()
     assert (torn.found.next_sequence, torn.found.next_index) == (11, 2)
     assert torn.found.cut is not None
@@ -147,8 +148,10 @@ def test_a_segment_whose_first_write_was_torn_is_used_again() -> None:
 
 
 def test_the_very_first_write_may_be_torn() -> None:
-    node = filled(3)
-    overwrite(node, "log-0000000001", 0, bytes(30))
+    node = started()
+    node.put(1, filler=b"v" * 1_000)
+    node.settle()
+    overwrite(node, "log-0000000001", 0, bytes(sector_bytes))
     torn = node.restart().start()
     assert (torn.found.next_sequence, torn.found.next_index, torn.table) == (1, 1, {})
     torn.fill(10)

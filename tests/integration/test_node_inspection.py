@@ -28,6 +28,7 @@ from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
 from services.runtime.kept_map import KeptMap
+from services.runtime.log.frame import Corrupt
 from services.runtime.log.log import Log
 
 place = Path("/data/nodes/node-1")
@@ -257,6 +258,33 @@ def test_verify_names_damage_and_fails(node: Node, tmp_path: Path) -> None:
     assert verified.exit_code == 1
     assert f"{damaged} is damaged at byte" in verified.output
     assert "Everything is sound." not in verified.output
+
+
+def test_verify_fails_over_what_the_next_start_would_cut(node: Node, tmp_path: Path) -> None:
+    directory = copied(node, tmp_path)
+    last = [survey for survey in node.inspected().files if survey.kind == "segment"][-1]
+    damaged = directory / last.path.name
+    content = bytearray(damaged.read_bytes())
+    content[last.used_bytes - 1] ^= 1
+    damaged.write_bytes(content)
+    verified = CliRunner().invoke(main, ["node", "verify", str(directory)])
+    assert verified.exit_code == 1
+    assert "a write that a crash has torn, or damage to the last one" in verified.output
+    assert "All else is sound." in verified.output
+
+
+@pytest.mark.parametrize("byte", [0, 3, 11, 30, 40, 56])
+def test_a_segments_own_frame_that_is_damaged_is_refused_alike(byte: int) -> None:
+    """Also where it is the only one and holds a single batch."""
+    lone = Node()
+    lone.write(1, b"x")
+    lone.disk.flip_bit(place / "log-0000000001", byte, 1)
+    [damage] = lone.inspected().damage
+    assert damage.startswith("/data/nodes/node-1/log-0000000001 is damaged at byte 0")
+    lone.disk.kill()
+    directory = NodeDirectory.open(lone.disk, place, "node-1", bytes(16))
+    with pytest.raises(Corrupt, match="log-0000000001 is damaged at byte 0"):
+        list(Recovery(directory, lone.replica.replay).steps())
 
 
 def test_verify_of_what_is_no_node_is_one_line(tmp_path: Path) -> None:

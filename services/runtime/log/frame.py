@@ -229,6 +229,13 @@ def is_zero(piece: bytes) -> bool:
     return piece == _zeros or not piece.strip(b"\0")
 
 
+def check_head(file: Path, content: bytes) -> None:
+    """`Corrupt` if a segment without a good frame of its own, whose bytes up to the last that is
+    not zero these are, cannot have been left like this by a crash."""
+    if len(content) > segment_head_bytes and not is_zero(content[:segment_head_bytes]):
+        raise Corrupt(file, 0, "its first frame is bad, and what was written with it is there")
+
+
 def read_tail(file: File, offset: int) -> Iterator[bytes | None]:
     """What stands from `offset` on, without the zeros at the end.
 

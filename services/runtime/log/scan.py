@@ -9,6 +9,8 @@ What is found is judged by these rules:
 - In the last segment, a bad frame with nothing behind it, or with frames of its own batch, is a
   write that a crash has torn. It is cut, and the report says how much. With a good frame of a
   later batch behind it, it is damage: that batch was sent when this one was durable.
+- A segment's own frame stands in one sector and is written with what follows: a crash leaves all
+  of it or zeros, or else nothing behind it. Anything else there is damage.
 
 Damage ends in `Corrupt`, which names file and offset. Not noticed is the loss of a whole tail of
 the log, neatly cut at the end of a frame: nothing in what remains tells it from a log that never
@@ -34,6 +36,7 @@ from services.runtime.log.frame import (
     SegmentHead,
     Visit,
     bad_frame,
+    check_head,
     decode_segment,
     find_later_batch,
     is_zero,
@@ -48,7 +51,10 @@ from services.runtime.log.segments import Segment, SegmentDirectory
 
 @dataclass(slots=True, frozen=True)
 class Cut:
-    """A torn write that was removed: its file, where it began, and how many bytes it had."""
+    """What the log ended with and was removed: its file, where it began, and how many bytes it had.
+
+    A write that a crash has torn, mostly; nothing tells it from one that was damaged later.
+    """
 
     path: Path
     offset: int
@@ -56,8 +62,9 @@ class Cut:
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: {self.bytes} bytes of an unfinished write were cut at byte "
-            f"{self.offset}; nothing of it had been acknowledged"
+            f"{self.path}: {self.bytes} bytes at its end, from byte {self.offset}, were no whole "
+            "frame and were cut: a write that a crash has torn, of which nothing had been "
+            "acknowledged, or damage to the last one"
         )
 
 
@@ -164,6 +171,8 @@ class Scan:
                     )
                     self.next_index = found.index + 1
                 tail = yield from self._tail(file, frames.offset)
+                if head is None:
+                    check_head(found.path, tail)
                 if tail and found is not chain[-1]:
                     raise bad_frame(found.path, frames.offset, sequence, None)
                 self.ending = Ending(found, frames, self._judge(found.path, frames, tail))
