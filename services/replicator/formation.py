@@ -125,8 +125,10 @@ def _once_formed(newest: ClusterMap, member: Member) -> Decision:
     if member.store_id != known.store_id:
         raise RegistrationRefused(
             f"node {member.node_id!r} comes with store {member.store_id}, and the cluster knows "
-            f"it with store {known.store_id}: it has lost its directory, and with it what it "
-            "promised; give it back the directory it had"
+            f"it with store {known.store_id}: either it has lost its directory, and with it what "
+            "it promised (give it back the directory it had), or another process is that node, "
+            f"at {known.host} port {known.link_port} when it was last heard of (give this one a "
+            "NODE_ID of its own)"
         )
     if member == known:
         return Decision(Registered(newest, 0))

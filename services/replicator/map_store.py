@@ -41,6 +41,7 @@ _PUT_NODE: Final = """
         zone = excluded.zone,
         registered_at = now()
 """
+_STAMPERS_OF: Final = "SELECT count(*) FROM replicators WHERE replicator_id = $1"
 # A row, because a sequence alone is not durable: a number that another session's uncommitted
 # call has logged ahead is given out without a write, and given out again after a power cut.
 _ALLOT_STAMPER: Final = "INSERT INTO replicators (replicator_id) VALUES ($1) RETURNING stamper"
@@ -64,6 +65,10 @@ class MapStore(Protocol):
 
     async def allot_stamper(self, replicator_id: str) -> int:
         """A number, 1 to 2^32 - 1, that nobody was told before and nobody will be again."""
+        ...
+
+    async def stampers_of(self, replicator_id: str) -> int:
+        """How many stampers were allotted to replicators of this name."""
         ...
 
     def check(self, newest: ClusterMap) -> None:
@@ -128,6 +133,11 @@ class PostgresMapStore:
         with _telling_what_is_wrong():
             async with self._database.transaction() as connection:
                 return int(await connection.fetchval(_ALLOT_STAMPER, replicator_id))
+
+    async def stampers_of(self, replicator_id: str) -> int:
+        with _telling_what_is_wrong():
+            async with self._database.connection() as connection:
+                return int(await connection.fetchval(_STAMPERS_OF, replicator_id))
 
     def check(self, newest: ClusterMap) -> None:
         check_settings(newest, self._cluster_size, self._replication_factor)

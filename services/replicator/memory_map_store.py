@@ -6,6 +6,7 @@ away, and losing the reply to a commit.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from services.core.cluster import ClusterMap, Member
@@ -22,6 +23,8 @@ class Rows:
     # As bytes, so that nobody shares an object with another replicator.
     maps: dict[int, bytes] = field(default_factory=dict)
     stampers_allotted: int = 0
+    # Of these stampers, how many each name was given.
+    stampers_of: Counter[str] = field(default_factory=Counter)
     away: bool = False
     # So many of the next commits are done, and nobody is told.
     replies_to_lose: int = 0
@@ -59,9 +62,14 @@ class MemoryMapStore:
         if self._rows.stampers_allotted == stamper_max:
             raise FatalError(f"all {stamper_max} stampers have been given out")
         self._rows.stampers_allotted += 1
+        self._rows.stampers_of[replicator_id] += 1
         stamper = self._rows.stampers_allotted
         self._commit()
         return stamper
+
+    async def stampers_of(self, replicator_id: str) -> int:
+        self._begin()
+        return self._rows.stampers_of[replicator_id]
 
     def check(self, newest: ClusterMap) -> None:
         check_settings(newest, self._cluster_size, self._replication_factor)

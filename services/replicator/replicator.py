@@ -186,19 +186,34 @@ class Replicator:
         return hints
 
     async def _allotted(self) -> int:
-        pause_s = allot_pause_s_min
+        name, pause_s = self.settings.replicator_id, allot_pause_s_min
+        earlier: int | None = None
         while True:
             try:
-                stamper = await self._store.allot_stamper(self.settings.replicator_id)
+                if earlier is None:
+                    earlier = await self._store.stampers_of(name)
+                stamper = await self._store.allot_stamper(name)
             except (RetryLater, UnknownOutcome) as error:
                 if self.stamper_trouble != error.detail:
                     self._said.warning("no stamper yet", reason=error.detail)
                 self.stamper_trouble = error.detail
             else:
                 self.stamper_trouble = None
+                if earlier:
+                    self._warn_of_earlier(earlier)
                 return stamper
             await asyncio.sleep(pause_s * self.draw.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, allot_pause_s_max)
+
+    def _warn_of_earlier(self, stampers: int) -> None:
+        self._said.warning(
+            "this directory is new, and the replicator of this name is not",
+            directory=str(self.directory.path),
+            replicator=self.settings.replicator_id,
+            earlier_stampers=stampers,
+            meaning="its directory was lost, and with it the hints there unless it is put back; "
+            "or another replicator has the same REPLICATOR_ID: give each its own",
+        )
 
     # -- serving
 
@@ -363,7 +378,8 @@ def only_member(member: Member) -> Admit:
         if hello.store_id.hex() != member.store_id:
             return (
                 f"node {member.node_id} has store {hello.store_id.hex()} here, and the cluster "
-                f"knows it with store {member.store_id}: it has lost its directory"
+                f"knows it with store {member.store_id}: it has lost its directory, or another "
+                "process has the same NODE_ID"
             )
         return None
 

@@ -244,6 +244,8 @@ async def test_a_member_that_lost_its_directory_is_never_taken_for_its_old_self(
 ) -> None:
     store = await formed(stores, *trio)
     await refused(store, again(two, store_id="f" * 32), "lost its directory")
+    await refused(store, again(two, store_id="f" * 32), "or another process is that node, at")
+    await refused(store, again(two, store_id="f" * 32), "give this one a NODE_ID of its own")
 
 
 async def test_a_copied_directory_does_not_make_another_node(stores: Stores) -> None:
@@ -377,7 +379,12 @@ async def test_while_the_database_is_away_nothing_is_taken(stores: Stores) -> No
     store = await stores.replicator()
     await store.register(one)
     stores.go_away()
-    for call in (store.newest, lambda: store.register(two), lambda: store.allot_stamper("r")):
+    for call in (
+        store.newest,
+        lambda: store.register(two),
+        lambda: store.allot_stamper("r"),
+        lambda: store.stampers_of("r"),
+    ):
         with pytest.raises(RetryLater) as away:
             await call()
         assert away.value.code == "database_unavailable"
@@ -409,6 +416,15 @@ async def test_a_move_whose_reply_was_lost_is_not_made_twice(stores: Stores) -> 
     answer = await store.register(moved)
     assert answer.map is not None
     assert answer.map.epoch == 3
+
+
+async def test_stampers_are_counted_by_name(stores: Stores) -> None:
+    store = await stores.replicator()
+    assert await store.stampers_of("replicator-1") == 0
+    for name in ("replicator-1", "replicator-2", "replicator-1"):
+        await store.allot_stamper(name)
+    assert await (await stores.replicator()).stampers_of("replicator-1") == 2
+    assert await store.stampers_of("replicator-2") == 1
 
 
 async def test_a_stamper_whose_reply_was_lost_is_given_to_nobody(stores: Stores) -> None:

@@ -164,7 +164,8 @@ async def test_a_node_that_lost_its_directory_and_a_fourth_node_are_refused(
         assert await wiped.ended() == FatalError.exit_code
         last = wiped.said.splitlines()[-1]
         assert "the cluster refuses this node: node 'node-2' comes with store" in last
-        assert "it has lost its directory" in last
+        assert "either it has lost its directory" in last
+        assert "or another process is that node" in last
         await fourth.start()
         assert await fourth.ended() == FatalError.exit_code
         last = fourth.said.splitlines()[-1]
@@ -198,6 +199,24 @@ async def test_everything_comes_back_from_its_directories_without_postgresql(
         assert await put(cluster, b"after") == CHANGED
         assert (await fetched(cluster)).endswith(b"after")
         assert "registered " in cluster.nodes[0].said
+
+
+async def test_a_replicator_whose_directory_is_new_and_whose_name_is_not_says_what_that_means(
+    tmp_path: Path, database_address: DatabaseAddress
+) -> None:
+    async with cluster_processes(tmp_path, database_address) as cluster:
+        replicator = cluster.replicator
+        warning = "this directory is new, and the replicator of this name is not"
+        for lost in (False, False, True):
+            if lost:
+                shutil.rmtree(replicator.directory)
+            await replicator.serve()
+            await wait_until(lambda: " coordinating " in replicator.said, "it has its stamper")
+            assert replicator.said.count(warning) == lost
+            assert await replicator.terminate() == 0
+        [line] = [line for line in replicator.said.splitlines() if warning in line]
+        for part in (str(replicator.directory), "hints", "same REPLICATOR_ID"):
+            assert part in line
 
 
 async def test_a_replicator_that_starts_without_postgresql_waits_for_it_and_says_so(
