@@ -166,7 +166,7 @@ class ApiKeys:
             Endpoint(
                 "POST",
                 "/apikeys",
-                "create_api_key",
+                "createApiKey",
                 "Make an API key, which is shown this once",
                 self._create,
                 body_type=CreateKey,
@@ -178,7 +178,7 @@ class ApiKeys:
             Endpoint(
                 "GET",
                 "/apikeys",
-                "list_api_keys",
+                "listApiKeys",
                 "List API keys, the newest first",
                 self._list,
                 query_type=KeyListQuery,
@@ -189,7 +189,7 @@ class ApiKeys:
             Endpoint(
                 "DELETE",
                 "/apikeys/{key_id}",
-                "revoke_api_key",
+                "revokeApiKey",
                 "Revoke an API key, everywhere within a second",
                 self._revoke,
                 path_type=KeyPath,
@@ -200,7 +200,7 @@ class ApiKeys:
             Endpoint(
                 "POST",
                 "/apikeys/{key_id}/rotate",
-                "rotate_api_key",
+                "rotateApiKey",
                 "Make another API key like this one, which ends when an overlap is over",
                 self._rotate,
                 path_type=KeyPath,

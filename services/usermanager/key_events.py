@@ -159,7 +159,7 @@ class KeyEvents:
             Endpoint(
                 "GET",
                 "/key-events",
-                "poll_key_events",
+                "pollKeyEvents",
                 "Wait for API keys that have to be looked up again",
                 self._poll,
                 access=Access.INTERNAL,

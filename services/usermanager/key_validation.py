@@ -50,7 +50,7 @@ class KeyValidation:
             Endpoint(
                 "POST",
                 "/validate-key",
-                "validate_key",
+                "validateKey",
                 "Tell whose an API key is and what it may do",
                 self._validate,
                 access=Access.INTERNAL,

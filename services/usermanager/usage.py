@@ -90,7 +90,7 @@ class Usage:
             Endpoint(
                 "POST",
                 "/usage",
-                "report_usage",
+                "reportUsage",
                 "Count what a gateway has served",
                 self._take,
                 access=Access.INTERNAL,

@@ -109,7 +109,7 @@ class UsageReader:
             Endpoint(
                 "GET",
                 "/usage",
-                "list_usage",
+                "listUsage",
                 "List the usage of this account by time, API key, operation and status",
                 self._rows,
                 query_type=UsageQuery,
@@ -120,7 +120,7 @@ class UsageReader:
             Endpoint(
                 "GET",
                 "/usage/stats",
-                "get_usage_stats",
+                "getUsageStats",
                 "Add up the usage of this account",
                 self._stats,
                 query_type=StatsQuery,
