@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import link, logins, node, replicator, table, usermanager
+from bench import link, logins, node, replicator, table, usage, usermanager
 from bench.report import Row, quiet, show
 
 suites: dict[str, Callable[[], list[Row]]] = {
@@ -17,6 +17,7 @@ suites: dict[str, Callable[[], list[Row]]] = {
     "replicator": replicator.rows,
     "usermanager": usermanager.rows,
     "logins": logins.rows,
+    "usage": usage.rows,
 }
 
 
