@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from services.cli.former_cluster import refuse_another_cluster
 from services.cli.ports import PortPlan, node_name, nodes_max, replicator_name
 from services.cli.rows import (
     Row,
@@ -120,6 +121,11 @@ def _replicators(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
                 "CLUSTER_SIZE": str(len(ports.nodes)),
             },
             redundant=True,
+            refuse=partial(
+                refuse_another_cluster,
+                settings.data_dir / "replicators" / f"replicator-{number}",
+                len(ports.nodes),
+            ),
         )
         for number, port in enumerate(ports.replicators, start=1)
     )
@@ -149,6 +155,7 @@ def _service(
     ready_s_max: float = ready_s_default,
     *,
     redundant: bool = False,
+    refuse: Callable[[], None] | None = None,
 ) -> Row:
     """The row of one of our services: ready when its /ready says so."""
     url = _url(settings, port)
@@ -163,6 +170,7 @@ def _service(
         well=http_well(f"{url}/ready"),
         ready_s_max=ready_s_max,
         redundant=redundant,
+        refuse=refuse,
     )
 
 

@@ -156,6 +156,7 @@ async def test_a_cluster_of_three_does_not_become_one_of_four_by_an_option(data_
         assert "the cluster has formed of 3 nodes (node-1, node-2, node-3)" in up.shown
         assert "`ydht up --nodes 3`" in up.shown
         assert up.left() == []
+    assert not (data_dir / "nodes" / "node-4").exists()
 
 
 async def test_kill_9_of_the_supervisor_leaves_no_process_and_no_row_is_lost(
