@@ -7,30 +7,36 @@ that breaks one; here they are told to readers of the API.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 
-from services.usermanager.names import email_chars_max, username_chars_max
+from services.usermanager.names import (
+    email_chars_max,
+    typed_email_chars_max,
+    typed_username_chars_max,
+    username_chars_max,
+)
 from services.usermanager.passwords import password_chars_max, password_chars_min
-
-# One that has to be trimmed may be a little longer.
-typed_email_chars_max: Final = email_chars_max + 64
 
 Email = Annotated[
     str,
     msgspec.Meta(
-        description="Compared without regard to case; white space around it is dropped.",
+        description=f"At most {email_chars_max} characters, with white space around it dropped."
+        " Compared without regard to case.",
         examples=["ada@example.com"],
-        extra_json_schema={"minLength": 3, "maxLength": email_chars_max},
+        max_length=typed_email_chars_max,
+        extra_json_schema={"minLength": 3},
     ),
 ]
 Username = Annotated[
     str,
     msgspec.Meta(
-        description="Shown in its normalised form (NFKC), unique without regard to case.",
+        description=f"At most {username_chars_max} characters in its normalised form (NFKC), which"
+        " is the one that is shown. Unique without regard to case.",
         examples=["ada"],
-        extra_json_schema={"minLength": 1, "maxLength": username_chars_max},
+        max_length=typed_username_chars_max,
+        extra_json_schema={"minLength": 1},
     ),
 ]
 NewPassword = Annotated[

@@ -7,7 +7,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from services.usermanager.messages_accounts import Password, User, typed_email_chars_max
+from services.usermanager.messages_accounts import Password, User
+from services.usermanager.names import typed_email_chars_max
 
 # What a page of sessions has at most: an account has no more of them.
 page_max: Final = 100

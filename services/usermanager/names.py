@@ -22,6 +22,11 @@ email_local_chars_max: Final = 64
 domain_label_chars_max: Final = 63
 # Fits a line of every page.
 username_chars_max: Final = 64
+# What may be typed, which is looked at before it is normalised: to put accents into their order
+# takes time as the square of how many follow one letter. An address that has to be trimmed may
+# be a little longer than one, and a letter may come in four parts.
+typed_email_chars_max: Final = email_chars_max + 64
+typed_username_chars_max: Final = 4 * username_chars_max
 
 # What RFC 5322 calls an atom, and letters, digits and accents of every script (RFC 6531).
 _atom_signs: Final = frozenset("!#$%&'*+-/=?^_`{|}~")
@@ -48,7 +53,7 @@ class Name:
 
 def parse_email(text: str) -> Name:
     """An address that mail could be sent to, as far as its form tells. Its edges are trimmed."""
-    shown = unicodedata.normalize("NFKC", text.strip())
+    shown = _normalised(text.strip()) if len(text) <= typed_email_chars_max else ""
     if not 3 <= len(shown) <= email_chars_max:
         raise ValueError(f"is not an email address of 3 to {email_chars_max} characters")
     local, at, domain = shown.rpartition("@")
@@ -59,7 +64,7 @@ def parse_email(text: str) -> Name:
 
 def parse_username(text: str) -> Name:
     """Anything that can be read aloud: letters, digits, signs and single spaces between them."""
-    shown = unicodedata.normalize("NFKC", text)
+    shown = _normalised(text) if len(text) <= typed_username_chars_max else ""
     if not 1 <= len(shown) <= username_chars_max:
         raise ValueError(f"is not 1 to {username_chars_max} characters long")
     if shown != shown.strip():
@@ -90,6 +95,10 @@ def fold(text: str) -> str:
     # One round is not enough where a fold has a compatible form, or one that folds on.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
     return unicodedata.normalize("NFKC", text.casefold())
+
+
+def _normalised(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
 
 
 def _is_local_part(local: str) -> bool:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.usermanager import names
 from services.usermanager.names import (
+    Name,
     email_chars_max,
     fold,
     parse_email,
     parse_username,
     problem_of,
+    typed_username_chars_max,
     username_chars_max,
 )
 
@@ -222,3 +227,29 @@ def test_an_email_address_that_is_taken_fits_the_database(local: str, domain: st
         assert 3 <= len(email.shown) <= email_chars_max
         assert "\x00" not in email.folded
         assert parse_email(email.shown) == email
+
+
+@pytest.mark.parametrize("parse", [parse_email, parse_username])
+@pytest.mark.parametrize("end", ["", "@example.com"])
+def test_a_heap_of_accents_is_refused_before_it_is_put_in_order(
+    parse: Callable[[str], Name], end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty thousand of two classes would hold up the process for seconds."""
+    normalised = []
+
+    def normalize(form: str, text: str) -> str:
+        normalised.append(len(text))
+        return unicodedata.normalize(form, text)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(names, "unicodedata", SimpleNamespace(normalize=normalize))
+    heap = "a" + "\u0315" * 16_000 + "\u0316" * 16_000 + end
+    problem = problem_of(parse, heap)
+    assert problem is not None
+    assert "characters" in problem
+    assert sum(normalised) == 0
+
+
+def test_a_name_may_be_typed_with_its_accents_apart() -> None:
+    assert parse_username("e\u0323\u0302" * username_chars_max).shown == "\u1ec7" * 64
+    at_most = "a" * typed_username_chars_max
+    assert problem_of(parse_username, at_most) == "is not 1 to 64 characters long"
