@@ -51,6 +51,9 @@ rollback_s_max = 1.0
 client_check_ms = 1_000
 # A backstop for what command_s_max, which is kept on our side, did not end on the server's.
 server_timeout_extra_s = 1.0
+# A process that stands still in a transaction, or has vanished unnoticed, keeps its locks for no
+# longer than this. None of ours waits for anything else within one.
+idle_s_max_default = 5.0
 # Less than a service has to close everything (service.close_s_max).
 close_s_max = 2.0
 
@@ -60,6 +63,7 @@ _GONE = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
 # The server refused a statement for want of something, and has applied nothing.
 _REFUSED = (asyncpg.InsufficientResourcesError, asyncpg.OperatorInterventionError)
@@ -94,6 +98,7 @@ class Database:
         connections_max: int = connections_max_default,
         acquire_s_max: float = acquire_s_max_default,
         command_s_max: float = command_s_max_default,
+        idle_s_max: float = idle_s_max_default,
     ) -> None:
         self.address = address
         self.counters = DatabaseCounters()
@@ -103,7 +108,8 @@ class Database:
         timeout_ms = round((command_s_max + server_timeout_extra_s) * 1000)
         self._session_sql = (
             f"SET statement_timeout = {timeout_ms};"
-            f" SET client_connection_check_interval = {client_check_ms}"
+            f" SET client_connection_check_interval = {client_check_ms};"
+            f" SET idle_in_transaction_session_timeout = {round(idle_s_max * 1000)}"
         )
         self._pool: Any = None
         self._waiting = 0
@@ -367,6 +373,7 @@ def _why_refused(error: BaseException) -> str:
         (asyncpg.InsufficientResourcesError, "PostgreSQL is short of memory or disk"),
         (asyncpg.CannotConnectNowError, "PostgreSQL is starting or stopping"),
         (asyncpg.AdminShutdownError, "PostgreSQL is stopping"),
+        (asyncpg.IdleInTransactionSessionTimeoutError, "The transaction stood still for too long"),
         (asyncpg.CrashShutdownError, "PostgreSQL is recovering from a crash"),
         (asyncpg.QueryCanceledError, "A statement took too long and was given up"),
         (asyncpg.InvalidAuthorizationSpecificationError, "PostgreSQL refuses our credentials"),

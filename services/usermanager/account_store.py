@@ -189,7 +189,7 @@ class PostgresAccountStore:
         is_operator: bool | None = None,
     ) -> Account | None:
         tells_gateways = plan is not None or is_active is not None
-        async with self._database.transaction() as connection:
+        async with self._key_events.transaction() as connection:
             row = await connection.fetchrow(_CHANGE, account_id, plan, is_active, is_operator)
             account = _account(row)
             if account is None:
@@ -200,12 +200,10 @@ class PostgresAccountStore:
             await self._audit.write(connection, account_id, note)
             if tells_gateways:
                 await self._key_events.add(connection, account_id, None)
-        if tells_gateways:
-            self._key_events.wake()
         return account
 
     async def close(self, account: Account, note: Note) -> bool:
-        async with self._database.transaction() as connection:
+        async with self._key_events.transaction() as connection:
             held = await connection.fetch(_HOLD, account.id, account.password_changed_at)
             if not held:
                 return False
@@ -215,7 +213,6 @@ class PostgresAccountStore:
             await connection.execute(_QUEUE_DELETION, account.id)
             await self._audit.write(connection, account.id, note)
             await self._key_events.add(connection, account.id, None)
-        self._key_events.wake()
         return True
 
 

@@ -111,7 +111,7 @@ class ApiKeys:
 
     async def revoke(self, user_id: int, key_id: int, *, actor: str, client: Client | None) -> None:
         """End a key now and for good. One that was revoked before is left as it is."""
-        async with self._database.transaction() as connection:
+        async with self._events.transaction() as connection:
             key = await _hold(connection, user_id, key_id)
             if key.revoked_at is not None:
                 return
@@ -125,7 +125,6 @@ class ApiKeys:
                 key_id=key_id,
             )
             await self._events.add(connection, user_id, key_id)
-        self._events.wake()
 
     async def rotate(
         self, user_id: int, key_id: int, overlap_ms: int, *, actor: str, client: Client | None
@@ -133,7 +132,7 @@ class ApiKeys:
         """A new key like this one, which ends with the overlap."""
         key = new_key(secrets.randbelow)
         key_hash = lookup_hash(self._pepper_subkey, key)
-        async with self._database.transaction() as connection:
+        async with self._events.transaction() as connection:
             await _lock_account(connection, user_id)
             old = await _hold(connection, user_id, key_id)
             _check_rotatable(old)
@@ -158,7 +157,6 @@ class ApiKeys:
                 overlap=format_duration(overlap_ms),
             )
             await self._events.add(connection, user_id, key_id)
-        self._events.wake()
         return _created(new, key)
 
     def endpoints(self) -> list[Endpoint]:

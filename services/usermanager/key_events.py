@@ -3,7 +3,9 @@
 Whoever changes what a key may do adds an event in the same transaction. Ids are taken from one
 row that is held until the commit, so they become visible in their order and without a gap:
 whoever has seen an id has seen all below it, and can tell when the next ones are no longer kept.
-The price is that transactions with an event commit one after the other, some hundreds a second.
+The price is that transactions with an event commit one after the other, some hundreds a second, and
+wait for one that stands still. So each waits for no more than a moment, and few at once: nothing
+else does for them.
 
 A gateway asks for what came after the last id it has seen, and waits for the answer. Other user
 managers add events too, so while anybody waits one statement looks for all of them, at an interval
@@ -14,14 +16,18 @@ so: silence would look like no news.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import asyncpg
 
 from services.core.errors import ClientError, RetryLater
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Connection, Database
+from services.runtime.shares import ShareLimit, Shares
 from services.usermanager.messages_key_events import KeyEvent, KeyEventPage, KeyEventsQuery
 
 # With what it takes to look and to answer, a fifth of the second in which a revocation is known.
@@ -36,11 +42,19 @@ tidy_batch: Final = 1_000
 # One turn of upkeep removes no more than this many batches, and the next turn goes on.
 tidy_batches_max: Final = 100
 
-_TAKE_ID: Final = "UPDATE key_event_ids SET last = last + 1 RETURNING last"
+# Of the connections of this process (postgres.connections_max_default) the smaller part. More
+# would commit no faster: they come one after the other.
+changes: Final = ShareLimit(4, 100, 3.0, "overloaded", "changes of API keys and accounts")
+# Those before it take milliseconds each. Who waits for longer waits for one that stands still.
+turn_ms_max: Final = 1_000
+
+_HURRY: Final = f"SET LOCAL lock_timeout = {turn_ms_max}"
 # clock_timestamp, because now() is when the transaction began, and would not ascend with ids.
 _ADD: Final = """
+    WITH counter AS (UPDATE key_event_ids SET last = last + 1 RETURNING last)
     INSERT INTO key_events (id, user_id, key_id, created_at)
-    VALUES ($1, $2, $3, clock_timestamp())
+    SELECT last, $1, $2, clock_timestamp() FROM counter
+    RETURNING id
 """
 _LAST: Final = "SELECT last FROM key_event_ids"
 # One statement, so that where events stand and which there are is of one moment.
@@ -93,6 +107,7 @@ class KeyEvents:
         self._somebody_waits = asyncio.Event()
         self._news = asyncio.Event()
         self._closed = False
+        self._changes = Shares(changes)
         self.counters = KeyEventCounters()
 
     @property
@@ -103,17 +118,27 @@ class KeyEvents:
         metrics.add_counters("key_events", "of the events of API keys", self.counters)
         metrics.add("key_event_waiters", "gauge", "Polls that wait", lambda: self.waiting)
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A transaction to `add` events in, after whose commit this process looks for them."""
+        async with self._changes.of(self), self._database.transaction() as connection:
+            yield connection
+        self.wake()
+
     async def add(self, connection: Connection, user_id: int, key_id: int | None) -> int:
         """Have gateways look up this API key again, or with None all of the account.
 
-        Takes effect with the transaction of the connection, which must be read committed. To be
-        called last in it: until its commit everybody else who adds an event waits, and whoever
-        waited for a row after this could wait for somebody who waits here. Returns the event's id.
-        After the commit call `wake`.
+        Takes effect with the `transaction`. To be called last in it: until its commit everybody
+        else who adds an event waits, and whoever waited for a row after this could wait for
+        somebody who waits here. Returns the event's id.
         """
-        event_id = int(await connection.fetchval(_TAKE_ID))
-        await connection.execute(_ADD, event_id, user_id, key_id)
-        return event_id
+        await connection.execute(_HURRY)
+        try:
+            return int(await connection.fetchval(_ADD, user_id, key_id))
+        except asyncpg.LockNotAvailableError as error:
+            raise RetryLater(
+                "database_unavailable", "Another change of API keys has not ended in time"
+            ) from error
 
     def wake(self) -> None:
         """Look for new events now: one of this process was committed."""

@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from services.core.errors import RetryLater
@@ -296,6 +297,42 @@ async def test_a_rolled_back_event_leaves_no_gap(desk: KeyDesk) -> None:
             interrupt(when=True)
     assert await add(desk, 7, 2) == 2
     assert (await desk.events.after(0, 30)).last == 2
+
+
+@asynccontextmanager
+async def standing_still(address: DatabaseAddress) -> AsyncIterator[None]:
+    """Another user manager that was stopped right when it had taken the id of an event."""
+    connection = await asyncpg.connect(**address.asyncpg())
+    try:
+        await connection.execute("BEGIN; UPDATE key_event_ids SET last = last + 1")
+        yield
+    finally:
+        await connection.close()
+
+
+async def test_one_that_stands_still_with_an_event_takes_nobody_elses_connections(
+    desk: KeyDesk, database_address: DatabaseAddress
+) -> None:
+    ada = await desk.account()
+    made = [await desk.make(ada) for _ in range(desk.database.connections_max + 4)]
+    async with standing_still(database_address):
+        revoking = [asyncio.create_task(desk.revoke(ada, key.id)) for key in made]
+        blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        while (await desk.read(blocked))[0]["count"] < key_events.changes.at_once:
+            continue
+        # There is always one for who asks, and nobody waits for it.
+        for _ in range(20):
+            assert await desk.is_good(made[0].key)
+            assert desk.database.waiting == 0
+        # Nothing was changed, and each is told so.
+        for revoked in await asyncio.gather(*revoking, return_exceptions=True):
+            assert isinstance(revoked, RetryLater)
+            assert revoked.code in ("database_unavailable", "overloaded")
+    assert all([await desk.is_good(key.key) for key in made])
+    await asyncio.gather(*(desk.revoke(ada, key.id) for key in made))
+    assert [event.id for event in (await desk.events.after(0, 0)).events] == list(
+        range(1, len(made) + 1)
+    )
 
 
 async def test_while_postgresql_restarts_polls_are_told_so_and_then_go_on(tmp_path: Path) -> None:

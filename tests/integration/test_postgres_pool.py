@@ -326,6 +326,34 @@ async def test_a_statement_whose_cancellation_got_lost_does_not_hold_its_locks(
     await put(database, "a")
 
 
+async def test_a_transaction_that_stands_still_does_not_hold_its_locks(
+    database: Database, database_address: DatabaseAddress
+) -> None:
+    await put(database, "a")
+    seize = "SELECT 1 FROM platform WHERE key = 'a' FOR UPDATE"
+    standing = asyncio.Event()
+
+    async def stand_still(paused: Database) -> None:
+        async with paused.transaction() as c:
+            await c.execute(seize)
+            standing.set()
+            # Its process is stopped, or its machine is gone: nothing is sent any more.
+            await over.wait()
+            await c.execute(seize)
+
+    over = asyncio.Event()
+    async with Database(database_address, connections_max=1, idle_s_max=0.2) as paused:
+        task = asyncio.create_task(stand_still(paused))
+        await standing.wait()
+        async with database.transaction() as c:
+            await c.execute(seize)
+        over.set()
+        with pytest.raises(RetryLater, match="database_unavailable"):
+            await task
+        await put(paused, "b")
+    assert await keys(database) == ["a", "b"]
+
+
 async def test_too_many_connections_is_told_as_such(
     database: Database, postgres_server: SharedServer
 ) -> None:
