@@ -41,6 +41,7 @@ from services.usermanager.messages_api_keys import (
     id_max,
     scopes_all,
 )
+from services.usermanager.names import check_legible, problem_of
 
 # Of one account at a time: one for each service and machine of a large installation. As many again
 # may be good until their overlap ends.
@@ -69,6 +70,8 @@ class ApiKeys:
         self, user_id: int, asked: CreateKey, *, actor: str, client: Client | None
     ) -> CreatedKey:
         """A new key of the account. Nobody is ever told it again."""
+        if problem := problem_of(check_legible, asked.name):
+            raise invalid_members([("name", problem)])
         key = new_key(secrets.randbelow)
         days = asked.expires_in_days
         new = NewKey(

@@ -3,7 +3,8 @@
 Both are normalised (NFKC) so that one name typed on two machines is one name. What is unique is
 the folded form: without regard to case or to forms that Unicode calls compatible. Names in
 different scripts that look alike stay different names; a user name gives access to nothing, and
-no mail is sent, so nobody gains by one.
+no mail is sent, so nobody gains by one. What else people name has to be legible in the same way,
+and is kept as it was typed.
 
 A parser raises ValueError with a text that completes "email: ..." or "username: ...".
 """
@@ -67,24 +68,30 @@ def parse_username(text: str) -> Name:
     shown = _normalised(text) if len(text) <= typed_username_chars_max else ""
     if not 1 <= len(shown) <= username_chars_max:
         raise ValueError(f"is not 1 to {username_chars_max} characters long")
-    if shown != shown.strip():
+    check_legible(shown)
+    return Name(shown, fold(shown))
+
+
+def check_legible(text: str) -> None:
+    """Whether a text that people are shown can be read aloud, and does nothing to what it is shown
+    on: neither turns the direction of the text around it nor commands a terminal."""
+    if text != text.strip():
         raise ValueError("begins or ends with white space")
-    for character in shown:
+    for character in text:
         if unicodedata.category(character) in _refused_categories or _invisible.match(character):
             raise ValueError(f"contains U+{ord(character):04X}, which cannot be seen")
         if character.isspace() and character != " ":
             raise ValueError(f"contains the white space U+{ord(character):04X}; use plain spaces")
-    if "  " in shown:
+    if "  " in text:
         raise ValueError("contains two spaces in a row")
-    if unicodedata.category(shown[0]) in _accent_categories:
+    if text and unicodedata.category(text[0]) in _accent_categories:
         raise ValueError("begins with an accent that has no letter")
-    return Name(shown, fold(shown))
 
 
-def problem_of(parse: Callable[[str], Name], text: str) -> str | None:
+def problem_of(check: Callable[[str], object], text: str) -> str | None:
     """What is wrong about a name, if anything is."""
     try:
-        parse(text)
+        check(text)
     except ValueError as error:
         return str(error)
     return None

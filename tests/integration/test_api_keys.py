@@ -59,7 +59,8 @@ async def test_a_key_is_made_shown_once_and_listed_without_itself(desk: KeyDesk)
         ({"prefix": "é" * 512}, {"prefix": "é" * 512}),
         ({"prefix": None, "rate_limit_per_minute": None}, {"prefix": None}),
         ({"rate_limit_per_minute": 100}, {"rate_limit_per_minute": 100}),
-        ({"name": "⚙ " * 50}, {"name": "⚙ " * 50}),
+        ({"name": "⚙ " * 49 + "⚙⚙"}, {"name": "⚙ " * 49 + "⚙⚙"}),
+        ({"name": "cafe\u0301 \uff11"}, {"name": "cafe\u0301 \uff11"}),
     ],
 )
 async def test_a_key_is_as_it_was_asked_for(
@@ -77,6 +78,13 @@ wrong_members: list[tuple[dict[str, Any], str]] = [
     ({"name": "n" * 101}, "name"),
     ({"name": "a\0b"}, "name"),
     ({"name": "line\n"}, "name"),
+    ({"name": " "}, "name"),
+    ({"name": "robot "}, "name"),
+    # A terminal would go on in red; pages and terminals would show the rest from right to left.
+    ({"name": "\x9b31mred"}, "name"),
+    ({"name": "\u202eevil"}, "name"),
+    ({"name": "\u200b"}, "name"),
+    ({"name": "a\u2028b"}, "name"),
     ({"name": None}, "name"),
     ({"scopes": []}, "scopes"),
     ({"scopes": ["read", "root"]}, "scopes[1]"),
@@ -114,7 +122,7 @@ hostile = [
     "%_%",
     "{read,admin}",
     "NULL",
-    "\u202e\ufeff\U0010ffff",
+    "{{7*7}}<script>alert(1)</script>",
 ]
 
 
