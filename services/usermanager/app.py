@@ -151,6 +151,7 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
     manager.add_to(service.metrics)
     loops.add_to(service.metrics)
     manager.watch.add_to(service.readiness)
+    manager.usage.watch(service.readiness)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ neither lack a day nor drop one that is to be kept. Several of them may do this 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import date, timedelta
 from typing import Final
 
@@ -16,6 +17,7 @@ from services.core.errors import RetryLater
 from services.runtime import telemetry
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Connection, Database
+from services.runtime.probes import Condition, degraded, ready
 
 # A quarter of a year, however its months fall.
 days_kept: Final = 92
@@ -31,9 +33,9 @@ making_lock_ms: Final = 1_000
 # is tried again at the next opportunity instead.
 dropping_lock_ms: Final = 100
 
-_TODAY: Final = "SELECT (now() AT TIME ZONE 'UTC')::date"
-_DAYS: Final = """
-    SELECT to_date(right(relname, 8), 'YYYYMMDD')
+TODAY: Final = "SELECT (now() AT TIME ZONE 'UTC')::date"
+DAYS: Final = """
+    SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day
     FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
     WHERE inhparent = 'usage_rollups'::regclass AND relname ~ '^usage_[0-9]{8}$'
 """
@@ -68,22 +70,25 @@ class Partitions:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._log = telemetry.logger("usermanager.partitions")
-        self._beginning = asyncio.Lock()
-        self._begun = False
-        # As they were seen last.
+        # Reports that miss a day miss it together, and one of them at a time has it made.
+        self._making = asyncio.Lock()
+        # As they were seen last, and which of those wanted were not among them.
         self.days: frozenset[date] = frozenset()
+        self.missing: frozenset[date] = frozenset()
 
     def add_to(self, metrics: Metrics) -> None:
         metrics.add("usage_days", "gauge", "Days that usage is kept of", lambda: len(self.days))
 
-    async def ready(self) -> None:
-        """Return when the days of the present have been made since this process began: it may
-        have been off for weeks, and nobody else on."""
-        if self._begun:
-            return
-        async with self._beginning:
-            if not self._begun:
-                await self.make(await self.today())
+    def condition(self) -> Condition:
+        if not self.missing:
+            return ready
+        days = ", ".join(map(str, sorted(self.missing)))
+        return degraded(f"usage of {days} waits with the gateways: its table cannot be made")
+
+    async def make_for(self, days: Collection[date]) -> None:
+        """Make days that reports miss, besides those of the present, whoever had made them."""
+        async with self._making:
+            await self.make(await self.today(), days)
 
     async def tidy(self) -> None:
         """Make what is missing and drop what is too old; when all is well, one look."""
@@ -93,23 +98,23 @@ class Partitions:
 
     async def today(self) -> date:
         async with self._database.connection() as connection:
-            today: date = await connection.fetchval(_TODAY)
+            today: date = await connection.fetchval(TODAY)
         return today
 
-    async def make(self, today: date) -> None:
+    async def make(self, today: date, others: Collection[date] = ()) -> None:
         """Make the days that are wanted; RetryLater if the table was busy for too long."""
-        await self._look()
-        if not self.days.issuperset(days_wanted(today)):
+        wanted = {*days_wanted(today), *others}
+        await self._look(wanted)
+        if self.missing:
             try:
                 async with self._database.transaction() as connection:
-                    await self._make(connection, today)
+                    await self._make(connection, wanted)
             except asyncpg.LockNotAvailableError:
                 raise RetryLater(
                     "database_unavailable",
                     f"The table of usage was busy for {making_lock_ms} ms; no day could be added",
                 ) from None
-            await self._look()
-        self._begun = True
+            await self._look(wanted)
 
     async def drop(self, today: date) -> None:
         """Drop the days that are too old, one by one, until one of them is in use."""
@@ -128,19 +133,21 @@ class Partitions:
         if old:
             await self._look()
 
-    async def _make(self, connection: Connection, today: date) -> None:
+    async def _make(self, connection: Connection, wanted: Collection[date]) -> None:
         await connection.execute(_LOCK, lock_key)
         await connection.execute(_WAIT_FOR_TABLES.format(ms=making_lock_ms))
         await connection.execute(_KEEP_REPORTS_OUT)
         # Another user manager may have been here since we looked.
-        missing = set(days_wanted(today)) - await _days(connection)
+        missing = set(wanted) - await _days(connection)
         for day in sorted(missing):
             await connection.execute(_MAKE.format(day=day, next_day=day + timedelta(days=1)))
 
-    async def _look(self) -> None:
+    async def _look(self, wanted: Collection[date] | None = None) -> None:
         async with self._database.connection() as connection:
             self.days = frozenset(await _days(connection))
+        if wanted is not None:
+            self.missing = frozenset(wanted) - self.days
 
 
 async def _days(connection: Connection) -> set[date]:
-    return {row[0] for row in await connection.fetch(_DAYS)}
+    return {row[0] for row in await connection.fetch(DAYS)}

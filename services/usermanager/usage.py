@@ -14,11 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from services.core.errors import FixRequest
+from services.core.errors import FixRequest, RetryLater
 from services.runtime import telemetry
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Database
+from services.runtime.probes import Readiness
 from services.usermanager import usage_store as store
 from services.usermanager.messages_usage import UsageReport, UsageTaken, report_bytes_max
 from services.usermanager.partitions import Partitions, days_ahead, days_kept
@@ -53,29 +54,23 @@ class Usage:
         metrics.add_counters("usage", "of the usage that gateways report", self.counters)
         self._partitions.add_to(metrics)
 
+    def watch(self, readiness: Readiness) -> None:
+        readiness.add("usage", self._partitions.condition)
+
     async def take(self, report: UsageReport) -> UsageTaken:
         """Count this report, unless it has been counted.
 
         RetryLater and UnknownOutcome mean: send the very same again. FixRequest if it is so far
         behind the others of its sender that nobody knows any more.
         """
-        await self._partitions.ready()
-        async with self._database.transaction() as connection:
-            if await store.claim(connection, report.sender, report.sequence):
-                dropped = await store.add(connection, report.rollups)
-                counted = True
-            elif await store.is_forgotten(connection, report.sender, report.sequence):
-                raise FixRequest(
-                    "invalid_body",
-                    f"sequence {report.sequence} is more than {store.reports_remembered} behind "
-                    f"the latest of {report.sender}: whether it was counted is forgotten; who "
-                    "begins anew takes another name as sender",
-                    members={"member": "sequence"},
-                )
-            else:
-                dropped, counted = 0, False
-        self._note(report, dropped, counted=counted)
-        return UsageTaken(counted, dropped)
+        try:
+            taken = await self._count(report)
+        except store.DaysMissingError as missing:
+            # Nobody was on to make them in time, or somebody has removed them.
+            await self._partitions.make_for(missing.days)
+            taken = await self._count_now(report)
+        self._note(report, taken)
+        return taken
 
     async def tidy(self) -> None:
         """Keep the days at hand, and forget senders that are long gone."""
@@ -104,19 +99,43 @@ class Usage:
     async def _take(self, call: Call[None, None, UsageReport]) -> UsageTaken:
         return await self.take(call.body)
 
-    def _note(self, report: UsageReport, dropped: int, *, counted: bool) -> None:
-        if not counted:
+    async def _count(self, report: UsageReport) -> UsageTaken:
+        async with self._database.transaction() as connection:
+            if await store.claim(connection, report.sender, report.sequence):
+                dropped = await store.add(connection, report.rollups)
+                counted = True
+            elif await store.is_forgotten(connection, report.sender, report.sequence):
+                raise FixRequest(
+                    "invalid_body",
+                    f"sequence {report.sequence} is more than {store.reports_remembered} behind "
+                    f"the latest of {report.sender}: whether it was counted is forgotten; who "
+                    "begins anew takes another name as sender",
+                    members={"member": "sequence"},
+                )
+            else:
+                dropped, counted = 0, False
+        return UsageTaken(counted, dropped)
+
+    async def _count_now(self, report: UsageReport) -> UsageTaken:
+        """The same when its days have just been made: nothing is thrown away if they are not."""
+        try:
+            return await self._count(report)
+        except store.DaysMissingError as missing:
+            raise RetryLater("database_unavailable", f"Usage waits: {missing}") from None
+
+    def _note(self, report: UsageReport, taken: UsageTaken) -> None:
+        if not taken.counted:
             self.counters.repeated += 1
             return
         self.counters.reports += 1
-        self.counters.rows += len(report.rollups) - dropped
-        self.counters.dropped += dropped
-        if dropped:
+        self.counters.rows += len(report.rollups) - taken.dropped
+        self.counters.dropped += taken.dropped
+        if taken.dropped:
             self._log.warning(
-                "usage dropped: there is no such day",
+                "usage dropped: of days that are not kept",
                 sender=report.sender,
                 sequence=report.sequence,
-                rows=dropped,
+                rows=taken.dropped,
                 of=len(report.rollups),
                 days_kept=days_kept,
                 days_ahead=days_ahead,

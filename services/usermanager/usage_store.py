@@ -7,8 +7,8 @@ them the row of its sender alone: no two reports can wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
 from typing import Final
 
 import asyncpg
@@ -16,6 +16,7 @@ import msgspec
 
 from services.runtime.postgres import Connection
 from services.usermanager.messages_usage import Rollup, count_max
+from services.usermanager.partitions import DAYS, TODAY, days_ahead, days_kept
 
 # How far behind its latest report an earlier one of the same sender may arrive. Those before are
 # taken for counted; there are never more holes than this to remember.
@@ -36,26 +37,24 @@ _IS_FORGOTTEN: Final = """
 """
 # The days there are stay as they are from the first look to the end of the transaction: whoever
 # makes or drops one waits until nobody writes. Numbers are at most $10 each, so that no sum of
-# two overflows; what would be more than $10 stays at it.
-_ADD: Final = """
-    WITH sent AS (
-        SELECT * FROM unnest(
+# two overflows; what would be more than $10 stays at it. Of what has no day, only what is not to
+# have one can be dropped: the other days come back, for the caller to make.
+_ADD: Final = f"""
+    WITH days AS MATERIALIZED ({DAYS}), sent AS (
+        SELECT *, (minute AT TIME ZONE 'UTC')::date AS day FROM unnest(
             $1::timestamptz[], $2::bigint[], $3::bigint[], $4::text[], $5::smallint[],
             $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[]
         ) AS row (
             minute, user_id, key_id, operation, status,
             requests, bytes_in, bytes_out, latency_us
         )
-    ), kept AS MATERIALIZED (
-        SELECT * FROM sent
-        WHERE to_regclass('usage_' || to_char(minute AT TIME ZONE 'UTC', 'YYYYMMDD')) IS NOT NULL
     ), added AS (
         INSERT INTO usage_rollups AS already
         SELECT
             minute, user_id, key_id, operation, status,
             least(sum(requests), $10), least(sum(bytes_in), $10),
             least(sum(bytes_out), $10), least(sum(latency_us), $10)
-        FROM kept
+        FROM sent WHERE day IN (SELECT day FROM days)
         GROUP BY user_id, minute, key_id, operation, status
         ORDER BY user_id, minute, key_id, operation, status
         ON CONFLICT (user_id, minute, key_id, operation, status) DO UPDATE SET
@@ -64,8 +63,12 @@ _ADD: Final = """
             bytes_out = least(already.bytes_out + excluded.bytes_out, $10::bigint),
             latency_us = least(already.latency_us + excluded.latency_us, $10::bigint)
     )
-    SELECT (SELECT count(*) FROM sent) - (SELECT count(*) FROM kept)
-"""
+    SELECT
+        count(*) AS dropped,
+        array_agg(DISTINCT day) FILTER (WHERE day BETWEEN today - $11::int AND today + $12::int)
+            AS missing
+    FROM sent, ({TODAY}) AS now (today) WHERE day NOT IN (SELECT day FROM days)
+"""  # noqa: S608  Of constants.
 # A sender is remembered for longer than the rows of its last report could be counted again.
 _FORGET_SENDERS: Final = """
     DELETE FROM usage_senders WHERE sender IN (
@@ -120,12 +123,24 @@ async def is_forgotten(connection: Connection, sender: str, sequence: int) -> bo
     return bool(await connection.fetchval(_IS_FORGOTTEN, sender, sequence, reports_remembered))
 
 
+class DaysMissingError(Exception):
+    """There are rows of days that are to be kept and are not there. Nothing may be committed."""
+
+    def __init__(self, days: Iterable[date]) -> None:
+        super().__init__("there is no partition of " + ", ".join(map(str, sorted(days))))
+        self.days = frozenset(days)
+
+
 async def add(connection: Connection, rollups: Sequence[Rollup]) -> int:
-    """Add these rows to what there is; returns how many were dropped for want of their day."""
+    """Add these rows to what there is; returns how many were dropped, because of days that are
+    not kept any more, or too far ahead. DaysMissingError if others have no day."""
     columns = [list(column) for column in zip(*map(msgspec.structs.astuple, rollups), strict=True)]
     if not columns:
         return 0
-    return int(await connection.fetchval(_ADD, *columns, count_max))
+    found = await connection.fetchrow(_ADD, *columns, count_max, days_kept, days_ahead)
+    if found["missing"]:
+        raise DaysMissingError(found["missing"])
+    return int(found["dropped"])
 
 
 async def forget_senders(connection: Connection, *, older_than_days: int, rows_max: int) -> None:

@@ -198,7 +198,7 @@ async def test_a_commit_whose_answer_is_lost_is_not_counted_again(
 
     try:
         async with usage_desk(replace(database_address, host=host)) as desk:
-            await desk.partitions.ready()
+            await desk.usage.tidy()
             proxy.cut_after = cut_before_its_answer
             sent = report(1, rollup(requests=7))
             with pytest.raises(UnknownOutcome):
@@ -215,7 +215,7 @@ async def test_a_report_that_fails_in_the_middle_has_not_begun(
     desk: Desk, database_address: DatabaseAddress
 ) -> None:
     """Its number is claimed first, and given back with the rest."""
-    await desk.partitions.ready()
+    await desk.usage.tidy()
     blocker = await asyncpg.connect(**database_address.asyncpg())
     await desk.usage.take(report(1, rollup()))
     transaction = blocker.transaction()

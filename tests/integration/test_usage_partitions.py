@@ -14,6 +14,7 @@ from alembic import command
 from services.core.errors import RetryLater
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.migrations import alembic_config, migrate
+from services.runtime.probes import Readiness
 from services.usermanager import partitions
 from services.usermanager.messages_usage import Rollup, UsageTaken
 from services.usermanager.partitions import (
@@ -23,7 +24,16 @@ from services.usermanager.partitions import (
     days_wanted,
     lock_key,
 )
-from tests.integration.usage_desk import Desk, added_up, fetch, report, rollup, stored, usage_desk
+from tests.integration.usage_desk import (
+    Desk,
+    added_up,
+    fetch,
+    report,
+    rollup,
+    stored,
+    this_minute,
+    usage_desk,
+)
 
 first_day = date(2031, 12, 20)
 tables_sql = """
@@ -35,9 +45,6 @@ tables_sql = """
 @pytest.fixture
 async def desk(database_address: DatabaseAddress) -> AsyncIterator[Desk]:
     async with usage_desk(database_address) as desk:
-        # As if by a start long ago: what follows is of made-up days.
-        await desk.partitions.ready()
-        await fetch(database_address, "DROP TABLE " + ", ".join(await tables(database_address)))
         yield desk
 
 
@@ -132,6 +139,59 @@ async def test_after_weeks_off_the_first_report_finds_its_day(
         assert set(names(*map_ends(days_wanted(today)))) <= set(there)
         assert there[0] == f"usage_{today - timedelta(days=40 + days_behind):%Y%m%d}"
     assert [sums[0] for sums in (await stored(database_address)).values()] == [5]
+
+
+async def test_a_day_that_is_gone_is_made_again_for_the_report_that_needs_it(
+    desk: Desk, database_address: DatabaseAddress
+) -> None:
+    assert await desk.usage.take(report(1, rollup())) == UsageTaken(counted=True, dropped=0)
+    today = await desk.partitions.today()
+    await fetch(database_address, f"DROP TABLE usage_{today:%Y%m%d}")
+    taken = await asyncio.gather(*(desk.usage.take(report(n, rollup())) for n in range(2, 22)))
+    assert taken == [UsageTaken(counted=True, dropped=0)] * 20
+    assert [sums[0] for sums in (await stored(database_address)).values()] == [20]
+
+
+async def test_while_a_day_cannot_be_made_its_reports_wait_and_readiness_says_so(
+    desk: Desk, database_address: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readiness = Readiness()
+    desk.usage.watch(readiness)
+    assert readiness.look() == ("ready", {})
+    await desk.usage.tidy()
+    today = await desk.partitions.today()
+    await fetch(database_address, f"DROP TABLE usage_{today:%Y%m%d}")
+    monkeypatch.setattr(partitions, "making_lock_ms", 50)
+    writer = await asyncpg.connect(**database_address.asyncpg())
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute("LOCK TABLE usage_rollups IN ROW EXCLUSIVE MODE")
+    for _ in range(2):
+        with pytest.raises(RetryLater, match="no day could be added"):
+            await desk.usage.take(report(1, rollup(), rollup(at(first_day))))
+    level, reasons = readiness.look()
+    assert level == "degraded"
+    assert str(today) in reasons["usage"]
+    await transaction.rollback()
+    await writer.close()
+    # It had not been taken for counted, and of it nothing but what is of no day is dropped.
+    taken = await desk.usage.take(report(1, rollup(), rollup(at(first_day))))
+    assert taken == UsageTaken(counted=True, dropped=1)
+    assert readiness.look() == ("ready", {})
+    assert [sums[0] for sums in (await stored(database_address)).values()] == [1]
+
+
+async def test_a_day_that_is_to_be_kept_counts_though_nobody_has_made_it(
+    desk: Desk, database_address: DatabaseAddress
+) -> None:
+    """Such as those on which no user manager was on."""
+    today = await desk.partitions.today()
+    kept = [today - timedelta(days=days_kept), today - timedelta(days=40), today]
+    unkept = [today - timedelta(days=days_kept + 1), today + timedelta(days=days_ahead + 1)]
+    sent = report(1, *(rollup(at(day)) for day in (*kept, *unkept)))
+    assert await desk.usage.take(sent) == UsageTaken(counted=True, dropped=2)
+    await desk.partitions.drop(today)
+    assert sorted(key[0] for key in await stored(database_address)) == list(map(at, kept))
 
 
 def map_ends(days: list[date]) -> tuple[date, date]:
@@ -265,6 +325,16 @@ async def test_a_day_that_was_taken_out_by_hand_is_put_back_with_what_it_holds(
     await desk.partitions.make(first_day)
     await desk.usage.take(report(2, rollup(at(first_day))))
     assert [sums[0] for sums in (await stored(database_address)).values()] == [2]
+
+
+async def test_a_day_of_the_present_that_was_taken_out_by_hand_is_missed_by_its_report(
+    desk: Desk, database_address: DatabaseAddress
+) -> None:
+    await desk.usage.take(report(1, rollup()))
+    name = f"usage_{this_minute():%Y%m%d}"
+    await fetch(database_address, f"ALTER TABLE usage_rollups DETACH PARTITION {name}")
+    assert await desk.usage.take(report(2, rollup())) == UsageTaken(counted=True, dropped=0)
+    assert sum(sums[0] for sums in (await stored(database_address)).values()) == 2
 
 
 async def test_the_schema_goes_down_and_up_again_with_days_in_it(
