@@ -5,7 +5,8 @@ its own, drawn at random, so that many processes spread over all of them. Who ha
 for a moment is asked last, and a request goes to the next one as long as nothing was done:
 
     DOWN, OVERLOADED, UNKNOWN_KIND, REFUSED with a code to retry by    ──► the next replicator
-    LOST, TIMEOUT, FAILED, UNKNOWN    it may have been done            ──► UnknownOutcome
+    LOST, TIMEOUT, FAILED, UNKNOWN    it may have been done            ──► UnknownOutcome, or the
+                                      next one if to do it twice is no harm
 
 `request` is for hot paths: it takes and gives bytes, and passes over nobody but those to whom
 nothing could be sent. `ask` is for everybody else: it is awaited, and raises what became of it.
@@ -108,7 +109,8 @@ class Replicators:
         """The kind and body of an answer that tells of something done, or of why not for good.
 
         What is `repeatable` does no harm when it is done twice: the next one is asked also when
-        it is not known whether it was done. `timeout_s` is for all of them together.
+        it is not known whether it was done. `timeout_s` is for all of them together; each that
+        can be asked has an equal share of what is left of it then, for one may never answer.
 
         RetryLater if nobody took it, with the last one's reason or `no_replicator`; UnknownOutcome
         if it may have been done; PeerError if a replicator does not understand us.
@@ -117,21 +119,21 @@ class Replicators:
         until_s = loop.time() + timeout_s
         refusal = self._nobody()
         unknown: UnknownOutcome | None = None
-        for link in sorted(self._links, key=_is_live, reverse=True):
+        links = sorted(self._links, key=_is_live, reverse=True)
+        for number, link in enumerate(links):
             left_s = until_s - loop.time()
             if left_s <= 0:
                 break
+            if repeatable:
+                left_s /= max(1, sum(other.connected for other in links[number:]))
             name = link.peer.id if link.peer is not None else "a replicator"
             kind_told, told = await _answer(link, kind, body, left_s)
-            if kind_told in _undecided:
-                unknown = UnknownOutcome(f"{name} did not tell what became of it")
+            if kind_told in _undecided or kind_told == UNKNOWN:
+                unknown = _unknown(name, kind_told, told)
                 if not repeatable:
                     raise unknown
             elif kind_told == REFUSED:
                 refusal = _refusal(told)
-            elif kind_told == UNKNOWN:
-                operation, text = decode_unknown(told)
-                raise UnknownOutcome(text, operation_id=operation.hex())
             elif kind_told == MALFORMED:
                 raise PeerError(f"{name} does not understand us: {told.decode(errors='replace')}")
             elif kind_told not in _not_taken:
@@ -171,6 +173,13 @@ def _refusal(body: bytes) -> RetryLater:
         # Such as a role that may not ask: no client can do anything about it.
         raise PeerError(f"a replicator refuses us: {code}: {text}")
     return RetryLater(code, text)
+
+
+def _unknown(name: str, kind: int, body: bytes) -> UnknownOutcome:
+    if kind == UNKNOWN:
+        operation, text = decode_unknown(body)
+        return UnknownOutcome(text, operation_id=operation.hex())
+    return UnknownOutcome(f"{name} did not tell what became of it")
 
 
 def _why_not_taken(name: str, kind: int) -> str:

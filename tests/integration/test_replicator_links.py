@@ -244,6 +244,31 @@ async def test_an_outcome_that_the_replicator_does_not_know_has_its_operation(
     assert told.value.members == {"operation_id": bytes(range(12)).hex()}
 
 
+async def test_one_that_does_not_answer_leaves_the_next_its_share_of_the_time(
+    cluster: Cluster,
+) -> None:
+    cluster.first.answer = None
+    answer = await cluster.replicators.ask(PUT, b"x", wait_s / 10, repeatable=True)
+    assert answer == (OK, cluster.second.name.encode())
+    cluster.second.answer = None
+    with pytest.raises(UnknownOutcome, match="did not tell what became of it"):
+        await cluster.replicators.ask(PUT, b"x", wait_s / 10, repeatable=True)
+    assert (cluster.first.asked, cluster.second.asked) == (2, 2)
+
+
+async def test_what_may_be_repeated_is_when_the_replicator_does_not_know_its_outcome(
+    cluster: Cluster,
+) -> None:
+    cluster.first.answer = (UNKNOWN, unknown_answer(bytes(range(12)), "two of three were gone"))
+    answer = await cluster.replicators.ask(PUT, b"x", wait_s, repeatable=True)
+    assert answer == (OK, cluster.second.name.encode())
+    cluster.second.answer = refused("no_quorum")
+    with pytest.raises(UnknownOutcome, match="two of three were gone") as told:
+        await cluster.replicators.ask(PUT, b"x", wait_s, repeatable=True)
+    assert told.value.members == {"operation_id": bytes(range(12)).hex()}
+    assert (cluster.first.asked, cluster.second.asked) == (2, 2)
+
+
 @pytest.mark.parametrize(
     "answer", [refused("unauthorized"), refused("made_up"), (MALFORMED, b"why \xff")]
 )
