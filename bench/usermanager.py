@@ -40,6 +40,7 @@ from services.usermanager.api_keys import ApiKeys
 from services.usermanager.audit import Audit
 from services.usermanager.key_events import KeyEvents
 from services.usermanager.messages_api_keys import CreateKey
+from services.usermanager.throttle import Throttle
 
 accounts = 10
 keys_per_account = 100
@@ -149,7 +150,13 @@ async def fill(process: UserManagerProcess) -> list[bytes]:
         await stopped.wait()
 
     async with Database(process.address) as database:
-        keys = ApiKeys(database, KeyEvents(database, until_stopped), Audit(database), pepper)
+        keys = ApiKeys(
+            database,
+            KeyEvents(database, until_stopped),
+            Audit(database),
+            Throttle(database, SystemClock()),
+            pepper,
+        )
         for number in range(accounts):
             async with database.transaction() as connection:
                 user_id = int(await connection.fetchval(_ADD_ACCOUNT, f"person-{number}"))

@@ -419,6 +419,10 @@ CREATE INDEX api_keys_of_user ON public.api_keys USING btree (user_id, id);
 
 CREATE INDEX audit_log_by_time ON public.audit_log USING btree (at);
 
+-- Name: audit_log_comings; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_log_comings ON public.audit_log USING btree (at) WHERE (action = ANY (ARRAY['login'::text, 'login_refused'::text, 'logout'::text]));
+
 -- Name: audit_log_of_user; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX audit_log_of_user ON public.audit_log USING btree (user_id, id);

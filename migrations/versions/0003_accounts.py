@@ -134,6 +134,8 @@ _tables = (
     " and removed only by age; no secret and no password is ever in one.'",
     "CREATE INDEX audit_log_of_user ON audit_log (user_id, id)",
     "CREATE INDEX audit_log_by_time ON audit_log (at)",
+    "CREATE INDEX audit_log_comings ON audit_log (at)"
+    " WHERE action IN ('login', 'login_refused', 'logout')",
 )
 
 

@@ -26,6 +26,7 @@ from typing import TypeVar
 from services.core.api_key import lookup_subkey
 from services.core.errors import ClientError, FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime import setting_values as values
+from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.migrations import DatabaseToolSettings, choose_address
 from services.runtime.postgres import Database
@@ -37,6 +38,7 @@ from services.usermanager.audit import Audit
 from services.usermanager.key_events import KeyEvents
 from services.usermanager.passwords import Passwords
 from services.usermanager.readiness import schema_trouble
+from services.usermanager.throttle import Throttle
 
 T = TypeVar("T")
 
@@ -101,11 +103,12 @@ async def _with_database(
                 raise FatalError(f"the database cannot be used: {trouble}")
             audit = Audit(database)
             events = KeyEvents(database, _never)
+            throttle = Throttle(database, SystemClock())
             operator = _operator()
             store = PostgresAccountStore(database, audit, events)
             desk = FrontDesk(
                 Administration(store, passwords, operator),
-                ApiKeys(database, events, audit, lookup_subkey(key_pepper)),
+                ApiKeys(database, events, audit, throttle, lookup_subkey(key_pepper)),
                 f"operator {operator}",
             )
             return await work(desk)

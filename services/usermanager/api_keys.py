@@ -42,13 +42,18 @@ from services.usermanager.messages_api_keys import (
     scopes_all,
 )
 from services.usermanager.names import check_legible, problem_of
+from services.usermanager.throttle import Limit, Throttle
 
 # Of one account at a time: one for each service and machine of a large installation. As many again
 # may be good until their overlap ends.
 live_keys_max: Final = 100
-# Of those that are no longer good, this many are kept for their owners to look back at; so to make
-# and revoke keys again and again fills no disk.
+# Of those that are no longer good, this many are kept for their owners to look back at.
 dead_keys_max: Final = 200
+# Each key that is made, by itself or by a rotation, leaves two entries in the audit log, one of
+# them when it is revoked, for as long as the log is kept. All keys can be replaced twice in one go;
+# who makes and revokes them in a loop leaves a megabyte and a half a day. To revoke a key costs
+# nothing: it is never refused to somebody whose key was stolen, and each key is revoked but once.
+keys_made: Final = Limit("keys made of account", 200, 60)
 # Who needs longer to bring out a new key wants two keys, not a rotation.
 overlap_ms_max: Final = 30 * 86_400_000
 
@@ -59,11 +64,17 @@ class ApiKeys:
     """The keys of all accounts. `actor` and `client` are for the audit log."""
 
     def __init__(
-        self, database: Database, events: KeyEvents, audit: Audit, pepper_subkey: bytes
+        self,
+        database: Database,
+        events: KeyEvents,
+        audit: Audit,
+        throttle: Throttle,
+        pepper_subkey: bytes,
     ) -> None:
         self._database = database
         self._events = events
         self._audit = audit
+        self._throttle = throttle
         self._pepper_subkey = pepper_subkey
 
     async def create(
@@ -173,7 +184,7 @@ class ApiKeys:
                 body_type=CreateKey,
                 status=201,
                 answer_type=CreatedKey,
-                errors=("already_exists",),
+                errors=("already_exists", "rate_limited"),
                 tag="API keys",
             ),
             Endpoint(
@@ -209,13 +220,14 @@ class ApiKeys:
                 body_optional=True,
                 status=201,
                 answer_type=CreatedKey,
-                errors=("not_found", "already_exists"),
+                errors=("not_found", "already_exists", "rate_limited"),
                 tag="API keys",
             ),
         ]
 
     async def _create(self, call: Call[None, None, CreateKey]) -> CreatedKey:
         user_id = call.caller.user_id
+        await self._throttle.take(keys_made, str(user_id))
         return await self.create(user_id, call.body, actor=f"user {user_id}", client=call.client)
 
     async def _list(self, call: Call[None, KeyListQuery, None]) -> KeyPage:
@@ -227,6 +239,7 @@ class ApiKeys:
 
     async def _rotate(self, call: Call[KeyPath, None, RotateKey]) -> CreatedKey:
         user_id = call.caller.user_id
+        await self._throttle.take(keys_made, str(user_id))
         return await self.rotate(
             user_id,
             call.path.key_id,

@@ -18,6 +18,8 @@ from services.runtime.postgres import Connection, Database
 
 # A year, for what somebody notices late.
 kept_days: Final = 365
+# Who comes and goes, or tries to, can be written down any number of times, by anybody: a month.
+comings_kept_days: Final = 30
 # Small enough that no batch holds anybody up, large enough to keep pace with any traffic.
 tidied_at_once: Final = 10_000
 
@@ -29,6 +31,14 @@ _REMOVE_OLD: Final = """
     DELETE FROM audit_log WHERE id IN (
         SELECT id FROM audit_log WHERE at < now() - $1 * interval '1 day' ORDER BY at LIMIT $2
         FOR UPDATE SKIP LOCKED
+    )
+"""
+# The actions of the index audit_log_comings, letter by letter: other entries are not looked at.
+_REMOVE_OLD_COMINGS: Final = """
+    DELETE FROM audit_log WHERE id IN (
+        SELECT id FROM audit_log
+        WHERE action IN ('login', 'login_refused', 'logout') AND at < now() - $1 * interval '1 day'
+        ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """
 
@@ -84,6 +94,7 @@ class Audit:
         )
 
     async def tidy(self) -> None:
-        """Remove a batch of entries that are too old."""
-        async with self._database.transaction() as connection:
-            await connection.execute(_REMOVE_OLD, kept_days, tidied_at_once)
+        """Remove a batch of entries of each kind that are too old."""
+        for statement, days in ((_REMOVE_OLD, kept_days), (_REMOVE_OLD_COMINGS, comings_kept_days)):
+            async with self._database.transaction() as connection:
+                await connection.execute(statement, days, tidied_at_once)

@@ -45,6 +45,7 @@ from services.usermanager.messages_api_keys import (
     ValidateKey,
     ValidKey,
 )
+from services.usermanager.throttle import Throttle
 
 secret = "Lr6tYb9nHc3dZp4vKx8sQm2wFg7jUe5a"
 pepper = lookup_subkey("k9XvTq2mWz7bRf4nHs8cYd3gLp6jUe5a")
@@ -59,7 +60,9 @@ class KeyDesk:
         self.metrics = Metrics()
         self.audit = Audit(self.database)
         self.events = KeyEvents(self.database, self._until_stopped)
-        self.keys = ApiKeys(self.database, self.events, self.audit, pepper)
+        self.keys = ApiKeys(
+            self.database, self.events, self.audit, Throttle(self.database, self.clock), pepper
+        )
         self.lookups = KeyLookups(self.database)
         self.last_used = LastUsed(self.database, self.clock)
         self.validation = KeyValidation(self.lookups, self.last_used, pepper)

@@ -14,6 +14,7 @@ from services.core.api_key import lookup_hash, well_formed
 from services.core.errors import FixRequest
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager import api_keys
+from services.usermanager.throttle import Limit
 from tests.integration.key_desk import KeyDesk, key_desk, pepper
 
 day = timedelta(days=1)
@@ -403,6 +404,29 @@ async def test_of_dead_keys_only_the_newest_are_kept(
     shown = [key.id for key in await desk.listed(ada)]
     assert shown == [newest.id, *reversed(dead[-4:]), living.id]
     assert len(await desk.listed(bob)) == 1
+
+
+async def test_keys_are_made_no_faster_than_the_audit_log_can_bear_and_revoked_at_any_rate(
+    desk: KeyDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_keys, "keys_made", Limit("keys made", 5, 60))
+    ada, bob = await desk.account(), await desk.account()
+    made = []
+    for _ in range(4):
+        answer = await desk.as_user(ada, "POST", "/apikeys", {"name": "robot"})
+        made.append(answer.json()["id"])
+    rotated = await desk.as_user(ada, "POST", f"/apikeys/{made[-1]}/rotate")
+    assert rotated.status_code == 201
+    again = f"/apikeys/{rotated.json()['id']}/rotate"
+    for path, body in (("/apikeys", {"name": "robot"}), (again, {})):
+        refused = await desk.as_user(ada, "POST", path, body)
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    for key_id in (*made, rotated.json()["id"]):
+        assert (await desk.as_user(ada, "DELETE", f"/apikeys/{key_id}")).status_code == 204
+    # Of ten entries at most, however often it is tried.
+    assert len(await desk.read("SELECT 1 FROM audit_log WHERE user_id = $1", ada)) == 10
+    assert (await desk.as_user(bob, "POST", "/apikeys", {"name": "robot"})).status_code == 201
 
 
 async def test_a_closed_or_disabled_account_makes_and_rotates_no_keys(desk: KeyDesk) -> None:

@@ -371,14 +371,16 @@ async def test_while_postgresql_is_away_nobody_is_taken_for_logged_out(
     assert (await world.try_refresh(ada.answer["refresh_token"])).status_code == 200
 
 
-async def test_the_audit_log_is_kept_for_a_year(
+async def test_the_audit_log_is_kept_for_a_year_and_who_came_and_went_for_a_month(
     world: World, database_address: DatabaseAddress
 ) -> None:
-    await world.newcomer("ada")
-    await world.execute(
-        "UPDATE audit_log SET at = now() - interval '366 days' WHERE action = 'login'"
-    )
-    await world.audit.tidy()
-    assert [action for action, _ in await world.audited()] == ["signup"]
+    ada = await world.newcomer("ada")
+    await ada.ask("POST", "/logout")
+    await world.try_login("ada@example.com", "not this one")
+    everything = ["signup", "login", "logout", "login_refused"]
+    for days, left in ((29, everything), (31, ["signup"]), (364, ["signup"]), (366, [])):
+        await world.execute("UPDATE audit_log SET at = now() - $1 * interval '1 day'", days)
+        await world.audit.tidy()
+        assert [action for action, _ in await world.audited()] == left
     async with Database(database_address) as database, database.connection() as connection:
         assert await connection.fetchval("SELECT count(*) FROM users") == 1
