@@ -64,7 +64,8 @@ _BACKLOG: Final = """
 _TIDY: Final = """
     DELETE FROM closed_accounts WHERE user_id IN (
         SELECT user_id FROM closed_accounts
-        WHERE done_at < now() - $1 * interval '1 day' LIMIT $2
+        WHERE done_at < now() - $1 * interval '1 day' ORDER BY done_at LIMIT $2
+        FOR UPDATE SKIP LOCKED
     )
 """
 

@@ -73,7 +73,8 @@ _ADD: Final = f"""
 _FORGET_SENDERS: Final = """
     DELETE FROM usage_senders WHERE sender IN (
         SELECT sender FROM usage_senders
-        WHERE seen_at < now() - make_interval(days => $1) LIMIT $2
+        WHERE seen_at < now() - make_interval(days => $1) ORDER BY seen_at LIMIT $2
+        FOR UPDATE SKIP LOCKED
     )
 """
 # The limit within bounds the work, whatever a tenant has asked of us in all those minutes; the

@@ -97,3 +97,18 @@ async def test_accounts_done_with_long_ago_are_forgotten_and_no_others(
     await store.tidy()
     left = await connection.fetch("SELECT user_id FROM closed_accounts ORDER BY user_id")
     assert [row["user_id"] for row in left] == [2, 3]
+
+
+async def test_several_may_forget_at_once_and_nobody_waits(
+    store: DeletionStore, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(
+        "INSERT INTO closed_accounts (user_id, done_at)"
+        " SELECT n, now() - interval '366 days' FROM generate_series(1, 3) AS n"
+    )
+    async with connection.transaction():
+        await connection.execute("SELECT FROM closed_accounts WHERE user_id = 2 FOR UPDATE")
+        async with asyncio.timeout(5):
+            await store.tidy()
+        left = await connection.fetch("SELECT user_id FROM closed_accounts")
+        assert [row["user_id"] for row in left] == [2]

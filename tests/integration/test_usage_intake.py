@@ -284,6 +284,20 @@ async def test_senders_are_forgotten_once_their_reports_could_not_be_counted_aga
     assert [row[0] for row in left] == ["young"]
 
 
+async def test_a_sender_that_reports_again_just_then_is_not_waited_for(
+    desk: Desk, database_address: DatabaseAddress
+) -> None:
+    for sender in ("one", "two", "three"):
+        await desk.usage.take(report(1, rollup(), sender=sender))
+    await fetch(database_address, "UPDATE usage_senders SET seen_at = '2020-01-01'")
+    async with desk.database.transaction() as holder:
+        await holder.execute("SELECT FROM usage_senders WHERE sender = 'two' FOR UPDATE")
+        async with asyncio.timeout(5):
+            await desk.usage.tidy()
+        left = await fetch(database_address, "SELECT sender FROM usage_senders")
+        assert [row[0] for row in left] == ["two"]
+
+
 async def test_a_user_that_does_not_exist_is_counted_all_the_same(
     desk: Desk, database_address: DatabaseAddress
 ) -> None:
