@@ -11,6 +11,7 @@ What a request is refused for, in this order:
     the path        404 not_found        a parameter that nothing can be called by
     the query       400 invalid_body     names each member that is wrong, unknown or repeated
     the body        413, 415, 400        likewise
+    how much        429 rate_limited     of one caller too many requests are under way
 
 Query and path are text: what is read from them is text, times, choices, and whole numbers, which
 are plain decimal ones.
@@ -18,9 +19,10 @@ are plain decimal ones.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
@@ -29,7 +31,7 @@ import msgspec
 from msgspec import inspect as types
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,6 +39,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.core.errors import FixRequest
 from services.runtime.client_address import ClientAddresses
 from services.runtime.request_body import BodyLimit, detail_chars_max, invalid_members, read_struct
+from services.runtime.shares import ShareLimit, Shares
 from services.runtime.signing import RequireSignature, Verifier
 
 P = TypeVar("P")
@@ -49,6 +52,10 @@ body_bytes_default: Final = 64 * 1024
 user_agent_chars_max: Final = 200
 # More members than any query of ours has, fewer than it takes to keep a process busy.
 query_members_max: Final = 64
+# Requests of one caller. Those that run hold connections to the database, of which there are ten
+# (postgres.connections_max_default), some while they wait for each other; so not one caller's
+# alone. A page that loads all it shows at once still gets it.
+calls_of_caller: Final = ShareLimit(4, 16, 3.0, "rate_limited", "requests of this account")
 
 _integer: Final = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _bearer: Final = re.compile(r"Bearer +([\x21-\x7e]{1,4096})", re.IGNORECASE | re.ASCII)
@@ -118,6 +125,8 @@ class Endpoint:
     # Whether the body may be left out, which then counts as {}.
     body_optional: bool = False
     body_bytes_max: int = body_bytes_default
+    # Whether the handler may wait for something to happen: it is cancelled if the client leaves.
+    waits: bool = False
     status: int = 200
     # None: the answer is empty.
     answer_type: Any = None
@@ -145,11 +154,12 @@ def routes(
     """A route for each path. `authenticate` turns a bearer token into its caller, or raises;
     `before` is called ahead of it, and raises while no endpoint can be called at all."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
+    shares = Shares(calls_of_caller)
     for endpoint in endpoints:
         methods = by_path.setdefault(endpoint.path, {})
         if endpoint.method in methods:
             raise ValueError(f"{endpoint.method} {endpoint.path} is there already")
-        answering = _Answering(endpoint, before, authenticate, addresses)
+        answering = _Answering(endpoint, before, authenticate, addresses, shares)
         layers = [Middleware(BodyLimit, bytes_max=endpoint.body_bytes_max)]
         if endpoint.access is Access.INTERNAL:
             layers.append(Middleware(RequireSignature, verifier=verifier))
@@ -186,11 +196,13 @@ class _Answering:
         before: Before,
         authenticate: Authenticate,
         addresses: ClientAddresses,
+        shares: Shares,
     ) -> None:
         self._endpoint = endpoint
         self._before = before
         self._authenticate = authenticate
         self._addresses = addresses
+        self._shares = shares
         self._path = _Members(endpoint.path_type)
         self._query = _Members(endpoint.query_type)
 
@@ -207,13 +219,22 @@ class _Answering:
             self._client(request),
             signed_in,
         )
-        answer = await endpoint.handler(call)
+        if endpoint.waits:
+            answer = await _while_there(request, self._handled(call))
+        else:
+            answer = await self._handled(call)
         # What is answered here concerns one person, and is true only now.
         headers = {"Cache-Control": "no-store"}
         if endpoint.answer_type is None:
             return Response(status_code=endpoint.status, headers=headers)
         body = msgspec.json.encode(answer)
         return Response(body, endpoint.status, headers, media_type="application/json")
+
+    async def _handled(self, call: Call[Any, Any, Any]) -> object:
+        if call.signed_in is None:
+            return await self._endpoint.handler(call)
+        async with self._shares.of(call.signed_in.user_id):
+            return await self._endpoint.handler(call)
 
     async def _signed_in(self, request: Request) -> Caller:
         given = request.headers.getlist("authorization")
@@ -269,6 +290,27 @@ class _Answering:
         agent = request.headers.get("user-agent", "")[:user_agent_chars_max]
         shown = "".join(character if character.isprintable() else "?" for character in agent)
         return Client(self._addresses.of(request.scope), shown)
+
+
+async def _while_there(request: Request, handling: Coroutine[Any, Any, object]) -> object:
+    """What is returned by who handles the request, which has been read to its end; if the client
+    leaves before, it is cancelled, and ClientDisconnect is raised."""
+    handler = asyncio.create_task(handling)
+    leaving = asyncio.create_task(_until_left(request))
+    try:
+        await asyncio.wait((handler, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if handler.done():
+            return handler.result()
+        raise ClientDisconnect
+    finally:
+        handler.cancel()
+        leaving.cancel()
+        await asyncio.wait((handler, leaving))
+
+
+async def _until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
 
 
 class _Members:

@@ -32,7 +32,7 @@ _signature: Final = "cluster_signature"
 _errors_of_all: Final = ("invalid_header", "headers_too_large", "invalid_body", "internal")
 _errors_of_access: Final[Mapping[Access, tuple[str, ...]]] = {
     Access.OPEN: (),
-    Access.BEARER: ("unauthorized",),
+    Access.BEARER: ("unauthorized", "rate_limited"),
     # A signature covers the body, which is read for it; and each is remembered.
     Access.INTERNAL: ("unauthorized", "body_too_large", "request_timeout", "overloaded"),
 }
@@ -68,6 +68,12 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     # The first member that is wrong, and all of them, where any are.
     member: str | msgspec.UnsetType = msgspec.UNSET
     errors: list[WrongMember] | msgspec.UnsetType = msgspec.UNSET
+    # By what the logs tell of a write that may or may not have been applied.
+    operation_id: str | msgspec.UnsetType = msgspec.UNSET
+    # The API key that one was rotated into before.
+    replaced_by: int | msgspec.UnsetType = msgspec.UNSET
+    # False of an API key that is not, or not any more, good.
+    valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 def openapi_document(

@@ -189,6 +189,7 @@ class KeyEvents:
                 self._poll,
                 access=Access.INTERNAL,
                 query_type=KeyEventsQuery,
+                waits=True,
                 answer_type=KeyEventPage,
                 errors=("overloaded", "database_unavailable"),
                 tag="internal",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -24,6 +25,7 @@ from services.runtime.endpoints import (
     Caller,
     Endpoint,
     body_bytes_default,
+    calls_of_caller,
     query_members_max,
     routes,
     user_agent_chars_max,
@@ -33,6 +35,7 @@ from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness
 from services.runtime.request_body import invalid_members, wrong_members_max
 from services.runtime.signing import SignedAuth, Signer, Verifier
+from tests.waiting import wait_until
 
 secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"
 clock = FakeClock(Timeline())
@@ -409,6 +412,119 @@ async def test_what_comes_before_all_is_asked_before_who_asks() -> None:
         for target in ("/me", "/things/1", "/things?limit=none"):
             assert problem(await client.get(target)) == (503, "database_unavailable")
         assert (await client.get("/health")).status_code == 200
+
+
+# -- how much at once
+
+
+class Desk:
+    """An endpoint whose handlers stay until they are let go."""
+
+    def __init__(self, access: Access, *, waits: bool = False) -> None:
+        self.inside: list[int] = []
+        self.go = asyncio.Event()
+        served = endpoint("GET", "/slow", handler=self.handle, access=access, waits=waits)
+        self.app = application(
+            "example",
+            routes(
+                [served],
+                authenticate=self.authenticate,
+                verifier=Verifier(secret, clock),
+                addresses=ClientAddresses(),
+            ),
+            metrics=Metrics(),
+            readiness=Readiness(),
+        )
+
+    async def authenticate(self, token: str) -> Caller:
+        return Caller(int(token), 1)
+
+    async def handle(self, call: Call[None, None, None]) -> Seen:
+        user_id = 0 if call.signed_in is None else call.signed_in.user_id
+        self.inside.append(user_id)
+        try:
+            await self.go.wait()
+        finally:
+            self.inside.remove(user_id)
+        return Seen(user_id=user_id)
+
+    def ask(self, client: httpx.AsyncClient, user_id: int) -> asyncio.Task[httpx.Response]:
+        headers = {"Authorization": f"Bearer {user_id}"}
+        return asyncio.create_task(client.get("/slow", headers=headers))
+
+
+async def test_one_caller_has_so_many_requests_under_way_and_holds_up_nobody_else() -> None:
+    desk = Desk(Access.BEARER)
+    transport = httpx.ASGITransport(desk.app)
+    most = calls_of_caller.at_once + calls_of_caller.waiting_max
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        first = [desk.ask(client, 7) for _ in range(most)]
+        await wait_until(lambda: len(desk.inside) == calls_of_caller.at_once, "some run")
+        refused = await desk.ask(client, 7)
+        assert problem(refused) == (429, "rate_limited")
+        assert "retry-after" in refused.headers
+        other = desk.ask(client, 8)
+        await wait_until(lambda: 8 in desk.inside, "another is served")
+        assert desk.inside.count(7) == calls_of_caller.at_once
+        desk.go.set()
+        answers = await asyncio.gather(*first, other)
+    assert {answer.status_code for answer in answers} == {200}
+    assert desk.inside == []
+
+
+async def test_a_handler_that_waits_ends_when_its_client_has_left() -> None:
+    desk = Desk(Access.OPEN, waits=True)
+    left = asyncio.Event()
+    sent: list[Any] = []
+    parts = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Any:
+        if parts:
+            return parts.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/slow",
+        "raw_path": b"/slow",
+        "query_string": b"",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+    }
+    request = asyncio.create_task(desk.app(scope, receive, send))
+    await wait_until(lambda: desk.inside == [0], "it is being handled")
+    left.set()
+    await request
+    assert (desk.inside, sent) == ([], [])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_waits_for_an_answer_gets_it_whatever_it_is(*, fails: bool) -> None:
+    async def handle(_: Call[None, None, None]) -> Seen:
+        await asyncio.sleep(0)
+        if fails:
+            raise RetryLater("database_unavailable", "It is away")
+        return Seen(address="here")
+
+    served = routes(
+        [endpoint("GET", "/wait", handler=handle, waits=True)],
+        authenticate=authenticate,
+        verifier=Verifier(secret, clock),
+        addresses=ClientAddresses(),
+    )
+    app = application("example", served, metrics=Metrics(), readiness=Readiness())
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        answer = await client.get("/wait")
+    if fails:
+        assert problem(answer) == (503, "database_unavailable")
+    else:
+        assert answer.json()["address"] == "here"
 
 
 # -- the list of endpoints, and the helper for members

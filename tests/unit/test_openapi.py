@@ -13,7 +13,7 @@ import pytest
 from msgspec import Meta, Struct
 from starlette.applications import Starlette
 
-from services.core.errors import CATALOGUE, FixRequest
+from services.core.errors import CATALOGUE, FixRequest, UnknownOutcome
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.openapi import Problem, document_route, openapi_document
 from services.runtime.request_body import invalid_members
@@ -218,7 +218,10 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_errors_are_what_the_document_says_they_are() -> None:
     plain = FixRequest("not_found", "Nothing is here").problem("an id")
     wrong = invalid_members([("email", "is missing"), ("password", "is short")]).problem("an id")
-    for problem in (plain, wrong):
+    lost = UnknownOutcome("It was lost", operation_id="xid-7").problem("an id")
+    more = {"replaced_by": 7, "valid": False}
+    others = FixRequest("already_exists", "It was rotated", members=more).problem("an id")
+    for problem in (plain, wrong, lost, others):
         assert msgspec.to_builtins(msgspec.convert(problem, Problem)) == problem
 
 
