@@ -18,9 +18,11 @@ from services.usermanager.names import parse_email, parse_username, problem_of
 from services.usermanager.passwords import Passwords, password_problem
 from services.usermanager.throttle import (
     Throttle,
+    from_address,
     network_of,
     password_of_account,
     signup_from_address,
+    signup_from_site,
 )
 
 _tag: Final = "Accounts"
@@ -84,12 +86,13 @@ class Accounts:
         body = call.body
         if wrong := wrong_members(body.email, body.username, body.password):
             raise invalid_members(wrong)
-        await self._throttle.take(signup_from_address, network_of(call.client.address))
-        new = NewAccount(
-            parse_email(body.email),
-            parse_username(body.username),
-            await self._passwords.hash(body.password),
-        )
+        address = call.client.address
+        async with self._passwords.networks.of(network_of(address)):
+            await self._throttle.take_all(
+                *from_address(address, signup_from_address, signup_from_site)
+            )
+            password_hash = await self._passwords.hash(body.password)
+        new = NewAccount(parse_email(body.email), parse_username(body.username), password_hash)
         try:
             account = await self._store.add(new, Note("signup", "nobody", call.client))
         except Taken as taken:
@@ -104,14 +107,17 @@ class Accounts:
         caller, body = call.caller, call.body
         if problem := password_problem(body.new_password):
             raise invalid_members([("new_password", problem)])
-        account = await self._proved(caller, body.current_password)
-        password_hash = await self._passwords.hash(body.new_password)
+        async with self._passwords.networks.of(network_of(call.client.address)):
+            account = await self._proved(caller, body.current_password)
+            async with self._passwords.accounts.of(account.id):
+                password_hash = await self._passwords.hash(body.new_password)
         note = Note("password_changed", actor(caller.user_id), call.client)
         if not await self._store.set_password(account, password_hash, note, caller.session_id):
             raise wrong_password()
 
     async def close(self, call: Call[None, None, Closing]) -> None:
-        account = await self._proved(call.caller, call.body.password)
+        async with self._passwords.networks.of(network_of(call.client.address)):
+            account = await self._proved(call.caller, call.body.password)
         note = Note("account_closed", actor(account.id), call.client)
         if not await self._store.close(account, note):
             raise wrong_password()
@@ -126,7 +132,9 @@ class Accounts:
         """The caller's account, once more proved to be his: the token may have been stolen."""
         async with self._throttle.failures((password_of_account, str(caller.user_id))):
             account = await self._own(caller)
-            if not await self._passwords.verify(password, account.password_hash):
+            async with self._passwords.accounts.of(account.id):
+                is_right = await self._passwords.verify(password, account.password_hash)
+            if not is_right:
                 raise wrong_password()
         return account
 

@@ -2,6 +2,9 @@
 
 A hash takes a twentieth of a second and 46 MiB on purpose. So at most two are computed at a time,
 which is all that two cores can use; some more wait, and who comes then is told to come later.
+So that nobody fills the queue for everybody, who asks for a password to be hashed or verified
+does so within a share of its network (`Passwords.networks`) and, once it is known which account
+that is about and that its throttle lets it through, of the account (`Passwords.accounts`).
 
 A password is normalised to NFC before it is hashed, as RFC 8265 says for passwords: keyboards
 send one accented letter as one character or as two. It is not NFKC, which would make different
@@ -24,6 +27,7 @@ from passlib.context import CryptContext  # type: ignore[import-untyped]
 
 from services.core.errors import RetryLater
 from services.runtime.metrics import Metrics
+from services.runtime.shares import ShareLimit, Shares
 
 T = TypeVar("T")
 
@@ -39,6 +43,24 @@ at_once_max: Final = 2
 waiting_max: Final = 64
 # By then half of those who wait have had their turn.
 retry_after_s: Final = 1
+# Of 66 places in the queue, so that a stranger waits for two or three turns more. An office whose
+# people come all at once has them wait in front of it, for as long as anybody would.
+network_share: Final = ShareLimit(
+    at_once=4,
+    waiting_max=28,
+    wait_s_max=5.0,
+    code="rate_limited",
+    what="logins and sign-ups from this network",
+)
+# Of an account that several networks ask for. It is the throttle that keeps strangers from having
+# all of it: whoever holds a place has got past that.
+account_share: Final = ShareLimit(
+    at_once=4,
+    waiting_max=12,
+    wait_s_max=5.0,
+    code="rate_limited",
+    what="passwords for this account",
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,6 +113,8 @@ class Passwords:
         waiting: int = waiting_max,
     ) -> None:
         self.counters = PasswordCounters()
+        self.networks = Shares(network_share)
+        self.accounts = Shares(account_share)
         self._context = _context(parameters)
         self._nobodys_hash = _hash_of_nothing(parameters)
         self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="argon2")
@@ -105,6 +129,12 @@ class Passwords:
     def add_to(self, metrics: Metrics) -> None:
         metrics.add_counters("passwords", "passwords", self.counters)
         metrics.add("passwords_waiting", "gauge", "Waiting for their turn", lambda: self.waiting)
+        metrics.add(
+            "passwords_crowded",
+            "counter",
+            "Refused since their network or account had too many under way",
+            lambda: self.networks.refused + self.accounts.refused,
+        )
 
     def close(self) -> None:
         """Take no more work. What runs in a thread ends by itself, soon."""
@@ -131,7 +161,12 @@ class Passwords:
         return bool(right) and kept is not None
 
     def needs_rehash(self, kept: str) -> bool:
-        """Whether a hash was made with other parameters than new ones are."""
+        """Whether a hash was made with other parameters than new ones are.
+
+        Until its owner logs in, such an account is verified in another time than accounts that
+        do not exist. So a change of the default parameters tells for that long, to who measures
+        it, which addresses have an account that was opened before.
+        """
         return bool(self._context.needs_update(kept))
 
     async def _in_turn(self, work: Callable[[], T]) -> T:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -45,10 +46,16 @@ from services.usermanager.names import fold, parse_email
 from services.usermanager.passwords import Passwords
 from services.usermanager.throttle import (
     Throttle,
+    from_address,
     login_from_address,
+    login_from_site,
     login_of_account,
+    login_of_account_from_site,
     network_of,
     refresh_of_account,
+    site_of,
+    try_from_address,
+    try_of_account_from_site,
 )
 from services.usermanager.tokens import Tokens
 
@@ -159,10 +166,11 @@ class Sessions:
         return caller
 
     async def log_in(self, call: Call[None, None, Login]) -> LoggedIn:
-        account = await self._proved(call.body, call.client)
-        rehashed = None
-        if self._passwords.needs_rehash(account.password_hash):
-            rehashed = await self._passwords.hash(call.body.password)
+        async with self._passwords.networks.of(network_of(call.client.address)):
+            account = await self._proved(call.body, call.client)
+            rehashed = None
+            if self._passwords.needs_rehash(account.password_hash):
+                rehashed = await self._passwords.hash(call.body.password)
         async with self._database.transaction() as connection:
             if not await store.hold_account(
                 connection, account.id, account.password_changed_at, rehashed
@@ -227,12 +235,11 @@ class Sessions:
         except ValueError:
             # Nobody has it. It is looked up, and it is throttled, as if somebody could.
             folded, subject = "", fold(body.email)
-        async with self._throttle.failures(
-            (login_from_address, network_of(client.address)), (login_of_account, subject)
-        ):
+        async with self._throttled(subject, client.address):
             account = await self._accounts.by_email(folded)
             kept = None if account is None else account.password_hash
-            is_right = await self._passwords.verify(body.password, kept)
+            async with self._passwords.accounts.of(subject):
+                is_right = await self._passwords.verify(body.password, kept)
             if account is not None and account.is_active and is_right:
                 return account
             self.counters.logins_refused += 1
@@ -240,6 +247,16 @@ class Sessions:
                 note = Note("login_refused", "nobody", client)
                 await self._audit.write(connection, None if account is None else account.id, note)
             raise _refused_login()
+
+    def _throttled(self, subject: str, address: str) -> AbstractAsyncContextManager[None]:
+        """What a login costs, of an account that there may or may not be."""
+        there = f"{subject}\0{site_of(address)}"
+        return self._throttle.failures(
+            *from_address(address, login_from_address, login_from_site),
+            (login_of_account_from_site, there),
+            (login_of_account, subject),
+            tries=((try_from_address, network_of(address)), (try_of_account_from_site, there)),
+        )
 
     async def _rotate(self, token_hash: bytes, client: Client) -> tuple[int, str] | None:
         """The session and its next refresh token; None if the one given is not, or no longer,

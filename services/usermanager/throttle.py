@@ -10,6 +10,9 @@ throttle each other's clients a second more or less. A time that lies further ah
 burst and any such difference is that of a clock that was wrong; it counts as one of now, so that
 nobody is locked out for as long as the clock was ahead.
 
+Of an address of IPv6 two networks are throttled: the one that a customer has at least, and, with
+more to give, the one that a customer has at most, or there would be 65,536 ways around.
+
 The table survives a restart of PostgreSQL but not its crash, which forgives everybody. When
 PostgreSQL is away so is what is throttled: it fails closed.
 """
@@ -19,19 +22,21 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from services.core.errors import RetryLater
+from services.core.errors import RetryLater, UnknownOutcome
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
-from services.runtime.postgres import Database
+from services.runtime.postgres import Connection, Database
 
-# What an internet provider gives to one customer, and so the least that costs another one.
+# What an internet provider gives to one customer at least, and so the least that costs another.
 ipv6_prefix_bits: Final = 64
+# And what it gives at most to whoever asks.
+ipv6_site_bits: Final = 48
 # More than clocks that are kept at all differ by.
 skew: Final = timedelta(minutes=1)
 tidied_at_once: Final = 10_000
@@ -78,14 +83,26 @@ class Limit:
         return self.interval * self.burst
 
 
-# Each wrong password of an account: a person who mistypes is not kept waiting, and who guesses
-# has 2,900 tries a day, from however many addresses. Whoever does so keeps the owner from logging
-# in for as long; sessions that there are go on.
-login_of_account: Final = Limit("login of account", 10, 30)
+# Whom a unit is taken of: a limit, and what it is of.
+Subject = tuple[Limit, str]
+
+# Each wrong password of an account from one site: a person who mistypes is not kept waiting, and
+# who guesses has 2,900 tries a day, and keeps the owner from logging in only where it sits itself.
+login_of_account_from_site: Final = Limit("login of account from site", 10, 30)
+# And from wherever: 14,400 guesses a day. Only who tries from ten sites at once, and goes on for
+# as long, keeps the owner out by it; sessions that there are go on.
+login_of_account: Final = Limit("login of account", 100, 6)
 # Each failed login from an address, behind which there may be an office or a school.
 login_from_address: Final = Limit("login from address", 50, 5)
+login_from_site: Final = Limit("login from site", 200, 1.25)
+# Each login, right or wrong, for that costs the same. Of an account from one site: a program that
+# logs in for each thing it does is told to keep its tokens, and writes 4 MB a day at most.
+try_of_account_from_site: Final = Limit("try of account from site", 100, 10)
+# From an address, with however many accounts: an office in the morning, and then a tenth of a core.
+try_from_address: Final = Limit("try from address", 600, 0.5)
 # Each sign-up from an address, taken names included: what tells which addresses have accounts.
 signup_from_address: Final = Limit("signup from address", 20, 60)
+signup_from_site: Final = Limit("signup from site", 80, 15)
 # Each wrong password given by who is logged in, perhaps with a stolen token.
 password_of_account: Final = Limit("password of account", 10, 30)
 # Each refresh leaves a row, for a month. A hundred sessions that refresh every hour stay below
@@ -106,45 +123,56 @@ class Throttle:
 
     async def take(self, limit: Limit, value: str) -> None:
         """Take a unit; `rate_limited` when there is none, with the time until there is."""
+        await self.take_all((limit, value))
+
+    async def take_all(self, *subjects: Subject) -> None:
+        """Take a unit of each, or of none."""
         now = self._now()
-        async with self._database.transaction() as connection:
-            found = await connection.fetchrow(
-                _TAKE, _subject(limit, value), now, limit.interval, limit.capacity, skew
-            )
-        # A row that appeared while the statement ran is not seen by its second half.
-        if found is not None and found["taken"]:
-            return
-        wait_s = limit.every_s
-        if found is not None:
-            wait_s = (found["free_at"] + limit.interval - limit.capacity - now).total_seconds()
-        self.refused += 1
-        raise RetryLater(
-            "rate_limited",
-            f"Too many attempts: {limit.burst} at once, then one every {limit.every_s:g} s",
-            retry_after_s=max(1, math.ceil(wait_s)),
-        )
+        async with self._transaction() as connection:
+            for limit, subject in _in_order(subjects):
+                wait_s = await _taken(connection, limit, subject, now)
+                if wait_s is not None:
+                    self.refused += 1
+                    raise RetryLater(
+                        "rate_limited",
+                        f"Too many attempts: {limit.burst} at once,"
+                        f" then one every {limit.every_s:g} s",
+                        retry_after_s=max(1, math.ceil(wait_s)),
+                    )
 
     @asynccontextmanager
-    async def failures(self, *subjects: tuple[Limit, str]) -> AsyncIterator[None]:
-        """Let the block try something that costs a unit of each subject if it fails.
+    async def failures(
+        self, *subjects: Subject, tries: Sequence[Subject] = ()
+    ) -> AsyncIterator[None]:
+        """Let the block try something that costs a unit of each subject if it fails, and one of
+        each of `tries` whatever comes of it.
 
-        All are taken first, so that many attempts at once are no way around a limit; those of
-        the subjects before one that has none left stay taken. They are given back when the
-        block succeeds, or could not be tried (RetryLater). What a client breaks off has cost it.
+        All are taken first, so that many attempts at once are no way around a limit. Those of
+        the subjects are given back when the block succeeds, and all when it could not be tried
+        (RetryLater). What a client breaks off has cost it.
         """
-        for limit, value in subjects:
-            await self.take(limit, value)
+        await self.take_all(*subjects, *tries)
         try:
             yield
         except RetryLater:
-            await self._give_back(subjects)
+            await self._give_back((*subjects, *tries))
             raise
         await self._give_back(subjects)
 
-    async def _give_back(self, subjects: Iterable[tuple[Limit, str]]) -> None:
-        async with self._database.transaction() as connection:
-            for limit, value in subjects:
-                await connection.execute(_GIVE_BACK, _subject(limit, value), limit.interval)
+    async def _give_back(self, subjects: Iterable[Subject]) -> None:
+        async with self._transaction() as connection:
+            for limit, subject in _in_order(subjects):
+                await connection.execute(_GIVE_BACK, subject, limit.interval)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        """Whether a unit was counted may stay unknown. What it was taken for has not begun, or has
+        changed nothing yet, so that it may be sent again."""
+        try:
+            async with self._database.transaction() as connection:
+                yield connection
+        except UnknownOutcome as error:
+            raise RetryLater("database_unavailable", error.detail) from error
 
     async def tidy(self) -> None:
         """Remove a batch of rows that mean nothing any more."""
@@ -157,13 +185,49 @@ class Throttle:
 
 def network_of(address: str) -> str:
     """Who is throttled for what comes from an address: itself, or the network around it."""
+    return _around(address, ipv6_prefix_bits)
+
+
+def site_of(address: str) -> str:
+    """The same, where a customer has as many networks as can be."""
+    return _around(address, ipv6_site_bits)
+
+
+def from_address(address: str, near: Limit, far: Limit) -> tuple[Subject, ...]:
+    """An address as the subject of a limit of its own, and of another for all that its owner may
+    have, if that is more."""
+    network, site = network_of(address), site_of(address)
+    return ((near, network),) if network == site else ((near, network), (far, site))
+
+
+def _around(address: str, bits: int) -> str:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
     if parsed.version == 4:
         return address
-    return str(ipaddress.ip_network((parsed, ipv6_prefix_bits), strict=False))
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
+
+
+async def _taken(
+    connection: Connection, limit: Limit, subject: bytes, now: datetime
+) -> float | None:
+    """None if a unit has been taken, else in how many seconds there will be one."""
+    found = await connection.fetchrow(_TAKE, subject, now, limit.interval, limit.capacity, skew)
+    # A row that appeared while the statement ran is not seen by its second half.
+    if found is None:
+        return limit.every_s
+    if found["taken"]:
+        return None
+    wait: timedelta = found["free_at"] + limit.interval - limit.capacity - now
+    return wait.total_seconds()
+
+
+def _in_order(subjects: Iterable[Subject]) -> list[tuple[Limit, bytes]]:
+    """One order for everybody, so that no two wait for each other's rows."""
+    known = [(limit, _subject(limit, value)) for limit, value in subjects]
+    return sorted(known, key=lambda one: one[1])
 
 
 def _subject(limit: Limit, value: str) -> bytes:

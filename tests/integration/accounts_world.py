@@ -134,6 +134,10 @@ class World:
         return [(row["action"], row["user_id"]) for row in rows]
 
 
+def refused(answer: httpx.Response, status: int = 401, code: str = "unauthorized") -> None:
+    assert (answer.status_code, answer.json().get("code")) == (status, code), answer.text
+
+
 async def never() -> None:
     await asyncio.Event().wait()
 

@@ -1,11 +1,9 @@
-"""Attacks on accounts and sessions over HTTP: forged tokens, guesses, floods, and each other."""
+"""Attacks on accounts and sessions over HTTP: forged tokens, other tenants, hostile members."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import random
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -22,9 +20,8 @@ from tests.integration.accounts_world import (
     cluster_secret,
     good_password,
     jwt_secret,
+    refused,
 )
-from tests.password_gate import PasswordGate
-from tests.waiting import wait_until
 
 # What has meaning in SQL, in patterns of LIKE, in JSON, to a shell, a template or a terminal.
 metacharacters: Final = (
@@ -51,10 +48,6 @@ metacharacters: Final = (
 async def world(database_address: DatabaseAddress) -> AsyncIterator[World]:
     async with accounts_world(database_address) as world:
         yield world
-
-
-def refused(answer: httpx.Response, status: int = 401, code: str = "unauthorized") -> None:
-    assert (answer.status_code, answer.json().get("code")) == (status, code), answer.text
 
 
 async def with_token(world: World, token: str) -> httpx.Response:
@@ -112,7 +105,8 @@ async def test_token_of_another_kind_or_of_a_session_that_is_not_there(world: Wo
     ):
         refused(await with_token(world, jwt.encode({**own, **changes}, jwt_secret, "HS256")))
     refused(await with_token(world, ada.answer["refresh_token"]))
-    assert await with_token(world, jwt.encode(own, jwt_secret, "HS256"))
+    answer = await with_token(world, jwt.encode(own, jwt_secret, "HS256"))
+    assert (answer.status_code, answer.json()["id"]) == (200, ada.user_id)
 
 
 async def test_refresh_reuse(world: World) -> None:
@@ -236,9 +230,12 @@ async def test_1_mb_fields(world: World) -> None:
     ada = await world.newcomer("ada")
     for size, status in ((1 << 20, 413), (60 << 10, 400)):
         text = "x" * size
+        heap = "a" + "\u0315" * (size // 6) + "\u0316" * (size // 6)
         good = {"email": "a@b.c", "username": "a", "password": "x" * 8}
         answers = [
             *[await world.ask("POST", "/signup", json={**good, name: text}) for name in good],
+            # What takes time as its square to put in order.
+            *[await world.ask("POST", "/signup", json={**good, name: heap}) for name in good],
             await world.ask("POST", "/signup", json={**good, text: 1}),
             await world.ask("POST", "/login", json={"email": text, "password": "x" * 8}),
             await world.ask("POST", "/login", json={"email": "a@b.c", "password": text}),
@@ -298,185 +295,3 @@ async def test_an_unknown_user_costs_exactly_one_verification_with_the_same_para
         row["id"] for row in await world.fetch("SELECT id FROM users")
     }
     assert unknown is None
-
-
-async def test_throttling_per_account_whether_there_is_one_or_not(world: World) -> None:
-    ada = await world.newcomer("ada")
-    for email in ("ada@example.com", "unknown@example.com", "no address"):
-        spellings = (email, email.upper(), f" {email} ")
-        for number in range(10):
-            answer = await world.try_login(
-                spellings[number % 3] if "@" in email else email,
-                "wrong password",
-                address=f"192.0.2.{number}",
-            )
-            refused(answer, code="invalid_credentials")
-        for password in ("wrong password", good_password):
-            answer = await world.try_login(email, password, address="192.0.2.99")
-            refused(answer, 429, "rate_limited")
-            assert answer.headers["retry-after"] == "30"
-    assert await ada.is_live(), "sessions that there are go on"
-    verified = world.passwords.counters.verified
-    await world.try_login("ada@example.com")
-    assert world.passwords.counters.verified == verified, "a throttled guess is not even looked at"
-    world.timeline.advance(30)
-    await world.log_in("ada")
-    refused(await world.try_login("ada@example.com", "wrong password"), code="invalid_credentials")
-    refused(await world.try_login("ada@example.com"), 429, "rate_limited")
-
-
-async def test_throttling_per_address_whatever_the_accounts(world: World) -> None:
-    await world.sign_up("ada")
-    for number in range(50):
-        answer = await world.try_login(f"user{number}@example.com", address="192.0.2.1")
-        refused(answer, code="invalid_credentials")
-    answer = await world.try_login("ada@example.com", address="192.0.2.1")
-    refused(answer, 429, "rate_limited")
-    assert 1 <= int(answer.headers["retry-after"]) <= 5
-    await world.log_in("ada", address="192.0.2.2")
-    world.timeline.advance(5)
-    await world.log_in("ada", address="192.0.2.1")
-
-
-async def test_throttling_per_network_where_a_customer_has_many_addresses(world: World) -> None:
-    for number in range(50):
-        answer = await world.try_login(f"u{number}@example.com", address=f"2001:db8::{number:x}")
-        refused(answer, code="invalid_credentials")
-    refused(await world.try_login("a@example.com", address="2001:db8::ffff"), 429, "rate_limited")
-    refused(
-        await world.try_login("a@example.com", address="2001:db8:0:1::1"),
-        code="invalid_credentials",
-    )
-
-
-async def test_logging_in_rightly_any_number_of_times_is_not_throttled(world: World) -> None:
-    await world.sign_up("ada")
-    for _ in range(60):
-        await world.log_in("ada")
-
-
-async def test_many_guesses_at_once_are_no_way_around_the_throttle(world: World) -> None:
-    await world.sign_up("ada")
-    answers = await asyncio.gather(
-        *(
-            world.try_login("ada@example.com", f"guess number {n}", address=f"192.0.2.{n}")
-            for n in range(60)
-        )
-    )
-    statuses = [answer.status_code for answer in answers]
-    assert (statuses.count(401), statuses.count(429)) == (10, 50)
-    assert world.passwords.counters.verified == 10
-
-
-async def test_guessing_the_password_with_a_stolen_token_is_throttled(world: World) -> None:
-    ada = await world.newcomer("ada")
-    for number in range(10):
-        guess = f"guess number {number}"
-        if number % 2:
-            answer = await ada.ask("DELETE", "/me", json={"password": guess})
-        else:
-            change = {"current_password": guess, "new_password": "a new password"}
-            answer = await ada.ask("POST", "/me/password", json=change)
-        refused(answer, code="invalid_credentials")
-    answer = await ada.ask("DELETE", "/me", json={"password": good_password})
-    refused(answer, 429, "rate_limited")
-    await world.log_in("ada")
-
-
-async def test_a_full_queue_of_passwords_is_503_and_costs_nobody_an_attempt(
-    database_address: DatabaseAddress,
-) -> None:
-    async with accounts_world(database_address, waiting=3) as world:
-        await world.sign_up("ada")
-        gate = PasswordGate(world.passwords)
-        queue = [
-            asyncio.create_task(world.try_login("ada@example.com", address=f"192.0.2.{n}"))
-            for n in range(5)
-        ]
-        await wait_until(lambda: world.passwords.waiting == 3, "two are at work, and three wait")
-        for _ in range(12):
-            answer = await world.try_login("eve@example.com", address="192.0.2.99")
-            refused(answer, 503, "overloaded")
-            assert int(answer.headers["retry-after"]) >= 1
-        document = {"email": "eve@example.com", "username": "eve", "password": good_password}
-        refused(await world.ask("POST", "/signup", json=document), 503, "overloaded")
-        gate.open()
-        assert [answer.status_code for answer in await asyncio.gather(*queue)] == [200] * 5
-        assert gate.most_inside == 2
-        answer = await world.try_login("eve@example.com", address="192.0.2.99")
-        refused(answer, code="invalid_credentials")
-
-
-async def test_everything_at_once_on_one_account_never_ends_in_a_bug(world: World) -> None:
-    """Logins, refreshes, new passwords, endings and closings lock the same rows."""
-    found: set[tuple[str, int]] = set()
-    for round_ in range(4):
-        await open_account(world)
-        people = [Restless(world, random.Random(10 * round_ + number)) for number in range(10)]
-        await asyncio.gather(*(person.live(12) for person in people))
-        found.update(*(person.seen for person in people))
-        world.timeline.advance(1_000)
-    assert {status for _, status in found} <= {200, 201, 204, 401, 404, 409, 429}, found
-    assert {what for what, status in found if status in (200, 204)} == {"/login", *Restless.deeds}
-
-
-async def open_account(world: World) -> httpx.Response:
-    document = {"email": "ada@example.com", "username": "ada", "password": good_password}
-    return await world.ask("POST", "/signup", json=document)
-
-
-class Restless:
-    """Somebody who logs in to the one account and does whatever comes to mind, again and again."""
-
-    passwords = (good_password, "another password")
-    deeds = ("/refresh", "/refresh", "/me/password", "/logout", "DELETE /me", "DELETE /sessions")
-
-    def __init__(self, world: World, draw: random.Random) -> None:
-        self.world = world
-        self.draw = draw
-        self.address = f"192.0.2.{draw.randrange(256)}"
-        self.seen: set[tuple[str, int]] = set()
-
-    async def live(self, turns: int) -> None:
-        for _ in range(turns):
-            password = self.draw.choice(self.passwords)
-            answer = await self.world.try_login("ada@example.com", password, self.address)
-            self.seen.add(("/login", answer.status_code))
-            if answer.status_code == 200:
-                await self._go_on(LoggedIn(self.world, answer.json()))
-
-    async def _go_on(self, session: LoggedIn) -> None:
-        """Until the session ends."""
-        status = 200
-        while status in (200, 404):
-            what = self.draw.choice(
-                (
-                    "/refresh",
-                    "/refresh",
-                    "/me/password",
-                    "/logout",
-                    "DELETE /me",
-                    "DELETE /sessions",
-                )
-            )
-            answer = await self._do(what, session)
-            status = answer.status_code
-            self.seen.add((what, status))
-            if what == "/refresh" and status == 200 and self.draw.random() < 0.7:
-                session.answer = answer.json()
-
-    async def _do(self, what: str, session: LoggedIn) -> httpx.Response:
-        old, new = self.draw.sample(self.passwords, 2)
-        if what == "/refresh":
-            return await self.world.try_refresh(session.answer["refresh_token"])
-        if what == "/me/password":
-            body = {"current_password": old, "new_password": new}
-            return await session.ask("POST", what, json=body)
-        if what == "/logout":
-            return await session.ask("POST", what)
-        if what == "DELETE /me":
-            answer = await session.ask("DELETE", "/me", json={"password": old})
-            await open_account(self.world)
-            return answer
-        listed = (await session.ask("GET", "/sessions")).json().get("sessions", [{"id": 1}])
-        return await session.ask("DELETE", f"/sessions/{self.draw.choice(listed)['id']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,11 +13,18 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.core.errors import FixRequest, RetryLater
+from services.core.errors import FixRequest, RetryLater, UnknownOutcome
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.database_url import DatabaseAddress
-from services.runtime.postgres import Database
-from services.usermanager.throttle import Limit, Throttle, network_of, skew
+from services.runtime.postgres import Connection, Database, Isolation
+from services.usermanager.throttle import (
+    Limit,
+    Throttle,
+    from_address,
+    network_of,
+    site_of,
+    skew,
+)
 from tests.waiting import wait_until
 
 limit: Final = Limit("tested", burst=5, every_s=10)
@@ -221,6 +229,67 @@ async def test_no_row_tells_whom_it_is_about(world: World) -> None:
     assert "ada" not in text
 
 
+async def test_units_of_several_subjects_are_taken_together_or_not_at_all(world: World) -> None:
+    other = Limit("another", 3, 10)
+    for _ in range(3):
+        await world.throttle.take_all((limit, "ada"), (other, "ada"))
+    for _ in range(9):
+        with pytest.raises(RetryLater, match="3 at once"):
+            await world.throttle.take_all((limit, "ada"), (other, "ada"))
+    assert await world.taken(9) == 2
+
+
+async def test_subjects_in_any_order_at_once_do_not_wait_for_each_other(world: World) -> None:
+    large = Limit("large", 1_000, 1)
+    subjects = [(large, name) for name in ("ada", "eve", "bob", "joe")]
+    await asyncio.gather(
+        *(world.throttle.take_all(*subjects[n % 4 :], *subjects[: n % 4]) for n in range(80))
+    )
+    assert [await world.taken(1, name, large) for _, name in subjects] == [1] * 4
+
+
+async def test_a_try_costs_its_unit_whatever_comes_of_it(world: World) -> None:
+    tries = Limit("tries", 4, 10)
+    for _ in range(3):
+        async with world.throttle.failures((limit, "ada"), tries=[(tries, "ada")]):
+            pass
+    for _ in range(9):
+        with pytest.raises(RetryLater, match="busy"):
+            async with world.throttle.failures((limit, "ada"), tries=[(tries, "ada")]):
+                raise RetryLater("overloaded", "busy")
+    assert await world.taken(9, of=tries) == 1
+    assert await world.taken(9) == 5
+
+
+class ForgetfulDatabase(Database):
+    """Commits, and loses the answer."""
+
+    loses = False
+
+    @asynccontextmanager
+    async def transaction(
+        self, isolation: Isolation = "read_committed"
+    ) -> AsyncIterator[Connection]:
+        async with super().transaction(isolation) as connection:
+            yield connection
+        if self.loses:
+            raise UnknownOutcome("PostgreSQL was lost while it committed")
+
+
+async def test_what_has_not_begun_may_be_sent_again_whatever_was_counted(
+    database_address: DatabaseAddress,
+) -> None:
+    async with ForgetfulDatabase(database_address) as database:
+        throttle = Throttle(database, FakeClock(Timeline()))
+        with pytest.raises(RetryLater) as giving_back:
+            async with throttle.failures((limit, "ada")):
+                database.loses = True
+        assert giving_back.value.code == "database_unavailable"
+        with pytest.raises(RetryLater) as taking:
+            await throttle.take(limit, "ada")
+        assert taking.value.code == "database_unavailable"
+
+
 @pytest.mark.parametrize(
     ("address", "network"),
     [
@@ -238,3 +307,24 @@ def test_an_address_of_ipv6_counts_as_the_network_that_one_customer_has(
     address: str, network: str
 ) -> None:
     assert network_of(address) == network
+
+
+@pytest.mark.parametrize(
+    ("address", "site"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
+        ("2001:db8:1:ffff::", "2001:db8:1::/48"),
+        ("2001:db8:2::1", "2001:db8:2::/48"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_a_site_is_all_that_one_customer_may_have(address: str, site: str) -> None:
+    assert site_of(address) == site
+
+
+def test_an_address_has_a_second_subject_only_where_a_customer_has_many_networks() -> None:
+    far = Limit("far", 9, 9)
+    assert from_address("192.0.2.7", limit, far) == ((limit, "192.0.2.7"),)
+    near_one, far_one = from_address("2001:db8:1:2::1", limit, far)
+    assert (near_one, far_one) == ((limit, "2001:db8:1:2::/64"), (far, "2001:db8:1::/48"))
