@@ -16,6 +16,7 @@ SEED ?=
 SEEDS ?= 300
 ROUNDS ?= 200
 FAULT_SECONDS ?= 300
+KILL_SECONDS ?= 60
 
 # The first interpreter that is new enough; an explicit PYTHON is taken as it is.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -24,7 +25,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .PHONY: help
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: $(INSTALLED) ## Start the platform on this machine (Ctrl-C stops it)
@@ -48,6 +49,10 @@ kills: $(INSTALLED) ## Kill a node under load, ROUNDS=200 times, and look for lo
 .PHONY: faults
 faults: $(INSTALLED) ## Kill, pause and cut off real services under strong traffic, for 300 s
 	@FAULT_SECONDS=$(FAULT_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_strong_faults.py
+
+.PHONY: database-kills
+database-kills: $(INSTALLED) ## Kill PostgreSQL under a user manager at work, for 60 s
+	@FAULT_SECONDS=$(KILL_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_database_kills.py
 
 .PHONY: check
 check: $(INSTALLED) ## Lint, formatting, types and house rules; changes nothing
