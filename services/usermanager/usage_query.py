@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -56,6 +56,20 @@ rows_read_max: Final = 1_500_000
 # They share connections and processors with those who log in.
 questions_at_once: Final = 2
 questions_waiting_max: Final = 20
+# An account has one of them worked on, and a page of charts that asks for a few more at a time.
+waiting_per_account_max: Final = 2
+# Longer than a question of most takes; who asks hears soon that it is not answered.
+turn_s_max: Final = 3.0
+# Less than a millisecond of the loop.
+rows_per_turn: Final = 1_000
+
+
+@dataclass(slots=True)
+class _Line:
+    """The questions of one account: one at a time, and a few that wait."""
+
+    turn: asyncio.Lock
+    asked: int = 0
 
 
 class UsageReader:
@@ -66,6 +80,8 @@ class UsageReader:
         self._clock = clock
         self._turns = asyncio.Semaphore(questions_at_once)
         self._waiting = 0
+        # Of accounts that ask for something now.
+        self._lines: dict[int, _Line] = {}
 
     async def rows(self, user_id: int, query: UsageQuery) -> list[UsageRow]:
         """Sums of each step, API key, operation and status, in this order.
@@ -74,7 +90,7 @@ class UsageReader:
         has only that part of it.
         """
         start, end = period(query.from_, query.until, spans[query.step], self._now())
-        async with self._turn() as connection:
+        async with self._turn(user_id) as connection:
             found = await store.sums(
                 connection,
                 user_id,
@@ -92,12 +108,12 @@ class UsageReader:
                 f"The answer would have more than {rows_max} rows: ask for a shorter period "
                 "(from, to) or for longer steps (step)",
             )
-        return [_row(each) for each in found]
+        return await shown(found)
 
     async def stats(self, user_id: int, query: StatsQuery) -> UsageStats:
         """Totals of a period."""
         start, end = period(query.from_, query.until, stats_span, self._now())
-        async with self._turn() as connection:
+        async with self._turn(user_id) as connection:
             found = await store.totals(
                 connection, user_id, start, end, rows_read_max=rows_read_max + 1
             )
@@ -115,7 +131,7 @@ class UsageReader:
                 query_type=UsageQuery,
                 answer_type=list[UsageRow],
                 errors=("invalid_body", "overloaded"),
-                tag="usage",
+                tag="Usage",
             ),
             Endpoint(
                 "GET",
@@ -126,7 +142,7 @@ class UsageReader:
                 query_type=StatsQuery,
                 answer_type=UsageStats,
                 errors=("invalid_body", "overloaded"),
-                tag="usage",
+                tag="Usage",
             ),
         ]
 
@@ -140,22 +156,35 @@ class UsageReader:
         return datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[Connection]:
-        """A connection, when it is one's turn."""
+    async def _turn(self, user_id: int) -> AsyncIterator[Connection]:
+        """A connection, when it is one's turn: in the account's own line, then in everybody's."""
         if self._waiting >= questions_waiting_max:
-            raise RetryLater(
-                "overloaded", f"{questions_waiting_max} questions about usage wait already"
-            )
+            raise _too_many(f"{questions_waiting_max} questions about usage")
+        line = self._lines.setdefault(user_id, _Line(asyncio.Lock()))
+        if line.asked > waiting_per_account_max:
+            raise _too_many(f"{waiting_per_account_max} questions about usage of this account")
+        line.asked += 1
+        try:
+            async with AsyncExitStack() as stack:
+                await self._wait(stack, line)
+                yield await stack.enter_async_context(self._database.connection())
+        finally:
+            line.asked -= 1
+            if not line.asked:
+                del self._lines[user_id]
+
+    async def _wait(self, stack: AsyncExitStack, line: _Line) -> None:
         self._waiting += 1
         try:
-            await self._turns.acquire()
+            async with asyncio.timeout(turn_s_max):
+                await stack.enter_async_context(line.turn)
+                await stack.enter_async_context(self._turns)
+        except TimeoutError:
+            raise RetryLater(
+                "overloaded", f"It was not its turn within {turn_s_max:g} s to be answered"
+            ) from None
         finally:
             self._waiting -= 1
-        try:
-            async with self._database.connection() as connection:
-                yield connection
-        finally:
-            self._turns.release()
 
 
 def period(
@@ -195,6 +224,19 @@ def _check_read(found: Sequence[Mapping[str, Any]]) -> None:
             f"There are more than {rows_read_max} counts in this period: ask for a shorter one "
             "(from, to)",
         )
+
+
+async def shown(found: Sequence[Mapping[str, Any]]) -> list[UsageRow]:
+    """Rows of the answer, with a moment for everybody else now and then."""
+    rows: list[UsageRow] = []
+    for start in range(0, len(found), rows_per_turn):
+        rows += map(_row, found[start : start + rows_per_turn])
+        await asyncio.sleep(0)
+    return rows
+
+
+def _too_many(what: str) -> RetryLater:
+    return RetryLater("overloaded", f"{what} wait already")
 
 
 def _row(found: Mapping[str, Any]) -> UsageRow:

@@ -7,12 +7,14 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from services.core.errors import FixRequest, RetryLater
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager import usage_query
+from services.usermanager import usage_store as store
 from services.usermanager.messages_usage import (
     Rollup,
     StatsQuery,
@@ -27,6 +29,7 @@ from services.usermanager.usage_query import (
     questions_waiting_max,
     spans,
     stats_span,
+    waiting_per_account_max,
 )
 from tests.integration.usage_desk import (
     Desk,
@@ -188,24 +191,29 @@ async def test_a_period_with_too_much_in_it_is_refused_before_it_is_added_up(
     assert (await desk.reader.stats(2, StatsQuery())).total_requests == 0
 
 
+blocker_sql = "LOCK TABLE usage_rollups IN ACCESS EXCLUSIVE MODE"
+
+
+async def until_asked(blocker: Any, count: int) -> None:
+    """Wait until so many questions wait for the blocker, and see that it is no more."""
+    waits_sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    while await blocker.fetchval(waits_sql) < count:
+        await blocker.execute("SELECT pg_sleep(0.01)")
+        await blocker.execute("SELECT pg_stat_clear_snapshot()")
+    assert await blocker.fetchval(waits_sql) == count
+
+
 async def test_questions_wait_their_turn_and_not_too_many_of_them(
     desk: Desk, database_address: DatabaseAddress
 ) -> None:
-    await desk.usage.take(report(1, rollup(requests=5)))
-    blocker_sql = "LOCK TABLE usage_rollups IN ACCESS EXCLUSIVE MODE"
+    users = range(1, questions_at_once + questions_waiting_max + 1)
+    await desk.usage.take(report(1, *(rollup(requests=5, user_id=user_id) for user_id in users)))
     async with desk.database.transaction() as blocker:
         await blocker.execute(blocker_sql)
-        asked = [
-            asyncio.create_task(desk.reader.stats(1, StatsQuery()))
-            for _ in range(questions_at_once + questions_waiting_max)
-        ]
-        waits_sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        while await blocker.fetchval(waits_sql) < questions_at_once:
-            await blocker.execute("SELECT pg_sleep(0.01)")
-            await blocker.execute("SELECT pg_stat_clear_snapshot()")
+        asked = [asyncio.create_task(desk.reader.stats(each, StatsQuery())) for each in users]
+        await until_asked(blocker, questions_at_once)
         with pytest.raises(RetryLater, match="overloaded"):
-            await desk.reader.stats(1, StatsQuery())
-        assert await blocker.fetchval(waits_sql) == questions_at_once
+            await desk.reader.stats(0, StatsQuery())
         # Somebody who leaves makes room, for a place in the queue and for a turn.
         for left in (asked[-1], asked[0]):
             left.cancel()
@@ -215,6 +223,76 @@ async def test_questions_wait_their_turn_and_not_too_many_of_them(
         not isinstance(answer, BaseException) and answer.total_requests == 5 for answer in answers
     )
     assert (await desk.reader.stats(1, StatsQuery())).total_requests == 5
+
+
+async def test_an_account_that_asks_for_a_lot_holds_up_nobody_but_itself(desk: Desk) -> None:
+    await desk.usage.take(report(1, rollup(user_id=1), rollup(user_id=2)))
+    async with desk.database.transaction() as blocker:
+        await blocker.execute(blocker_sql)
+        greedy = [
+            asyncio.create_task(desk.reader.stats(1, StatsQuery()))
+            for _ in range(1 + waiting_per_account_max)
+        ]
+        await until_asked(blocker, 1)
+        with pytest.raises(RetryLater, match="of this account wait already") as refused:
+            await desk.reader.rows(1, UsageQuery())
+        assert refused.value.code == "overloaded"
+        modest = asyncio.create_task(desk.reader.stats(2, StatsQuery()))
+        await until_asked(blocker, 2)
+    answers = await asyncio.gather(modest, *greedy)
+    assert [answer.total_requests for answer in answers] == [1] * len(answers)
+    assert (await desk.reader.stats(1, StatsQuery())).total_requests == 1
+
+
+async def test_a_turn_that_does_not_come_is_not_waited_for_for_long(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_query, "turn_s_max", 0.05)
+    async with desk.database.transaction() as blocker:
+        await blocker.execute(blocker_sql)
+        asked = [
+            asyncio.create_task(desk.reader.stats(each, StatsQuery()))
+            for each in range(questions_at_once)
+        ]
+        await until_asked(blocker, questions_at_once)
+        # Of the account whose turn it is, and of another.
+        for user_id in (0, questions_at_once):
+            with pytest.raises(RetryLater, match="was not its turn within") as refused:
+                await desk.reader.stats(user_id, StatsQuery())
+            assert refused.value.code == "overloaded"
+    await asyncio.gather(*asked)
+    assert (await desk.reader.stats(0, StatsQuery())).total_requests == 0
+
+
+async def test_nobody_waits_long_while_many_rows_are_made_into_an_answer(desk: Desk) -> None:
+    minute = this_minute()
+    for number in range(4):
+        keys = range(2_000 * number, 2_000 * (number + 1))
+        await desk.usage.take(report(number, *(rollup(minute, key_id=key) for key in keys)))
+    turns = 0
+    loop = asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        if not over.is_set():
+            loop.call_soon(count)
+
+    over = asyncio.Event()
+    async with desk.database.connection() as connection:
+        found = await store.sums(
+            connection,
+            1,
+            minute,
+            minute + hour,
+            step="minute",
+            rows_read_max=10_000,
+            rows_max=10_000,
+        )
+    count()
+    assert len(await usage_query.shown(found)) == 8_000
+    over.set()
+    assert turns >= 8_000 // usage_query.rows_per_turn
 
 
 async def test_only_the_days_of_the_period_are_looked_at(
