@@ -16,7 +16,11 @@ import pytest
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.signing import SignedAuth, Signer
-from services.usermanager.messages_usage import count_max, rows_per_report_max
+from services.usermanager.messages_usage import (
+    count_max,
+    report_bytes_max,
+    rows_per_report_max,
+)
 from tests.integration.node_process import secret
 from tests.integration.usage_desk import fetch, rollup, this_minute
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process
@@ -183,11 +187,13 @@ async def test_a_report_that_is_wrong_anywhere_counts_nowhere(
 async def test_a_report_of_too_many_bytes_is_refused_and_the_largest_is_not(
     usermanager: UserManagerProcess,
 ) -> None:
-    full = body(*(row(key_id=number) for number in range(rows_per_report_max)))
+    numbers = ("user_id", "requests", "bytes_in", "bytes_out", "latency_us")
+    longest = row(operation="a" * 32, **dict.fromkeys(numbers, count_max))
+    full = body(*({**longest, "key_id": count_max - n} for n in range(rows_per_report_max)))
     sent = json.dumps(full, separators=(",", ":"))
     answer = await send(usermanager, sent.encode())
     assert (answer.status_code, answer.json()) == (200, {"counted": True, "dropped": 0})
-    padded = sent + " " * (1024 * 1024 + 1 - len(sent))
+    padded = sent + " " * (report_bytes_max + 1 - len(sent))
     answer = await send(usermanager, padded.encode())
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from services.core.errors import ClientError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime.database_url import DatabaseAddress
-from services.usermanager.messages_usage import Rollup, UsageReport, UsageTaken, count_max
+from services.usermanager.messages_usage import (
+    Rollup,
+    UsageReport,
+    UsageTaken,
+    count_max,
+    rows_per_report_max,
+)
 from services.usermanager.usage import senders_kept_days
 from services.usermanager.usage_store import reports_remembered
 from tests.integration.test_postgres_pool import Proxy
@@ -314,6 +320,6 @@ async def test_the_largest_report_is_taken_whole(
     desk: Desk, database_address: DatabaseAddress
 ) -> None:
     minute = this_minute()
-    many = [rollup(minute, key_id=number, requests=2) for number in range(5_000)]
+    many = [rollup(minute, key_id=number, requests=2) for number in range(rows_per_report_max)]
     assert await desk.usage.take(report(1, *many)) == counted
     assert await stored(database_address) == added_up(many)
