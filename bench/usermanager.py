@@ -161,9 +161,7 @@ async def fill(process: UserManagerProcess) -> list[bytes]:
             async with database.transaction() as connection:
                 user_id = int(await connection.fetchval(_ADD_ACCOUNT, f"person-{number}"))
             for _ in range(keys_per_account):
-                made = await keys.create(
-                    user_id, CreateKey("bench"), actor=f"user {user_id}", client=None
-                )
+                made = await keys.create(user_id, CreateKey("bench"), actor="bench", client=None)
                 bodies.append(b'{"key_hash":"%s"}' % lookup_hash(pepper, made.key).hex().encode())
     return bodies
 

@@ -421,7 +421,7 @@ CREATE INDEX audit_log_by_time ON public.audit_log USING btree (at);
 
 -- Name: audit_log_comings; Type: INDEX; Schema: public; Owner: -
 
-CREATE INDEX audit_log_comings ON public.audit_log USING btree (at) WHERE (action = ANY (ARRAY['login'::text, 'login_refused'::text, 'logout'::text]));
+CREATE INDEX audit_log_comings ON public.audit_log USING btree (at) WHERE (action = ANY (ARRAY['logged_in'::text, 'login_refused'::text, 'logged_out'::text]));
 
 -- Name: audit_log_of_user; Type: INDEX; Schema: public; Owner: -
 

@@ -135,7 +135,7 @@ _tables = (
     "CREATE INDEX audit_log_of_user ON audit_log (user_id, id)",
     "CREATE INDEX audit_log_by_time ON audit_log (at)",
     "CREATE INDEX audit_log_comings ON audit_log (at)"
-    " WHERE action IN ('login', 'login_refused', 'logout')",
+    " WHERE action IN ('logged_in', 'login_refused', 'logged_out')",
 )
 
 

@@ -31,6 +31,7 @@ from services.runtime.database_url import DatabaseAddress
 from services.runtime.migrations import DatabaseToolSettings, choose_address
 from services.runtime.postgres import Database
 from services.runtime.settings import load, setting
+from services.usermanager import audit
 from services.usermanager.account_store import PostgresAccountStore
 from services.usermanager.administration import Administration
 from services.usermanager.api_keys import ApiKeys
@@ -101,15 +102,15 @@ async def _with_database(
         async with Database(address, connections_max=1) as database:
             if (trouble := await schema_trouble(database)) is not None:
                 raise FatalError(f"the database cannot be used: {trouble}")
-            audit = Audit(database)
+            log = Audit(database)
             events = KeyEvents(database, _never)
             throttle = Throttle(database, SystemClock())
             operator = _operator()
-            store = PostgresAccountStore(database, audit, events)
+            store = PostgresAccountStore(database, log, events)
             desk = FrontDesk(
                 Administration(store, passwords, operator),
-                ApiKeys(database, events, audit, throttle, lookup_subkey(key_pepper)),
-                f"operator {operator}",
+                ApiKeys(database, events, log, throttle, lookup_subkey(key_pepper)),
+                audit.operator(operator),
             )
             return await work(desk)
     finally:

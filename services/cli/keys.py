@@ -17,10 +17,10 @@ from services.usermanager.messages_api_keys import (
     CreatedKey,
     CreateKey,
     expires_in_days_default,
-    id_max,
     page_keys_max,
     scopes_all,
 )
+from services.usermanager.row_ids import id_max
 
 
 @click.group()

@@ -11,6 +11,7 @@ from typing import Final
 from services.core.errors import FixRequest
 from services.runtime.endpoints import Access, Call, Caller, Endpoint
 from services.runtime.request_body import invalid_members
+from services.usermanager import audit
 from services.usermanager.account_store import Account, AccountStore, NewAccount, Taken
 from services.usermanager.audit import Note
 from services.usermanager.messages_accounts import Closing, PasswordChange, Signup, User
@@ -94,7 +95,7 @@ class Accounts:
             password_hash = await self._passwords.hash(body.password)
         new = NewAccount(parse_email(body.email), parse_username(body.username), password_hash)
         try:
-            account = await self._store.add(new, Note("signup", "nobody", call.client))
+            account = await self._store.add(new, Note("signed_up", audit.nobody, call.client))
         except Taken as taken:
             raise already_taken(taken) from taken
         return user(account)
@@ -111,14 +112,14 @@ class Accounts:
             account = await self._proved(caller, body.current_password)
             async with self._passwords.accounts.of(account.id):
                 password_hash = await self._passwords.hash(body.new_password)
-        note = Note("password_changed", actor(caller.user_id), call.client)
+        note = Note("password_changed", audit.user(caller.user_id), call.client)
         if not await self._store.set_password(account, password_hash, note, caller.session_id):
             raise wrong_password()
 
     async def close(self, call: Call[None, None, Closing]) -> None:
         async with self._passwords.networks.of(network_of(call.client.address)):
             account = await self._proved(call.caller, call.body.password)
-        note = Note("account_closed", actor(account.id), call.client)
+        note = Note("account_closed", audit.user(account.id), call.client)
         if not await self._store.close(account, note):
             raise wrong_password()
 
@@ -160,11 +161,6 @@ def user(account: Account) -> User:
         plan=account.plan,
         is_operator=account.is_operator,
     )
-
-
-def actor(user_id: int) -> str:
-    """How the audit log calls somebody who acts for an account."""
-    return f"user {user_id}"
 
 
 def already_taken(taken: Taken) -> FixRequest:

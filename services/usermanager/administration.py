@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from services.core.errors import FixRequest
 from services.core.plans import account_plans, free
 from services.runtime.request_body import invalid_members
+from services.usermanager import audit
 from services.usermanager.account_store import Account, AccountStore, NewAccount, Taken
 from services.usermanager.accounts import already_taken, wrong_members
 from services.usermanager.audit import Note
@@ -24,7 +25,7 @@ class Administration:
     def __init__(self, store: AccountStore, passwords: Passwords, operator: str) -> None:
         self._store = store
         self._passwords = passwords
-        self._actor = f"operator {operator}"
+        self._actor = audit.operator(operator)
 
     async def create(
         self,
@@ -78,7 +79,7 @@ class Administration:
         """A disabled account keeps everything, and can do nothing: its sessions end, its API
         keys are refused, and logging in fails as with a wrong password."""
         account = await self.find(email)
-        note = Note("enabled" if is_active else "disabled", self._actor)
+        note = Note("account_enabled" if is_active else "account_disabled", self._actor)
         return _found(await self._store.change(account.id, note, is_active=is_active), email)
 
     async def set_operator(self, email: str, *, is_operator: bool) -> Account:

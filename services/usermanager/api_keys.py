@@ -11,8 +11,6 @@ look the key up again. Changes to the keys of one account come one after another
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import secrets
 from datetime import timedelta
 from typing import Any, Final
@@ -26,8 +24,9 @@ from services.runtime.endpoints import Call, Client, Endpoint
 from services.runtime.postgres import Connection, Database
 from services.runtime.request_body import invalid_members
 from services.usermanager import api_key_store as store
+from services.usermanager import audit
 from services.usermanager.api_key_store import NewKey, StoredKey
-from services.usermanager.audit import Audit
+from services.usermanager.audit import Audit, Note
 from services.usermanager.key_events import KeyEvents
 from services.usermanager.messages_api_keys import (
     ApiKey,
@@ -38,10 +37,10 @@ from services.usermanager.messages_api_keys import (
     KeyPath,
     RotateKey,
     Scope,
-    id_max,
     scopes_all,
 )
 from services.usermanager.names import check_legible, problem_of
+from services.usermanager.row_ids import page_below
 from services.usermanager.throttle import Limit, Throttle
 
 # Of one account at a time: one for each service and machine of a large installation. As many again
@@ -57,8 +56,6 @@ keys_made: Final = Limit("keys made of account", 200, 60)
 # Who needs longer to bring out a new key wants two keys, not a rotation.
 overlap_ms_max: Final = 30 * 86_400_000
 
-_cursor: Final = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
-
 
 class ApiKeys:
     """The keys of all accounts. `actor` and `client` are for the audit log."""
@@ -67,13 +64,13 @@ class ApiKeys:
         self,
         database: Database,
         events: KeyEvents,
-        audit: Audit,
+        log: Audit,
         throttle: Throttle,
         pepper_subkey: bytes,
     ) -> None:
         self._database = database
         self._events = events
-        self._audit = audit
+        self._audit = log
         self._throttle = throttle
         self._pepper_subkey = pepper_subkey
 
@@ -102,20 +99,13 @@ class ApiKeys:
                 raise _too_many(f"{live_keys_max} API keys exist already; revoke one first")
             stored = await store.insert(connection, user_id, new)
             await store.forget_dead(connection, user_id, dead_keys_max)
-            await self._audit.note(
-                connection,
-                user_id=user_id,
-                actor=actor,
-                action="create key",
-                client=client,
-                key_id=stored.id,
-                name=stored.name,
-                scopes=stored.scopes,
-            )
+            details = {"key_id": stored.id, "name": stored.name, "scopes": stored.scopes}
+            note = Note("key_created", actor, client, details)
+            await self._audit.write(connection, user_id, note)
         return _created(stored, key)
 
     async def page(self, user_id: int, limit: int, cursor: str | None) -> KeyPage:
-        below_id = id_max if cursor is None else _below(cursor)
+        below_id = page_below(cursor, "GET /apikeys")
         async with self._database.connection() as connection:
             # One more than is shown tells whether there is another page.
             found = await store.page(connection, user_id, below_id, limit + 1)
@@ -130,14 +120,8 @@ class ApiKeys:
             if key.revoked_at is not None:
                 return
             await store.revoke(connection, key_id)
-            await self._audit.note(
-                connection,
-                user_id=user_id,
-                actor=actor,
-                action="revoke key",
-                client=client,
-                key_id=key_id,
-            )
+            note = Note("key_revoked", actor, client, {"key_id": key_id})
+            await self._audit.write(connection, user_id, note)
             await self._events.add(connection, user_id, key_id)
 
     async def rotate(
@@ -160,16 +144,9 @@ class ApiKeys:
             new = await store.insert(connection, user_id, _like(old, key_hash, displayed(key)))
             await store.replace(connection, key_id, new.id, timedelta(milliseconds=overlap_ms))
             await store.forget_dead(connection, user_id, dead_keys_max)
-            await self._audit.note(
-                connection,
-                user_id=user_id,
-                actor=actor,
-                action="rotate key",
-                client=client,
-                key_id=key_id,
-                into=new.id,
-                overlap=format_duration(overlap_ms),
-            )
+            details = {"key_id": key_id, "into": new.id, "overlap": format_duration(overlap_ms)}
+            note = Note("key_rotated", actor, client, details)
+            await self._audit.write(connection, user_id, note)
             await self._events.add(connection, user_id, key_id)
         return _created(new, key)
 
@@ -184,7 +161,7 @@ class ApiKeys:
                 body_type=CreateKey,
                 status=201,
                 answer_type=CreatedKey,
-                errors=("already_exists", "rate_limited"),
+                errors=("rate_limited",),
                 tag="API keys",
             ),
             Endpoint(
@@ -228,14 +205,14 @@ class ApiKeys:
     async def _create(self, call: Call[None, None, CreateKey]) -> CreatedKey:
         user_id = call.caller.user_id
         await self._throttle.take(keys_made, str(user_id))
-        return await self.create(user_id, call.body, actor=f"user {user_id}", client=call.client)
+        return await self.create(user_id, call.body, actor=audit.user(user_id), client=call.client)
 
     async def _list(self, call: Call[None, KeyListQuery, None]) -> KeyPage:
         return await self.page(call.caller.user_id, call.query.limit, call.query.cursor)
 
     async def _revoke(self, call: Call[KeyPath, None, None]) -> None:
         user_id = call.caller.user_id
-        await self.revoke(user_id, call.path.key_id, actor=f"user {user_id}", client=call.client)
+        await self.revoke(user_id, call.path.key_id, actor=audit.user(user_id), client=call.client)
 
     async def _rotate(self, call: Call[KeyPath, None, RotateKey]) -> CreatedKey:
         user_id = call.caller.user_id
@@ -244,7 +221,7 @@ class ApiKeys:
             user_id,
             call.path.key_id,
             overlap_ms_of(call.body.overlap),
-            actor=f"user {user_id}",
+            actor=audit.user(user_id),
             client=call.client,
         )
 
@@ -298,7 +275,8 @@ def _check_rate_limit(plan: str, per_minute: int | None) -> None:
 
 
 def _too_many(detail: str) -> FixRequest:
-    return FixRequest("already_exists", detail)
+    # Not one of the codes that mean later: only its owner can make room.
+    return FixRequest("invalid_body", detail)
 
 
 def _prefix_bytes(prefix: str | None) -> bytes | None:
@@ -333,12 +311,6 @@ def _like(old: StoredKey, key_hash: bytes, key_prefix: str) -> NewKey:
     )
 
 
-def _below(cursor: str) -> int:
-    if _cursor.fullmatch(cursor) is None or int(cursor) > id_max:
-        raise FixRequest("invalid_cursor", "The cursor is not one that a list of API keys gave")
-    return int(cursor)
-
-
 def _shown(key: StoredKey) -> ApiKey:
     return ApiKey(**_members(key))
 
@@ -348,6 +320,19 @@ def _created(key: StoredKey, text: str) -> CreatedKey:
 
 
 def _members(key: StoredKey) -> dict[str, Any]:
-    members = dataclasses.asdict(key)
-    members["prefix"] = None if key.prefix is None else key.prefix.decode()
-    return members
+    # One by one: dataclasses.asdict, which copies each value, takes forty times as long, 11 ms
+    # for the 400 keys that an account can have.
+    return {
+        "id": key.id,
+        "name": key.name,
+        "key_prefix": key.key_prefix,
+        "scopes": key.scopes,
+        "prefix": None if key.prefix is None else key.prefix.decode(),
+        "rate_limit_per_minute": key.rate_limit_per_minute,
+        "is_active": key.is_active,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+        "replaced_by": key.replaced_by,
+        "last_used_at": key.last_used_at,
+    }

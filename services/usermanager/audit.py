@@ -37,18 +37,33 @@ _REMOVE_OLD: Final = """
 _REMOVE_OLD_COMINGS: Final = """
     DELETE FROM audit_log WHERE id IN (
         SELECT id FROM audit_log
-        WHERE action IN ('login', 'login_refused', 'logout') AND at < now() - $1 * interval '1 day'
+        WHERE action IN ('logged_in', 'login_refused', 'logged_out')
+            AND at < now() - $1 * interval '1 day'
         ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """
+
+
+# Before anybody has proved to be somebody.
+nobody: Final = "nobody"
+
+
+def user(user_id: int) -> str:
+    """As an actor, somebody who acts for an account."""
+    return f"user {user_id}"
+
+
+def operator(name: str) -> str:
+    """As an actor, somebody who has the database's own password."""
+    return f"operator {name}"
 
 
 @dataclass(slots=True, frozen=True)
 class Note:
     """What is to be written about a change, by whoever makes it: all but the account's id."""
 
+    # What has happened, as in key_created.
     action: str
-    # "user 12", "operator alice", or "nobody" before anybody has proved to be somebody.
     actor: str
     client: Client | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -60,37 +75,17 @@ class Audit:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def note(
-        self,
-        connection: Connection,
-        *,
-        user_id: int | None,
-        actor: str,
-        action: str,
-        client: Client | None,
-        **details: Any,
-    ) -> None:
+    async def write(self, connection: Connection, user_id: int | None, note: Note) -> None:
         """Write an entry; it is there once the connection's transaction has committed."""
         request_id = telemetry.request_id.get()
         await connection.execute(
             _ADD,
             user_id,
-            actor,
-            action,
-            None if client is None else client.address,
+            note.actor,
+            note.action,
+            None if note.client is None else note.client.address,
             None if request_id == telemetry.no_request_id else request_id,
-            msgspec.json.encode(details).decode(),
-        )
-
-    async def write(self, connection: Connection, user_id: int | None, note: Note) -> None:
-        """The same for a note that was made before the account was known."""
-        await self.note(
-            connection,
-            user_id=user_id,
-            actor=note.actor,
-            action=note.action,
-            client=note.client,
-            **note.details,
+            msgspec.json.encode(note.details).decode(),
         )
 
     async def tidy(self) -> None:

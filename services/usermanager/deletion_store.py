@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from services.runtime.postgres import Database
-from services.usermanager.audit import Audit
+from services.usermanager.audit import Audit, Note
 
 # Of a reason, for people.
 trouble_chars_max: Final = 500
@@ -131,14 +131,8 @@ class DeletionStore:
             deleted = await connection.fetchval(_FINISH, account.user_id, account.begun_at)
             if deleted is None:
                 raise LostError
-            await self._audit.note(
-                connection,
-                user_id=account.user_id,
-                actor="user manager",
-                action="data_deleted",
-                client=None,
-                keys=deleted,
-            )
+            note = Note("data_deleted", "user manager", details={"keys": deleted})
+            await self._audit.write(connection, account.user_id, note)
         return int(deleted)
 
     async def backlog(self) -> Backlog:

@@ -192,7 +192,7 @@ class KeyEvents:
                 waits=True,
                 answer_type=KeyEventPage,
                 errors=("overloaded", "database_unavailable"),
-                tag="internal",
+                tag="Internal",
             )
         ]
 

@@ -57,7 +57,7 @@ class KeyValidation:
                 body_type=ValidateKey,
                 answer_type=ValidKey,
                 errors=("invalid_api_key", "overloaded", "database_unavailable"),
-                tag="internal",
+                tag="Internal",
             )
         ]
 

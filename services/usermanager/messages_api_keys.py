@@ -11,6 +11,7 @@ from msgspec import Meta
 from services.core.api_key import lookup_hash_bytes
 from services.core.duration import duration_chars_max
 from services.core.key import key_bytes_max
+from services.usermanager.row_ids import RowId
 
 Scope = Literal["read", "write", "admin"]
 # In the order in which they are always told.
@@ -23,11 +24,9 @@ expires_in_days_default: Final = 90
 per_minute_max: Final = (1 << 31) - 1
 page_keys_max: Final = 1_000
 page_keys_default: Final = 100
-id_max: Final = (1 << 63) - 1
 # A whole key and whatever surrounds it by mistake.
 asked_key_chars_max: Final = 256
 
-KeyId = Annotated[int, Meta(ge=1, le=id_max)]
 # That it can be read aloud is checked by who makes the key, as it is of the names of people.
 Name = Annotated[
     str,
@@ -63,7 +62,7 @@ class RotateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyPath(msgspec.Struct, frozen=True):
-    key_id: KeyId
+    key_id: RowId
 
 
 class KeyListQuery(msgspec.Struct, frozen=True):

@@ -7,16 +7,17 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from services.usermanager.row_ids import id_max
+
 # Shorter than what proxies and connection trackers let a silent connection live.
 wait_s_max: Final = 60
 wait_s_default: Final = 25
-event_id_max: Final = (1 << 63) - 1
 
 
 class KeyEventsQuery(msgspec.Struct, frozen=True):
     """Without `after` the answer is only where the events stand, and comes at once."""
 
-    after: Annotated[int, Meta(ge=0, le=event_id_max)] | None = None
+    after: Annotated[int, Meta(ge=0, le=id_max)] | None = None
     wait_s: Annotated[int, Meta(ge=0, le=wait_s_max)] = wait_s_default
 
 

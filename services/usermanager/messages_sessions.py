@@ -9,6 +9,7 @@ import msgspec
 
 from services.usermanager.messages_accounts import Password, User
 from services.usermanager.names import typed_email_chars_max
+from services.usermanager.row_ids import RowId
 
 # What a page of sessions has at most: an account has no more of them.
 page_max: Final = 100
@@ -43,7 +44,7 @@ class SessionPage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SessionPath(msgspec.Struct, frozen=True):
-    session_id: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    session_id: RowId
 
 
 class SessionShown(msgspec.Struct, frozen=True):

@@ -28,9 +28,10 @@ from services.core.errors import FixRequest
 from services.runtime.endpoints import Access, Call, Caller, Client, Endpoint
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Connection, Database
+from services.usermanager import audit
 from services.usermanager import session_store as store
 from services.usermanager.account_store import Account, AccountStore
-from services.usermanager.accounts import actor, user
+from services.usermanager.accounts import user
 from services.usermanager.audit import Audit, Note
 from services.usermanager.messages_sessions import (
     LoggedIn,
@@ -44,6 +45,7 @@ from services.usermanager.messages_sessions import (
 )
 from services.usermanager.names import fold, parse_email
 from services.usermanager.passwords import Passwords
+from services.usermanager.row_ids import page_below
 from services.usermanager.throttle import (
     Throttle,
     from_address,
@@ -69,8 +71,6 @@ tidied_at_once: Final = 10_000
 
 _token_bytes: Final = 32
 _token_form: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
-_cursor_form: Final = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
-_id_max: Final = 2**63 - 1
 _tag: Final = "Sessions"
 
 
@@ -92,7 +92,7 @@ class Sessions:
         passwords: Passwords,
         tokens: Tokens,
         throttle: Throttle,
-        audit: Audit,
+        log: Audit,
     ) -> None:
         self.counters = SessionCounters()
         self._database = database
@@ -100,7 +100,7 @@ class Sessions:
         self._passwords = passwords
         self._tokens = tokens
         self._throttle = throttle
-        self._audit = audit
+        self._audit = log
 
     def add_to(self, metrics: Metrics) -> None:
         metrics.add_counters("sessions", "of sessions", self.counters)
@@ -178,7 +178,9 @@ class Sessions:
                 raise _refused_login()
             session_id = await store.begin(connection, account.id, call.client, idle, sessions_max)
             refresh_token = await self._add_token(connection, session_id)
-            note = Note("login", actor(account.id), call.client, {"session_id": session_id})
+            note = Note(
+                "logged_in", audit.user(account.id), call.client, {"session_id": session_id}
+            )
             await self._audit.write(connection, account.id, note)
         self.counters.logins += 1
         return self._logged_in(account, session_id, refresh_token)
@@ -204,13 +206,16 @@ class Sessions:
 
     async def log_out(self, call: Call[None, None, None]) -> None:
         """A session that somebody else has just ended has ended."""
-        await self._end(call.caller, call.caller.session_id, "logout", call.client)
+        await self._end(call.caller, call.caller.session_id, "logged_out", call.client)
 
     async def list(self, call: Call[None, SessionPage, None]) -> SessionList:
         limit = call.query.limit
         async with self._database.connection() as connection:
             found = await store.page(
-                connection, call.caller.user_id, _position(call.query.cursor), limit + 1
+                connection,
+                call.caller.user_id,
+                page_below(call.query.cursor, "GET /sessions"),
+                limit + 1,
             )
         shown = [_shown(session, call.caller) for session in found[:limit]]
         cursor = str(shown[-1].id) if len(found) > limit else None
@@ -244,7 +249,7 @@ class Sessions:
                 return account
             self.counters.logins_refused += 1
             async with self._database.transaction() as connection:
-                note = Note("login_refused", "nobody", client)
+                note = Note("login_refused", audit.nobody, client)
                 await self._audit.write(connection, None if account is None else account.id, note)
             raise _refused_login()
 
@@ -269,7 +274,7 @@ class Sessions:
                 await store.extend(connection, session.id, idle, longest)
                 return session.id, await self._add_token(connection, session.id)
             await store.end(connection, session.id, session.user_id)
-            note = Note("refresh_token_reused", "nobody", client, {"session_id": session.id})
+            note = Note("refresh_token_reused", audit.nobody, client, {"session_id": session.id})
             await self._audit.write(connection, session.user_id, note)
         self.counters.refresh_tokens_reused += 1
         return None
@@ -278,7 +283,7 @@ class Sessions:
         async with self._database.transaction() as connection:
             if not await store.end(connection, session_id, caller.user_id):
                 return False
-            note = Note(action, actor(caller.user_id), client, {"session_id": session_id})
+            note = Note(action, audit.user(caller.user_id), client, {"session_id": session_id})
             await self._audit.write(connection, caller.user_id, note)
         return True
 
@@ -299,15 +304,6 @@ class Sessions:
 def _hash(token: str) -> bytes:
     """A token is 256 random bits, so a plain hash is as good as any slow one."""
     return hashlib.sha256(token.encode()).digest()
-
-
-def _position(cursor: str | None) -> int:
-    """Below which id a page goes on."""
-    if cursor is None:
-        return _id_max
-    if not _cursor_form.fullmatch(cursor) or int(cursor) > _id_max:
-        raise FixRequest("invalid_cursor", "The cursor is not one that GET /sessions has given")
-    return int(cursor)
 
 
 def _shown(session: store.StoredSession, caller: Caller) -> SessionShown:

@@ -22,6 +22,7 @@ import msgspec
 from services.core.errors import FixRequest
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Caller
+from services.usermanager.row_ids import id_max
 
 algorithm: Final = "HS256"
 issuer: Final = "ydht"
@@ -30,8 +31,6 @@ kind: Final = "access"
 # Ours have about 340; what is longer is not worth decoding.
 token_chars_max: Final = 512
 
-# What PostgreSQL can have given as an id.
-_id_max: Final = 2**63 - 1
 _form: Final = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 _Id = Annotated[str, msgspec.Meta(pattern=r"\A[1-9][0-9]{0,18}\Z")]
 
@@ -102,7 +101,7 @@ class Tokens:
         if claims.exp <= self._clock.wall_ms() // 1000:
             raise _refused("The access token has expired; POST /refresh gives a new one")
         caller = Caller(int(claims.sub), int(claims.sid))
-        if max(caller.user_id, caller.session_id) > _id_max:
+        if max(caller.user_id, caller.session_id) > id_max:
             raise _refused("The access token is not one of ours")
         return caller
 

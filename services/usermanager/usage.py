@@ -92,7 +92,7 @@ class Usage:
                 body_type=UsageReport,
                 body_bytes_max=report_bytes_max,
                 answer_type=UsageTaken,
-                tag="internal",
+                tag="Internal",
             )
         ]
 

@@ -61,7 +61,7 @@ async def test_who_signs_up_is_told_of_the_account_and_nothing_secret(world: Wor
     assert row["password_hash"].startswith("$argon2id$v=19$")
     assert good_password not in str(row)
     assert (row["email_folded"], row["username_folded"]) == ("ada@example.com", "ada")
-    assert await world.audited() == [("signup", document["id"])]
+    assert await world.audited() == [("signed_up", document["id"])]
 
 
 async def test_every_member_that_is_wrong_is_named(world: World) -> None:
