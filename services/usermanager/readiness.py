@@ -26,8 +26,9 @@ log = telemetry.logger("services.usermanager")
 class DatabaseWatch:
     """Looks at the database by and by, so that /ready can answer from memory.
 
-    Until it has seen our tables once, requests and loops that need them wait for that. From then
-    on each finds out by itself whether the database is there, and is served as soon as it is.
+    Until it has seen our tables, requests and loops that need them wait for that. From then on
+    each finds out by itself whether the database is there, and is served as soon as it is; until
+    somebody takes the tables away.
     """
 
     def __init__(self, database: Database) -> None:
@@ -52,7 +53,7 @@ class DatabaseWatch:
             await asyncio.sleep(look_s)
 
     async def require(self) -> None:
-        """Return if our tables have been there at any time; else RetryLater."""
+        """Return if our tables were there when they were last looked for; else RetryLater."""
         if self._found.is_set():
             return
         if await schema_trouble(self._database) is not None:
@@ -75,6 +76,9 @@ class DatabaseWatch:
             return error.detail
         if trouble is None:
             self._found.set()
+        else:
+            # They were taken away: to be waited for again, rather than missed by each.
+            self._found.clear()
         return trouble
 
     def _check(self) -> Condition:

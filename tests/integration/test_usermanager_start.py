@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
 import pytest
+from alembic import command
 
 from services.core.errors import FatalError
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.embedded import EmbeddedPostgres
-from services.runtime.migrations import migrate
+from services.runtime.migrations import alembic_config, migrate
 from services.runtime.settings import load
 from services.usermanager.settings import UserManagerSettings
 from tests.integration.node_process import secret
@@ -149,6 +151,39 @@ async def test_a_database_without_our_tables_is_told_by_the_command_that_makes_t
         await until_told(ready, "it has found its tables")
         await usermanager.person()
         assert "Traceback" not in usermanager.said
+
+
+async def test_tables_that_are_taken_away_are_missed_as_those_that_never_were(
+    tmp_path: Path, database_address: DatabaseAddress
+) -> None:
+    async with usermanager_process(tmp_path / "data", database_address) as usermanager:
+
+        async def status() -> int:
+            return (await usermanager.readiness())[0]
+
+        ada = await usermanager.person()
+        await asyncio.to_thread(command.downgrade, alembic_config(database_address), "0002")
+        await until_told(status_is(status, 503), "it misses its tables")
+        login = {"email": ada.email, "password": ada.password}
+        for answer in (
+            await usermanager.call("POST", "/login", login),
+            await ada.get("/me"),
+            await usermanager.ask("GET", "/key-events"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+            assert "not set up" in answer.json()["detail"]
+        await asyncio.to_thread(migrate, database_address)
+        await until_told(status_is(status, 200), "it has found its tables")
+        await usermanager.person()
+
+
+def status_is(
+    status: Callable[[], Awaitable[int]], expected: int
+) -> Callable[[], Awaitable[bool | None]]:
+    async def holds() -> bool | None:
+        return await status() == expected or None
+
+    return holds
 
 
 async def test_sigterm_lets_what_is_under_way_finish(
