@@ -11,7 +11,7 @@ A pass goes through the namespaces by their names and deletes each from its firs
 pass that was interrupted, by an error or the end of this process, begins anew and finds what is
 left. Several user managers share the work, an account each; one that dies is replaced after its
 lease (deletion_store.py). An account is never given up: whatever is wrong is logged, is in the
-account's row and in `/metrics`, and is tried again.
+account's row, and is tried again. `/metrics`, which anybody may read, only counts such accounts.
 """
 
 from __future__ import annotations
@@ -106,7 +106,6 @@ class Deletion:
             ("oldest_s", "For how long the first one is closed", lambda: self.backlog.oldest_s),
         ):
             metrics.add(f"deletion_{name}", "gauge", text, read)
-        metrics.add_fact("deletion_trouble", lambda: self.backlog.trouble)
 
     async def run(self) -> None:
         """Delete whatever is due, until cancelled."""

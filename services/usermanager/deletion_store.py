@@ -56,9 +56,7 @@ _FINISH: Final = """
 """
 _BACKLOG: Final = """
     SELECT count(*) AS waiting, count(trouble) AS in_trouble,
-        coalesce(extract(epoch FROM clock_timestamp() - min(closed_at)), 0)::float8 AS oldest_s,
-        (SELECT trouble FROM closed_accounts
-         WHERE done_at IS NULL AND trouble IS NOT NULL ORDER BY closed_at LIMIT 1) AS trouble
+        coalesce(extract(epoch FROM clock_timestamp() - min(closed_at)), 0)::float8 AS oldest_s
     FROM closed_accounts WHERE done_at IS NULL
 """
 _TIDY: Final = """
@@ -89,8 +87,6 @@ class Backlog:
     waiting: int = 0
     in_trouble: int = 0
     oldest_s: float = 0.0
-    # What the oldest of those in trouble waits for.
-    trouble: str | None = None
 
 
 class LostError(Exception):

@@ -80,8 +80,9 @@ async def test_any_text_of_a_trouble_can_be_kept(
     await store.put_off(await taken(store), 0.0, "nul \0 and " + "ü" * 10_000)
     backlog = await store.backlog()
     assert (backlog.waiting, backlog.in_trouble) == (1, 1)
-    assert backlog.trouble is not None
-    assert len(backlog.trouble) == trouble_chars_max
+    kept = await connection.fetchval("SELECT trouble FROM closed_accounts")
+    assert kept.startswith("nul   and ü")
+    assert len(kept) == trouble_chars_max
     assert (await taken(store)).attempts == 1
 
 
