@@ -105,6 +105,22 @@ async def test_a_process_that_is_asked_to_end_answers_its_polls_and_ends_at_once
         assert await ended == 0
 
 
+async def test_a_poll_whose_client_has_gone_is_over(
+    tmp_path: Path, database_address: DatabaseAddress
+) -> None:
+    async with usermanager_process(tmp_path, database_address) as usermanager:
+        for count in (3, 1):
+            polls = [
+                asyncio.create_task(usermanager.ask("GET", "/key-events?after=0&wait_s=60"))
+                for _ in range(count)
+            ]
+            await until_metrics(usermanager, key_event_waiters=count)
+            for poll in polls:
+                poll.cancel()
+            await asyncio.wait(polls)
+            await until_metrics(usermanager, key_event_waiters=0)
+
+
 async def test_uses_of_keys_are_written_before_a_process_ends(
     tmp_path: Path, database_address: DatabaseAddress
 ) -> None:
