@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from typing import Final
 
 import httpx
 import pytest_asyncio
 
 from services.runtime.database_url import DatabaseAddress
 from tests.integration.accounts_world import LoggedIn, World, accounts_world, good_password
+
+# By what people do to each other, some deed may never come to pass in one round.
+rounds_max: Final = 20
 
 
 @pytest_asyncio.fixture
@@ -22,14 +26,18 @@ async def world(database_address: DatabaseAddress) -> AsyncIterator[World]:
 async def test_everything_at_once_on_one_account_never_ends_in_a_bug(world: World) -> None:
     """Logins, refreshes, new passwords, endings and closings lock the same rows."""
     found: set[tuple[str, int]] = set()
-    for round_ in range(4):
+    every_deed = {"/login", *Restless.deeds}
+    for round_ in range(rounds_max):
         await open_account(world)
         people = [Restless(world, random.Random(10 * round_ + number)) for number in range(10)]
         await asyncio.gather(*(person.live(12) for person in people))
         found.update(*(person.seen for person in people))
         world.timeline.advance(1_000)
-    assert {status for _, status in found} <= {200, 201, 204, 401, 404, 409, 429}, found
-    assert {what for what, status in found if status in (200, 204)} == {"/login", *Restless.deeds}
+        assert {status for _, status in found} <= {200, 201, 204, 401, 404, 409, 429}, found
+        done = {what for what, status in found if status in (200, 204)}
+        if round_ >= 3 and done == every_deed:
+            break
+    assert done == every_deed
 
 
 async def open_account(world: World) -> httpx.Response:
@@ -61,16 +69,7 @@ class Restless:
         """Until the session ends."""
         status = 200
         while status in (200, 404):
-            what = self.draw.choice(
-                (
-                    "/refresh",
-                    "/refresh",
-                    "/me/password",
-                    "/logout",
-                    "DELETE /me",
-                    "DELETE /sessions",
-                )
-            )
+            what = self.draw.choice(self.deeds)
             answer = await self._do(what, session)
             status = answer.status_code
             self.seen.add((what, status))
@@ -90,5 +89,6 @@ class Restless:
             answer = await session.ask("DELETE", "/me", json={"password": old})
             await open_account(self.world)
             return answer
-        listed = (await session.ask("GET", "/sessions")).json().get("sessions", [{"id": 1}])
+        # Refused or empty, if the session has been ended meanwhile.
+        listed = (await session.ask("GET", "/sessions")).json().get("sessions") or [{"id": 1}]
         return await session.ask("DELETE", f"/sessions/{self.draw.choice(listed)['id']}")
