@@ -16,8 +16,9 @@ from services.cli.rows import Probe, probe_s_max
 # Soon enough to see why something does not work, seldom enough to cost nothing.
 look_every_s = 2.0
 # While everything has just started, nodes find their replicators and are seen to be live: the
-# better part of a second. Who lacks something for longer than this is named as it is.
-settle_s_max = 5.0
+# better part of a second, and several on a machine that is busy with other things. Who lacks
+# something for longer than this is named as it is.
+settle_s_max = 15.0
 settle_every_s = 0.1
 
 
