@@ -45,11 +45,11 @@ from services.core.record import expires_at_ms, version
 from services.core.wire import DOWN, FAILED, LOST, OK
 from services.replicator.answers import Done, Failures, refusal_of, undecided
 from services.replicator.counters import Counters
-from services.replicator.fleet import Fleet, Owner
 from services.replicator.retries import Retries
 from services.replicator.stamps import Stamps
 from services.replicator.write import Message, Share, Write, messages
 from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet, Owner
 from services.runtime.peer import SENT
 
 operation_s: Final = 2.0

@@ -29,7 +29,6 @@ from typing import Final
 
 from services.core.cluster import node_id_pattern
 from services.replicator.eventual import Epochs
-from services.replicator.fleet import Fleet
 from services.replicator.hint_log import HintLog, segment_bytes_default
 from services.replicator.overflow import Overflow
 from services.replicator.replay import Counters, Replay
@@ -37,6 +36,7 @@ from services.replicator.stamps import Stamps
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.disk import Disk
+from services.runtime.fleet import Fleet
 from services.runtime.log.frame import Corrupt
 
 # What was missed in more than this is found faster by comparing replicas.

@@ -25,10 +25,10 @@ from services.core.cluster import ClusterMap
 from services.core.errors import FatalError, RetryLater, UnknownOutcome
 from services.core.messages import EPOCH, MALFORMED, u64
 from services.core.wire import OK, Role
-from services.replicator.fleet import Fleet
 from services.replicator.formation import Registered
 from services.replicator.map_store import MapStore
 from services.runtime import telemetry
+from services.runtime.fleet import Fleet
 from services.runtime.opening import readable
 from services.runtime.peer import SENT, OwnedLink, Peer
 

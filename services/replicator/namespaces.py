@@ -34,10 +34,10 @@ from services.core.messages import (
 from services.core.ring import slot_count
 from services.core.wire import FAILED, OK
 from services.replicator.answers import Done, Failures, refusal
-from services.replicator.fleet import Fleet, FleetNode
-from services.replicator.speakers import Speakers, UnspokenError
 from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet, FleetNode
 from services.runtime.peer import SENT
+from services.runtime.speakers import Speakers, UnspokenError
 
 # Nobody is asked any more after this. A gateway gives its client's request 5 s.
 work_s: Final = 3.0

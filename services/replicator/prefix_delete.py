@@ -46,11 +46,11 @@ from services.core.record import tombstone_body
 from services.core.wire import FAILED, OK
 from services.replicator.answers import Done, Failures, refusal, refusal_of
 from services.replicator.eventual import EventualWrites
-from services.replicator.fleet import Fleet, FleetNode
-from services.replicator.speakers import Speakers, UnspokenError
 from services.replicator.stamps import Stamps
 from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet, FleetNode
 from services.runtime.peer import SENT
+from services.runtime.speakers import Speakers, UnspokenError
 
 # No step is begun after this, and the longest step is a write's: with its 2 s the answer is there
 # before the 5 s are over that a gateway gives its client's request. 10,000 deletes take the

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from services.core.ring import slot_count
-from services.replicator.fleet import Fleet
 from services.replicator.replicator import Replicator
+from services.runtime.fleet import Fleet
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
 
 

@@ -25,11 +25,11 @@ from services.core.messages import (
     encode_registered,
 )
 from services.core.wire import OK, OVERLOADED, Role
-from services.replicator.fleet import Fleet
 from services.replicator.formation import RegistrationRefused, RegistrationWaits
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership
 from services.runtime import telemetry
+from services.runtime.fleet import Fleet
 from services.runtime.peer import Peer
 
 # Every node of the largest cluster at once.

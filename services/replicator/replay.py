@@ -33,11 +33,11 @@ from services.core.messages import (
 )
 from services.core.wire import DOWN, LOST, OK, Hello
 from services.replicator.eventual import Epochs
-from services.replicator.fleet import Fleet
 from services.replicator.hint_log import HintLog
 from services.replicator.stamps import Stamps
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet
 from services.runtime.peer import SENT, OwnedLink
 
 # A node stores so many in about 2 ms. The second message is on its way while the first becomes

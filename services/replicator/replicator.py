@@ -28,7 +28,6 @@ from services.replicator.adoption import Adoption
 from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
-from services.replicator.fleet import Fleet
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership
@@ -43,6 +42,7 @@ from services.replicator.sweeper import Sweeper
 from services.runtime import telemetry
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
+from services.runtime.fleet import Fleet
 from services.runtime.kept_map import KeptMap
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.link_limits import LinkCounters

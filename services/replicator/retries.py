@@ -15,9 +15,9 @@ from services.core.hlc import check_version
 from services.core.messages import BELOW_FLOOR, NEWER, WRITE, WRONG_EPOCH, encode_write, epoch_of
 from services.core.wire import DOWN, LOST, OK
 from services.replicator.counters import Counters
-from services.replicator.fleet import Fleet
 from services.replicator.stamps import Stamps
 from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet
 from services.runtime.peer import SENT
 
 if TYPE_CHECKING:

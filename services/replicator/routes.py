@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.cluster import ClusterMap
-from services.replicator.fleet import FleetNode
 from services.replicator.readiness import slots_without_quorum
 from services.replicator.replicator import Replicator
+from services.runtime.fleet import FleetNode
 
 
 def routes(replicator: Replicator) -> list[BaseRoute]:

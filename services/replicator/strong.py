@@ -43,12 +43,12 @@ from services.core.wire import OK
 from services.replicator.answers import Done, Failures, refusal, refusal_of
 from services.replicator.counters import Counters
 from services.replicator.eventual import Epochs, Hints
-from services.replicator.fleet import Fleet, Owner
 from services.replicator.key_turns import KeyTurns, ended_in_a_turn, waiting_for_key_max
 from services.replicator.stamps import Stamps
 from services.replicator.strong_operation import Operation, hedge_s, operation_s
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet, Owner
 from services.runtime.peer import SENT
 
 # Looks for who waits too long; runs while anything is under way.

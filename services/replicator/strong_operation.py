@@ -8,7 +8,7 @@ from typing import Final
 from services.core.paxos import Change, Proposal, Reading
 from services.core.ring import slot_of
 from services.replicator.answers import Done, Failures
-from services.replicator.fleet import Owner, Route
+from services.runtime.fleet import Owner, Route
 
 # Its time, waiting for others included.
 operation_s: Final = 2.0

@@ -26,10 +26,10 @@ from services.core.key import check_storage_key
 from services.core.messages import decode_get_many
 from services.core.record import version
 from services.core.wire import OK
-from services.replicator.fleet import Fleet, FleetNode
 from services.replicator.strong import StrongOperations
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet, FleetNode
 from services.runtime.peer import SENT
 
 # Longer than an operation may take: what is older has lost its coordinator.

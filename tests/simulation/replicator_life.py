@@ -14,7 +14,6 @@ from services.core.wire import OK, Role
 from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
-from services.replicator.fleet import Fleet
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, dropped_drain_s, poll_s
@@ -28,6 +27,7 @@ from services.replicator.sweeper import Sweeper
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
 from services.runtime.fake_link import FakeLink, FakeNetwork
+from services.runtime.fleet import Fleet
 from services.runtime.link import Station
 from services.runtime.opening import Identity
 from services.runtime.peer import Handler, OwnedLink, Peer

@@ -14,12 +14,12 @@ from services.core.record import value_body
 from services.core.wire import Role
 from services.replicator.adoption import Adoption
 from services.replicator.directory import ReplicatorDirectory
-from services.replicator.fleet import Fleet
 from services.replicator.hints import Hints
 from services.replicator.stamps import Stamps
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
 from services.runtime.fake_link import FakeLink, FakeNetwork, Weather
+from services.runtime.fleet import Fleet
 from services.runtime.link import Station
 from services.runtime.opening import Identity
 from tests.unit.replicator_world import KnownEpochs, Node, key_of, member_of, secret

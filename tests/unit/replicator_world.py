@@ -30,7 +30,6 @@ from services.dhtnode.table import Table
 from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
-from services.replicator.fleet import Fleet
 from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.stamps import Stamps
@@ -38,6 +37,7 @@ from services.replicator.strong import StrongOperations
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
 from services.runtime.fake_link import FakeLink, FakeNetwork, Weather
+from services.runtime.fleet import Fleet
 from services.runtime.link import Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.log.log import Log

@@ -28,7 +28,7 @@ from services.core.record import is_tombstone, value_body
 from services.core.ring import slot_count, slot_of
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.replicator.prefix_delete import calls_max, work_s
-from services.replicator.speakers import Speakers, UnspokenError
+from services.runtime.speakers import Speakers, UnspokenError
 from tests.unit.replicator_world import Asked, World, key_of, prefix
 
 

@@ -12,11 +12,11 @@ import pytest
 from services.core import messages as m
 from services.core.cluster import ClusterMap, Member
 from services.core.wire import OK, Hello, Role
-from services.replicator.fleet import Fleet
 from services.replicator.membership import Membership
 from services.replicator.memory_map_store import MemoryMapStore, Rows
 from services.replicator.registration import Registrations
 from services.runtime.clock import FakeClock, Timeline
+from services.runtime.fleet import Fleet
 from tests.integration.link_ends import log_lines
 from tests.unit.hand_peer import HandPeer
 from tests.unit.test_replicator_membership import Away, first, member

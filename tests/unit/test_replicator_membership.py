@@ -13,12 +13,12 @@ from services.core import messages as m
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError, PeerError, RetryLater
 from services.core.wire import LOST, OK, Hello, Role
-from services.replicator.fleet import Fleet
 from services.replicator.formation import Registered
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, poll_s_min
 from services.replicator.memory_map_store import MemoryMapStore, Rows
 from services.runtime.clock import FakeClock, Timeline
+from services.runtime.fleet import Fleet
 from services.runtime.peer import OnAnswer
 from tests.integration.link_ends import log_lines
 from tests.unit.hand_peer import HandPeer, hand_peer
