@@ -23,7 +23,7 @@ from services.core.messages import (
     decode_state,
 )
 from services.core.operations import MAP
-from services.core.wire import OK, Hello, Role
+from services.core.wire import OK, Role
 from services.replicator.adoption import Adoption
 from services.replicator.counters import Counters
 from services.replicator.directory import ReplicatorDirectory
@@ -42,13 +42,13 @@ from services.replicator.sweeper import Sweeper
 from services.runtime import telemetry
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
-from services.runtime.fleet import Fleet
+from services.runtime.fleet import Fleet, only_member
 from services.runtime.kept_map import KeptMap
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.link_tls import tls_files
 from services.runtime.loops import Loops
-from services.runtime.opening import Admit, Identity
+from services.runtime.opening import Identity
 from services.runtime.peer import Handlers, Peer
 from services.runtime.service import Service
 
@@ -364,23 +364,3 @@ class Replicator:
                     self._said.warning("the disk did not keep all hints in time")
                 return
             await asyncio.sleep(0.005)
-
-
-def only_member(member: Member) -> Admit:
-    """Admit this node with this store alone: one that lost its directory has forgotten what it
-    promised, whatever its name is."""
-
-    def admit(hello: Hello) -> str | None:
-        if (hello.role, hello.id) != (Role.NODE, member.node_id):
-            return (
-                f"expected node {member.node_id} here, found {hello.role.name.lower()} {hello.id}"
-            )
-        if hello.store_id.hex() != member.store_id:
-            return (
-                f"node {member.node_id} has store {hello.store_id.hex()} here, and the cluster "
-                f"knows it with store {member.store_id}: it has lost its directory, or another "
-                "process has the same NODE_ID"
-            )
-        return None
-
-    return admit

@@ -13,8 +13,10 @@ from typing import Final, NamedTuple
 
 from services.core.cluster import ClusterMap, Member, Placement
 from services.core.ring import slot_count
+from services.core.wire import Hello, Role
 from services.runtime.clock import Clock
 from services.runtime.link_limits import silent_s_max
+from services.runtime.opening import Admit
 from services.runtime.peer import OwnedLink
 
 look_s: Final = 0.1
@@ -155,3 +157,23 @@ class Fleet:
             route = self._by_placement[id(placement)] = Route(self.epoch, placement, tuple(owners))
         self._routes[slot] = route
         return route
+
+
+def only_member(member: Member) -> Admit:
+    """Admit this node with this store alone: one that lost its directory has forgotten what it
+    promised, whatever its name is."""
+
+    def admit(hello: Hello) -> str | None:
+        if (hello.role, hello.id) != (Role.NODE, member.node_id):
+            return (
+                f"expected node {member.node_id} here, found {hello.role.name.lower()} {hello.id}"
+            )
+        if hello.store_id.hex() != member.store_id:
+            return (
+                f"node {member.node_id} has store {hello.store_id.hex()} here, and the cluster "
+                f"knows it with store {member.store_id}: it has lost its directory, or another "
+                "process has the same NODE_ID"
+            )
+        return None
+
+    return admit

@@ -235,14 +235,36 @@ def zone(text: str) -> str:
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """IP networks separated by commas; a lone address is a network of one."""
+    """IP networks separated by commas, for those who are believed; a lone address is a network of
+    one. All addresses there are is no network."""
     try:
-        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+        found = tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
     except ValueError:
         raise ValueError(
             "use networks such as 10.0.0.0/8 or fd00::/8 (no bits after the prefix), "
             "separated by commas"
         ) from None
+    everybody = next((network for network in found if network.prefixlen == 0), None)
+    if everybody is not None:
+        raise ValueError(
+            f"{everybody} is the whole internet: anybody could claim any address, and no attempt "
+            "at a password or a key would be throttled; name your proxies"
+        )
+    return found
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages as browsers name them, separated by commas; or `*` for all."""
+    if text == "*":
+        return (text,)
+    try:
+        found = url_list(text)
+    except ValueError as error:
+        raise ValueError(f"use * or origins: {error}") from None
+    for origin in found:
+        if urlsplit(origin).path:
+            raise ValueError(f"{origin} has a path; an origin is scheme, host and port alone")
+    return tuple(origin.lower() for origin in found)
 
 
 def secret(text: str) -> str:

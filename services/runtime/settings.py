@@ -25,6 +25,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -211,6 +212,16 @@ class DatabaseSettings(ServiceSettings):
             raise FatalError(
                 "neither DATABASE_URL nor EMBEDDED_DB_PASSWORD is set: name a PostgreSQL by "
                 "DATABASE_URL, or run `ydht init` and use the embedded one"
+            )
+
+
+def check_distinct(secrets: Mapping[str, str | None]) -> None:
+    """Refuse to have one secret under two names."""
+    for (one, first), (other, second) in combinations(secrets.items(), 2):
+        if first is not None and first == second:
+            raise FatalError(
+                f"{one} and {other} are the same: whoever learned one would have the other; "
+                "`ydht init` makes a secret for each"
             )
 
 

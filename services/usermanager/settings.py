@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 from typing import ClassVar, Final
 
-from services.core.errors import FatalError
 from services.runtime import setting_values as values
-from services.runtime.settings import DatabaseSettings, setting
+from services.runtime.settings import DatabaseSettings, check_distinct, setting
 
 # A token that lives for less is over before a page has loaded; one that lives for more than a
 # day is what refresh tokens are for, and can be taken back.
@@ -64,21 +62,11 @@ class UserManagerSettings(DatabaseSettings):
     )
 
     def check(self) -> None:
-        secrets = {
-            "JWT_SECRET": self.jwt_secret,
-            "KEY_PEPPER": self.key_pepper,
-            "CLUSTER_SECRET": self.cluster_secret,
-            "EMBEDDED_DB_PASSWORD": self.embedded_db_password,
-        }
-        for (one, first), (other, second) in combinations(secrets.items(), 2):
-            if first is not None and first == second:
-                raise FatalError(
-                    f"{one} and {other} are the same: whoever learned one would have the other; "
-                    "`ydht init` makes a secret for each"
-                )
-        everybody = next((net for net in self.trusted_proxies or () if net.prefixlen == 0), None)
-        if everybody is not None:
-            raise FatalError(
-                f"TRUSTED_PROXIES has {everybody}, the whole internet: anybody could claim any "
-                "address, and no attempt at a password would be throttled; name your proxies"
-            )
+        check_distinct(
+            {
+                "JWT_SECRET": self.jwt_secret,
+                "KEY_PEPPER": self.key_pepper,
+                "CLUSTER_SECRET": self.cluster_secret,
+                "EMBEDDED_DB_PASSWORD": self.embedded_db_password,
+            }
+        )

@@ -43,7 +43,7 @@ nowhere = DatabaseAddress(host="127.0.0.1", port=9, user="ada", database="shop")
         ({"JWT_EXPIRATION": "soon"}, "JWT_EXPIRATION is 'soon': use a duration such as 90s"),
         ({"TRUSTED_PROXIES": "proxy"}, "TRUSTED_PROXIES is 'proxy': use networks such as"),
         ({"TRUSTED_PROXIES": "10.0.0.1/8"}, "no bits after the prefix"),
-        ({"TRUSTED_PROXIES": "10.0.0.0/8,::/0"}, "TRUSTED_PROXIES has ::/0, the whole internet"),
+        ({"TRUSTED_PROXIES": "10.0.0.0/8,::/0"}, "::/0 is the whole internet"),
         ({"PUBLIC_URL": "ftp://here"}, "PUBLIC_URL is 'ftp://here': use a URL such as"),
         ({"GATEWAY_PUBLIC_URL": "here"}, "GATEWAY_PUBLIC_URL is 'here': use a URL such as"),
         ({"REPLICATOR_URLS": "http://a,http://a"}, "name each URL once"),

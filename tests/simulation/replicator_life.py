@@ -19,7 +19,6 @@ from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, dropped_drain_s, poll_s
 from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
-from services.replicator.replicator import only_member
 from services.replicator.requests import Requests
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations
@@ -27,7 +26,7 @@ from services.replicator.sweeper import Sweeper
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
 from services.runtime.fake_link import FakeLink, FakeNetwork
-from services.runtime.fleet import Fleet
+from services.runtime.fleet import Fleet, only_member
 from services.runtime.link import Station
 from services.runtime.opening import Identity
 from services.runtime.peer import Handler, OwnedLink, Peer
