@@ -1,15 +1,16 @@
 """The replicators as a service sees them that asks them: a link to each, and whom to ask.
 
-Any replicator can do whatever is asked of one. A process keeps to the first live one in an order of
-its own, drawn at random, so that many processes spread over all of them. Who has not been heard of
-for a moment is asked last, and a request goes to the next one as long as nothing was done:
+Any replicator can do whatever is asked of one. What is about a key goes to the one of its slot
+(`choose`); for the rest a process keeps to the first live one in an order of its own, drawn at
+random, so that many processes spread over all of them. Who has not been heard of for a moment is
+asked last, and a request goes to the next one as long as nothing was done:
 
     DOWN, OVERLOADED, UNKNOWN_KIND, REFUSED with a code to retry by    ──► the next replicator
     LOST, TIMEOUT, FAILED, UNKNOWN    it may have been done            ──► UnknownOutcome, or the
                                       next one if to do it twice is no harm
 
-`request` is for hot paths: it takes and gives bytes, and passes over nobody but those to whom
-nothing could be sent. `ask` is for everybody else: it is awaited, and raises what became of it.
+`choose` is for hot paths, which ask by callbacks and decide themselves who is next. `ask` is for
+everybody else: it is awaited, and raises what became of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from services.runtime.link import Link, Station
 from services.runtime.link_limits import silent_s_max
 from services.runtime.metrics import Metrics
 from services.runtime.opening import Admit, anyone
-from services.runtime.peer import SENT, OnAnswer, OwnedLink
+from services.runtime.peer import SENT, OwnedLink
 from services.runtime.settings import link_port_offset
 
 Answer = tuple[int, bytes]
@@ -42,9 +43,10 @@ _http_port: Final = 80
 def links_to_replicators(
     urls: Sequence[str], station: Station, *, admit: Admit = anyone
 ) -> list[Link]:
-    """A link for each URL of REPLICATOR_URLS, not started yet."""
+    """A link for each URL of REPLICATOR_URLS, not started yet, in the order of the URLs: all who
+    name the same ones have them in the same order."""
     links = []
-    for url in urls:
+    for url in sorted(urls):
         place = urlsplit(url)
         link = Link(
             station,
@@ -68,8 +70,9 @@ class Replicators:
     """Owns the links that it is given, from `start` to `close`."""
 
     def __init__(self, links: Sequence[OwnedLink], draw: random.Random) -> None:
-        # Never reordered: who was away and is back is asked again at once.
+        # Neither is ever reordered: who was away and is back is asked again at once.
         self._links = draw.sample(links, len(links))
+        self._by_slot = tuple(links)
 
     def start(self) -> None:
         for link in self._links:
@@ -87,21 +90,27 @@ class Replicators:
     def add_to(self, metrics: Metrics) -> None:
         metrics.add("replicators_live", "gauge", "Replicators that answer", lambda: self.live)
 
-    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
-        """As of a link (peer.py): 0 when it was sent to somebody, else the reason of the last one
-        that it could not be sent to, DOWN if there is none."""
-        reason = DOWN
-        for link in self._links:
-            if _is_live(link):
-                reason = link.request(kind, body, on_answer, timeout_s)
-                if reason == SENT:
-                    return SENT
-        for link in self._links:
-            if link.connected and not _is_live(link):
-                reason = link.request(kind, body, on_answer, timeout_s)
-                if reason == SENT:
-                    return SENT
-        return reason
+    def choose(self, slot: int, passed: Sequence[OwnedLink] = ()) -> OwnedLink | None:
+        """Whom to ask about keys of this slot, now that these were asked in vain: the same for
+        every process that was given the same replicators, so that those who write one key meet in
+        one of them. The first live one, else one that is at least connected; None if there is
+        none."""
+        links = self._by_slot
+        count = len(links)
+        for place in range(slot, slot + count):
+            link = links[place % count]
+            if link.connected and link.silent_s() < silent_s_max and link not in passed:
+                return link
+        return next((link for link in links if link.connected and link not in passed), None)
+
+    @property
+    def absence(self) -> RetryLater:
+        """What to say where nobody can be asked."""
+        reasons = {link.last_error or "it has not been reached yet" for link in self._links}
+        return RetryLater(
+            "no_replicator",
+            f"None of {len(self._links)} replicators can be asked: {'; '.join(sorted(reasons))}",
+        )
 
     async def ask(
         self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
@@ -117,7 +126,7 @@ class Replicators:
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_s
-        refusal = self._nobody()
+        refusal = self.absence
         unknown: UnknownOutcome | None = None
         links = sorted(self._links, key=_is_live, reverse=True)
         for number, link in enumerate(links):
@@ -133,7 +142,7 @@ class Replicators:
                 if not repeatable:
                     raise unknown
             elif kind_told == REFUSED:
-                refusal = _refusal(told)
+                refusal = refusal_told(told)
             elif kind_told == MALFORMED:
                 raise PeerError(f"{name} does not understand us: {told.decode(errors='replace')}")
             elif kind_told not in _not_taken:
@@ -141,13 +150,6 @@ class Replicators:
             elif kind_told != DOWN:
                 refusal = RetryLater("overloaded", _why_not_taken(name, kind_told))
         raise unknown or refusal
-
-    def _nobody(self) -> RetryLater:
-        reasons = {link.last_error or "it has not been reached yet" for link in self._links}
-        return RetryLater(
-            "no_replicator",
-            f"None of {len(self._links)} replicators can be asked: {'; '.join(sorted(reasons))}",
-        )
 
 
 def _is_live(link: OwnedLink) -> bool:
@@ -166,7 +168,7 @@ async def _answer(link: OwnedLink, kind: int, body: bytes, timeout_s: float) -> 
     return await answer if sent == SENT else (sent, b"")
 
 
-def _refusal(body: bytes) -> RetryLater:
+def refusal_told(body: bytes) -> RetryLater:
     code, text = decode_refused(body)
     entry = CATALOGUE.get(code)
     if entry is None or not entry.retryable:

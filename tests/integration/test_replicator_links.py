@@ -21,12 +21,12 @@ from services.core.operations import (
     refused_answer,
     unknown_answer,
 )
-from services.core.wire import DOWN, OK, OVERLOADED, UNKNOWN_KIND, Role
+from services.core.wire import OK, OVERLOADED, UNKNOWN_KIND, Role
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_link import FakeLink, FakeNetwork
 from services.runtime.link import LinkServer, Station
 from services.runtime.opening import Identity
-from services.runtime.peer import SENT, Handler, Peer
+from services.runtime.peer import Handler, Peer
 from services.runtime.replicators import Replicators, links_to_replicators, only_replicators
 from services.runtime.settings import link_port_offset
 from tests.free_ports import free_port
@@ -120,7 +120,7 @@ async def test_one_is_asked_for_everything_as_long_as_it_is_there(cluster: Clust
     assert (cluster.first.asked, cluster.second.asked) == (20, 0)
 
 
-def test_processes_differ_in_whom_they_ask_first() -> None:
+async def test_processes_differ_in_whom_they_ask_first() -> None:
     timeline, network = Timeline(), FakeNetwork(random.Random(1))
     names = {"replicator-1", "replicator-2", "replicator-3"}
     for name in ("usermanager-1", *names):
@@ -133,9 +133,22 @@ def test_processes_differ_in_whom_they_ask_first() -> None:
         replicators = Replicators(links, random.Random(seed))
         replicators.start()
         timeline.advance(0.1)
-        replicators.request(PUT, b"", lambda kind, body: firsts.add(body.decode()), wait_s)
+        asking = asyncio.create_task(replicators.ask(PUT, b"", wait_s))
+        await asyncio.sleep(0)
         timeline.advance(0.1)
+        firsts.add((await asking)[1].decode())
     assert firsts == names
+
+
+async def test_processes_agree_on_whom_they_ask_about_a_slot() -> None:
+    urls = [f"http://127.0.0.1:{port}" for port in (7001, 7002, 7003)]
+    station = Station(Identity(Role.USERMANAGER, "usermanager-1", secret))
+    orders = set()
+    for seed in range(6):
+        shuffled = random.Random(seed).sample(urls, len(urls))
+        links = links_to_replicators(shuffled, station)
+        orders.add(tuple(link.port for link in links))
+    assert len(orders) == 1
 
 
 def _say(what: bytes, peer: Peer, request_id: int, body: bytes) -> None:
@@ -194,7 +207,7 @@ async def test_with_nobody_there_it_is_said_why(cluster: Cluster) -> None:
     with pytest.raises(RetryLater, match=r"None of 2 replicators can be asked: .*refused") as told:
         await cluster.replicators.ask(PUT, b"x", wait_s)
     assert told.value.code == "no_replicator"
-    assert cluster.replicators.request(PUT, b"x", lambda *_: None, wait_s) == DOWN
+    assert cluster.replicators.choose(7) is None
 
 
 async def broken_under(cluster: Cluster, *, repeatable: bool) -> tuple[int, bytes]:
@@ -289,19 +302,17 @@ async def test_who_gives_up_waiting_disturbs_nobody(cluster: Cluster) -> None:
     assert await cluster.replicators.ask(PUT, b"x", wait_s) == (OK, b"after")
 
 
-async def test_requests_of_hot_paths_pass_over_who_is_gone(cluster: Cluster) -> None:
-    told: list[tuple[int, bytes]] = []
-
-    def on_answer(kind: int, body: bytes) -> None:
-        told.append((kind, body))
-
-    assert cluster.replicators.request(PUT, b"x", on_answer, wait_s) == SENT
-    await wait_until(lambda: len(told) == 1, "the first has answered")
-    await cluster.first.die()
+async def test_slots_are_shared_out_among_those_who_are_there(cluster: Cluster) -> None:
+    first, second = cluster.links
+    choose = cluster.replicators.choose
+    assert [choose(slot) for slot in range(4)] == [first, second, first, second]
+    assert choose(0, (first,)) is second
+    assert choose(0, (first, second)) is None
+    ports = {one.port + link_port_offset: one for one in cluster.both}
+    gone = ports[first.port]
+    await gone.die()
     await wait_until(lambda: cluster.replicators.live == 1, "its death is seen")
-    assert cluster.replicators.request(PUT, b"x", on_answer, wait_s) == SENT
-    await wait_until(lambda: len(told) == 2, "the second has answered")
-    assert told == [(OK, cluster.first.name.encode()), (OK, cluster.second.name.encode())]
+    assert [choose(slot) for slot in range(4)] == [second] * 4
 
 
 async def test_another_service_at_the_address_of_a_replicator_is_not_asked() -> None:
