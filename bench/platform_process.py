@@ -53,6 +53,26 @@ class PlatformProcess:
             self._process.wait(stop_s_max)
 
     @property
+    def data_dir(self) -> Path:
+        return self._data_dir
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """All its processes, by name; what PostgreSQL starts are children of its own."""
+        if self._process is None:
+            raise RuntimeError("start the platform first")
+        return {**self._told["pids"], "up": self._process.pid}
+
+    @property
+    def gateway_port(self) -> int:
+        return urlsplit(str(self._told["gateway"])).port or 80
+
+    @property
+    def api_key(self) -> str:
+        """That of the demo account, whose plan is never met by a load."""
+        return str(self._told["demo"]["api_key"])
+
+    @property
     def node_urls(self) -> list[str]:
         return [node["url"] for node in self._told["nodes"].values()]
 
