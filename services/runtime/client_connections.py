@@ -5,14 +5,17 @@
   When none is idle there is no room.
 - A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive, and
   a client may leave its answer unread for as long.
+- A connection may ask for a closer watch on a request while it arrives: it is told when that has
+  gone on for `receive_s_max`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from services.runtime.clock import Clock
@@ -20,6 +23,26 @@ from services.runtime.metrics import Metrics
 
 # Longer than the minute that client pools keep a connection, so that they are first to let go.
 idle_s_max = 75.0
+# From the first byte of a request to its last: a megabyte over a poor mobile line.
+receive_s_max = 30.0
+
+
+class Receiving(Protocol):
+    """A connection on which a request arrives."""
+
+    def too_slow(self) -> None:
+        """Called once, when the request has taken too long."""
+        ...
+
+
+class Heads(dict[int, bytes]):
+    """Status line and Date of answers, by status; emptied whenever the date changes."""
+
+    date_line = b""
+
+    def __missing__(self, status: int) -> bytes:
+        self[status] = head = STATUS_LINE[status] + self.date_line
+        return head
 
 
 class Connections(ServerState):
@@ -35,10 +58,14 @@ class Connections(ServerState):
         self._idle: dict[HttpToolsProtocol, float] = {}
         # Those whose clients do not read what they asked for, in the same way.
         self._stalled: dict[HttpToolsProtocol, float] = {}
+        # Those in the middle of a request, likewise.
+        self._receiving: dict[Receiving, float] = {}
+        self.heads = Heads()
         self.opened = 0
         self.shed = 0
         self.refused = 0
         self.expired = 0
+        self.late = 0
         self.malformed = 0
 
     def add(self, connection: HttpToolsProtocol) -> bool:
@@ -66,6 +93,22 @@ class Connections(ServerState):
     def flowing(self, connection: HttpToolsProtocol) -> None:
         self._stalled.pop(connection, None)
 
+    def receiving(self, connection: Receiving) -> None:
+        """Watch the time from now on, unless it is watched already."""
+        self._receiving.setdefault(connection, self.clock.monotonic_s())
+
+    def received(self, connection: Receiving) -> None:
+        self._receiving.pop(connection, None)
+
+    @property
+    def date_line(self) -> bytes:
+        return self.heads.date_line
+
+    def tell_date(self, date: bytes) -> None:
+        self.default_headers = [(b"date", date)]
+        self.heads.date_line = b"Date: " + date + b"\r\n"
+        self.heads.clear()
+
     @property
     def idle_count(self) -> int:
         return len(self._idle)
@@ -75,8 +118,16 @@ class Connections(ServerState):
         return len(self._stalled)
 
     def expire(self) -> None:
-        """Drop what has been idle or stalled for too long."""
-        oldest_s = self.clock.monotonic_s() - idle_s_max
+        """Drop what has been idle or stalled for too long, and tell who receives for too long."""
+        now_s = self.clock.monotonic_s()
+        while self._receiving:
+            late, since_s = next(iter(self._receiving.items()))
+            if since_s > now_s - receive_s_max:
+                break
+            del self._receiving[late]
+            self.late += 1
+            late.too_slow()
+        oldest_s = now_s - idle_s_max
         for waiting in (self._idle, self._stalled):
             # Both are in order of time: the first that is young enough ends the search.
             while waiting:
@@ -105,12 +156,13 @@ class Connections(ServerState):
             "shed": lambda: self.shed,
             "refused": lambda: self.refused,
             "expired": lambda: self.expired,
+            "late": lambda: self.late,
         }
         metrics.add("http_connections_opened", "counter", "Accepted", lambda: self.opened)
         metrics.add(
             "http_connections_closed_by_us",
             "counter",
-            "Closed for room, refused for lack of it, or idle for too long",
+            "Closed for room, refused for lack of it, idle for too long, or sending too slowly",
             lambda: {name: read() for name, read in ends.items()},
             labels=("why",),
         )

@@ -61,13 +61,15 @@ class ServiceProtocol(HttpToolsProtocol):
         self._in_head = True
         # From here on, what the client sends is dropped.
         self._refused = False
+        # The line that frames the body of a message whose offer to upgrade is being declined.
+        self._declining = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if not self.server_state.add(self):
             self._refused = True
             busy = f"All {self.server_state.connections_max} connections are busy"
-            transport.write(raw_answer(RetryLater("overloaded", busy)))
+            transport.write(self._raw(RetryLater("overloaded", busy)))
             # Not lingering: there is no room for it.
             transport.close()
 
@@ -80,12 +82,31 @@ class ServiceProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._unset_keepalive_if_required()
         self._framing_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
+        self._bound_framing()
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        while len(data):
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if self._declining:
+                    self.parser = BehindAnOffer(self).parser(self._declining)
+                    self._declining = b""
+                data = memoryview(data)[offer.args[0] :]
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            else:
+                return
+
+    def _bound_framing(self) -> None:
         # Looked at after parsing: the callbacks have taken off what was no framing. They cannot
         # tell where in `data` a message ended, so what is behind that goes uncounted, once.
         if self._framing_bytes > head_bytes_max and not self._refused:
-            self._refuse(_head_too_large() if self._in_head else _framing_too_large())
+            self._refuse(head_too_large() if self._in_head else _framing_too_large())
         self._framing_bytes = max(self._framing_bytes, 0)
 
     def on_message_begin(self) -> None:
@@ -106,15 +127,23 @@ class ServiceProtocol(HttpToolsProtocol):
             hosts += name == b"host"
         self._framing_bytes -= size
         if size > head_bytes_max:
-            self._refuse_head(_head_too_large())
+            self._refuse_head(head_too_large())
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             self.server_state.malformed += 1
             self._refuse_head(
                 FixRequest("invalid_header", f"There are {hosts} Host headers; send exactly one")
             )
+        self._decline_upgrade(self.headers)
         self.server_state.busy(self)
         super().on_headers_complete()
         self.cycle.transport = LingeringTransport(self)  # type: ignore[assignment]
+
+    def _decline_upgrade(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if self.parser.should_upgrade():
+            framing = (b"content-length", b"transfer-encoding")
+            for name, value in headers:
+                if name in framing and value.strip(b" \t0"):
+                    self._declining = name + b": " + value + b"\r\n"
 
     def on_chunk_header(self) -> None:
         self._framing_bytes -= chunk_bytes_max
@@ -124,8 +153,9 @@ class ServiceProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._framing_bytes = 0
-        super().on_message_complete()
+        if not self._declining:
+            self._framing_bytes = 0
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -206,8 +236,51 @@ class ServiceProtocol(HttpToolsProtocol):
 
     def _answer_and_end(self, error: ClientError) -> None:
         if not self.transport.is_closing():
-            self.transport.write(raw_answer(error))
+            self.transport.write(self._raw(error))
             self._linger()
+
+    def _raw(self, error: ClientError) -> bytes:
+        return raw_answer(error, self.server_state.date_line)
+
+
+class BehindAnOffer:
+    """Hears a parser that takes over behind a head with `Upgrade: h2c`, or `websocket`.
+
+    llhttp ends such a message at its head, since what follows would be of the other protocol. The
+    offer is declined by answering the request, so what follows is its body. Who took that for the
+    next request would answer requests that a client has hidden in it. The new parser is primed
+    with a head of the same framing, which the connection does not hear of.
+    """
+
+    def __init__(self, protocol: ServiceProtocol) -> None:
+        self._protocol = protocol
+        self._primed = False
+        self.on_body = protocol.on_body
+        self.on_chunk_header = protocol.on_chunk_header
+        self.on_message_complete = protocol.on_message_complete
+
+    def parser(self, framing: bytes) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+        self._primed = True
+        return parser
+
+    def on_message_begin(self) -> None:
+        if self._primed:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._primed:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._primed:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._primed:
+            self._protocol.on_headers_complete()
 
 
 class LingeringTransport:
@@ -224,7 +297,7 @@ class LingeringTransport:
         self._protocol.close_after_answer()
 
 
-def _head_too_large() -> FixRequest:
+def head_too_large() -> FixRequest:
     return FixRequest(
         "headers_too_large", f"The request line and headers take more than {head_bytes_max} bytes"
     )
@@ -237,7 +310,7 @@ def _framing_too_large() -> FixRequest:
     )
 
 
-def raw_answer(error: ClientError) -> bytes:
+def raw_answer(error: ClientError, date_line: bytes = b"") -> bytes:
     """A whole response for a connection that is closed after it."""
     request_id = new_request_id()
     body = msgspec.json.encode(error.problem(request_id))
@@ -249,7 +322,7 @@ def raw_answer(error: ClientError) -> bytes:
         "Connection": "close",
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return STATUS_LINE[error.status] + lines.encode("latin-1") + b"\r\n" + body
+    return STATUS_LINE[error.status] + date_line + lines.encode("latin-1") + b"\r\n" + body
 
 
 class Listener:
@@ -341,7 +414,7 @@ class Listener:
         )
 
     def _tick(self) -> None:
-        self.connections.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        self.connections.tell_date(formatdate(usegmt=True).encode())
         self.connections.expire()
         self._ticking = asyncio.get_running_loop().call_later(tick_s, self._tick)
 

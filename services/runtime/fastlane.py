@@ -1,0 +1,545 @@
+"""The fast lane: requests answered inside the HTTP parser's callbacks.
+
+`FastLane` is a protocol for the Listener. Of the state that the lifespan yields it takes `lane`
+(runtime/exchange.py), `counters`, the RequestCounters that the application counts in too, and
+`access_log`, False if it is missing. Requests that the lane takes become exchanges; all others
+go to the application. Those of one connection are answered strictly one after the other:
+
+    head parsed ──> receiving ──> pipeline ──────> turn ─────────> answered
+                      its body      those before     Lane.begin      Exchange.reply
+
+- While a request has its turn nothing behind it is parsed: bytes are held as they came, and
+  reading is paused. But a slice of `slice_bytes_max`, once begun, is parsed to its end, so what
+  has stood in one slice may wait in the pipeline.
+- While answers are not read by the client no request gets its turn, and nothing is read.
+- A refusal ends the connection, behind the answers to what came before.
+- A client that has ended its side gets its answers all the same.
+
+This is a hot path and looks like one: callbacks and bytes, and for a request no task, future,
+timer or log line. Answers that are ready while one read is handled leave in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import Any, Final
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.server import ServerState
+
+from services.core.errors import ClientError, FixRequest
+from services.runtime.client_address import unknown_address
+from services.runtime.client_connections import receive_s_max
+from services.runtime.edge import RequestCounters, status_client_left
+from services.runtime.exchange import Lane
+from services.runtime.fast_exchange import (
+    FastExchange,
+    answer_bytes,
+    close_line,
+    keep_alive_line,
+)
+from services.runtime.listener import ServiceProtocol, head_bytes_max, head_too_large
+from services.runtime.request_head import Head, block_bytes_max, read_target, request_line
+
+# What of a read is parsed at once, and how many bytes of answers are gathered before they leave.
+slice_bytes_max: Final = 64 * 1024
+# A longer one is left to the parser, which counts the whole head.
+_line_bytes_max: Final = head_bytes_max - block_bytes_max
+
+_continue: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_status_words: Final = {status: str(status) for status in range(100, 600)}
+
+
+Act = Callable[[Any], None]
+
+
+class FastLane(ServiceProtocol):
+    """One client connection."""
+
+    # What waits for its turn, newest first: an exchange with what is to be done with it, or
+    # uvicorn's cycle with its application, or None with the error to refuse the rest with.
+    pipeline: deque[tuple[Any, Any]]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.address = unknown_address
+        self._lane: Lane = app_state["lane"]
+        self._counters: RequestCounters = app_state["counters"]
+        self._log_access: bool = app_state.get("access_log", False)
+        # Bytes that have not been parsed.
+        self._held: bytes | memoryview = b""
+        # The message that is being parsed.
+        self._mid_message = False
+        self._messages_begun = 0
+        self._fields: list[tuple[bytes, bytes]] = []
+        # What all slices that its head stands in have together: it has no more.
+        self._head_bytes = 0
+        # Whether it is known that the lane does not take it.
+        self._declined = False
+        # If the lane takes it, while the body arrives.
+        self._receiving: FastExchange | None = None
+        self._act_when_whole: Act = self._lane.begin
+        self._body: bytes | bytearray = b""
+        self._continue_due = False
+        self._watched = False
+        # The last heads that the lane took, one of those without a body and one of those with.
+        self._heads: list[Head] = []
+        # The one of them that has come again.
+        self._repeated: Head | None = None
+        # The request that is being answered.
+        self._turn: FastExchange | RequestResponseCycle | None = None
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._advancing = False
+        self._stalled = False
+        self._half_closed = False
+        self._draining = False
+        self._ended = False
+
+    # What the transport tells
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.client is not None:
+            self.address = self.client[0]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self._unwatch()
+        self.pipeline.clear()
+        self._held = b""
+        turn = self._turn
+        if isinstance(turn, RequestResponseCycle):
+            # uvicorn tells the newest one only.
+            turn.disconnected = True
+            turn.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._turn is None and not self._mid_message and not self._stalled:
+            for head in self._heads:
+                start = len(data) - head.tail_bytes
+                if (
+                    0 < start <= _line_bytes_max
+                    and data.startswith(head.block, start)
+                    and self._take_again(head, data, start)
+                ):
+                    return
+        if self._refused:
+            return
+        self._held = b"".join((self._held, data)) if self._held else data
+        self._advance()
+
+    def _take_again(self, head: Head, data: bytes, start: int) -> bool:
+        """Take a request whose header lines came before; False if the parser must see it."""
+        line = request_line.fullmatch(data, 0, start)
+        if line is None:
+            return False
+        method, path, query = line.groups()
+        exchange = FastExchange(self, method, path, query or b"", head.headers)
+        act = self._act(exchange)
+        if act is None:
+            self._declined = True
+            return False
+        if head.length:
+            exchange.body = data[start + len(head.block) :]
+        self._start(exchange, act)
+        return True
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether to keep the connection: the client may still wait for answers."""
+        self._half_closed = True
+        turn = self._turn
+        if isinstance(turn, RequestResponseCycle) and turn.more_body:
+            return False
+        return bool(turn is not None or self.pipeline or self._held)
+
+    def pause_writing(self) -> None:
+        self._stalled = True
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._stalled = False
+        super().resume_writing()
+        self._advance()
+
+    @property
+    def lost(self) -> bool:
+        return self.transport.is_closing()
+
+    # Moving on
+
+    def _advance(self) -> None:
+        """Answer what waits and parse what is held, in order, as far as both can go now."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while not self._ended and not self.lost:
+                if self._turn is None and self.pipeline and not self._stalled:
+                    self._start(*self.pipeline.pop())
+                elif len(self._held) and self._may_parse():
+                    self._parse_slice()
+                else:
+                    break
+        finally:
+            self._advancing = False
+        self._flush()
+        if not self._ended and not self.lost:
+            self._wait()
+
+    def _may_parse(self) -> bool:
+        """Whether nothing comes before what is held."""
+        turn = self._turn
+        if self.pipeline or self._stalled:
+            return False
+        return turn is None or (isinstance(turn, RequestResponseCycle) and turn.more_body)
+
+    def _parse_slice(self) -> None:
+        piece, self._held = self._held, b""
+        if len(piece) > slice_bytes_max:
+            whole = memoryview(piece)
+            piece, self._held = whole[:slice_bytes_max], whole[slice_bytes_max:]
+        self._framing_bytes += len(piece)
+        in_head = self._mid_message and self._in_head
+        self._head_bytes = len(piece) + (self._head_bytes if in_head else 0)
+        self._repeated = None
+        begun, between = self._messages_begun, not self._mid_message
+        self._parse(piece)
+        if self._refused:
+            return
+        self._bound_framing()
+        alone = between and not self._mid_message and self._messages_begun == begun + 1
+        if alone and self._repeated is not None and isinstance(piece, bytes):
+            self._repeated.keep(piece)
+
+    def _wait(self) -> None:
+        """See to it that what is waited for can come, and does not take forever."""
+        turn = self._turn
+        waiting = bool(self.pipeline) or len(self._held) > 0 or self._stalled
+        if turn is None and not waiting:
+            if self._half_closed or (self._draining and self._receiving is None):
+                self.transport.close()
+                return
+            if self._mid_message and not self._watched:
+                self._watched = True
+                self.server_state.receiving(self)
+            if self._continue_due:
+                self._continue_due = False
+                self.transport.write(_continue)
+        if waiting:
+            self.flow.pause_reading()
+        elif not isinstance(turn, RequestResponseCycle) or not turn.more_body:
+            # Of a body for the application uvicorn decides how much is read.
+            self.flow.resume_reading()
+
+    def too_slow(self) -> None:
+        """The request that is arriving has taken too long to."""
+        self._watched = False
+        exchange = self._receiving
+        if exchange is not None:
+            self._refuse_body(exchange, self._lane.timed_out)
+        elif self._in_head:
+            what = f"The head of the request was not whole after {receive_s_max:g} s"
+            self._refuse(FixRequest("request_timeout", what))
+        else:
+            # The rest of a body that the application did not want.
+            self._end()
+
+    def shutdown(self) -> None:
+        """Answer what has arrived; the last answer says that the connection ends."""
+        self._draining = True
+        turn = self._turn
+        if isinstance(turn, RequestResponseCycle) and not self._more_waits():
+            turn.keep_alive = False
+        self._advance()
+
+    def _more_waits(self) -> bool:
+        return bool(self.pipeline) or len(self._held) > 0 or self._receiving is not None
+
+    # What the parser tells
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._mid_message = True
+        self._messages_begun += 1
+        self._fields = []
+        self.url = b""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Behind the head it is a trailer, and counts for nothing.
+        if self._in_head:
+            self._fields.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        parser = self.parser
+        method = parser.get_method()
+        try:
+            head = self._head_of(self._fields, parser.get_http_version())
+            path, query = read_target(method, self.url)
+        except FixRequest as error:
+            self.server_state.malformed += 1
+            self._refuse_head(error)
+        exchange = FastExchange(self, method, path, query, head.headers)
+        act = None if self._declined else self._act(exchange)
+        if act is None:
+            self._declined = False
+            self._hand_over(path, query, head)
+            return
+        if head.chunked or self._head_bytes > head_bytes_max:
+            size = len(self.url) + head.size
+            self._framing_bytes -= size
+            if size > head_bytes_max:
+                self._refuse_head(head_too_large())
+        self._in_head = False
+        self._decline_upgrade(self._fields)
+        if not parser.should_keep_alive():
+            exchange.persistence = close_line
+        elif head.version == "1.0":
+            exchange.persistence = keep_alive_line
+        self._remember(head, exchange)
+        self._receive(exchange, act, head)
+
+    def _head_of(self, fields: list[tuple[bytes, bytes]], version: str) -> Head:
+        for head in self._heads:
+            if head.headers.fields == fields and head.version == version:
+                return head
+        return Head(fields, version)
+
+    def _remember(self, head: Head, exchange: FastExchange) -> None:
+        if head not in self._heads:
+            has_body = head.length > 0
+            self._heads = [other for other in self._heads if (other.length > 0) != has_body]
+            self._heads.append(head)
+        elif not head.block and not exchange.persistence and not self.parser.should_upgrade():
+            self._repeated = head
+
+    def _hand_over(self, path: bytes, query: bytes, head: Head) -> None:
+        """Let the application answer: tell uvicorn what it would have been told so far."""
+        unlike = len(self.url)
+        super().on_message_begin()
+        self.url = path + b"?" + query if query else path
+        self._framing_bytes -= unlike - len(self.url)
+        self.headers += self._fields
+        self.expect_100_continue = head.expects
+        super().on_headers_complete()
+
+    def _receive(self, exchange: FastExchange, act: Act, head: Head) -> None:
+        self._receiving = exchange
+        self._act_when_whole = act
+        self._continue_due = head.expects and (head.chunked or head.length > 0)
+        if head.length > self._lane.body_bytes_max:
+            self._refuse_body(exchange, self._lane.too_large)
+            raise httptools.HttpParserError
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._receiving
+        if exchange is None:
+            super().on_body(body)
+            return
+        self._framing_bytes -= len(body)
+        self._continue_due = False
+        if not self._body:
+            self._body = body
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+        if len(self._body) > self._lane.body_bytes_max:
+            self._refuse_body(exchange, self._lane.too_large)
+            raise httptools.HttpParserError
+
+    def on_message_complete(self) -> None:
+        if self._declining:
+            return
+        self._mid_message = False
+        self._unwatch()
+        exchange = self._receiving
+        if exchange is None:
+            super().on_message_complete()
+            return
+        self._framing_bytes = 0
+        self._receiving = None
+        self._continue_due = False
+        if self._body:
+            exchange.body = bytes(self._body)
+            self._body = b""
+        self._take_turn(exchange, self._act_when_whole)
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self.server_state.received(self)
+
+    # Turns
+
+    def _act(self, exchange: FastExchange) -> Act | None:
+        """What is to be done with the request once it is whole; None if it is not the lane's."""
+        try:
+            taken = self._lane.takes(exchange.method, exchange.path, exchange.headers)
+        except Exception:
+            # A bug ends here, as at the edge of an application.
+            return partial(FastExchange.excuse, request_id=exchange.lament())
+        return self._lane.begin if taken else None
+
+    def _take_turn(self, exchange: FastExchange, act: Act) -> None:
+        if self._turn is None and not self.pipeline and not self._stalled:
+            self._start(exchange, act)
+        else:
+            self.pipeline.appendleft((exchange, act))
+
+    def _start(self, who: Any, act: Any) -> None:
+        """Give its turn to an entry of the pipeline."""
+        if isinstance(who, FastExchange):
+            self._turn = who
+            self._counters.in_flight += 1
+            self.server_state.busy(self)
+            who.began_s = perf_counter()
+            try:
+                act(who)
+            except Exception:
+                # As above.
+                who.excuse(who.lament())
+        elif who is None:
+            self._answer_and_end(act)
+        elif who.more_body and self._half_closed:
+            # It will never be whole.
+            self.transport.close()
+        else:
+            self._turn = who
+            self.server_state.busy(self)
+            if self._draining and not self._more_waits():
+                who.keep_alive = False
+            super()._start_asgi_task(who, act)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """uvicorn's, for a request with no other of the application's before it."""
+        if self._turn is None and not self.pipeline and not self._stalled:
+            self._start(cycle, app)
+        else:
+            self.pipeline.appendleft((cycle, app))
+
+    def answer(self, exchange: FastExchange, status: int, lines: bytes, body: bytes) -> None:
+        """Send the reply to the exchange that has its turn, and move on."""
+        counters, state = self._counters, self.server_state
+        persistence = exchange.persistence
+        if self._draining and not self._more_waits():
+            persistence = close_line
+        # First, so that nothing has changed if the lane has handed over what is no answer.
+        data = answer_bytes(state.heads[status], exchange, status, lines, persistence, body)
+        exchange.connection = None
+        self._turn = None
+        lost = self.transport.is_closing()
+        if lost:
+            status = status_client_left
+        counters.in_flight -= 1
+        counters.latency_ms.observe((perf_counter() - exchange.began_s) * 1000)
+        counters.by_status[_status_words[status]] += 1
+        if self._log_access:
+            exchange.log(status, lines)
+        if lost:
+            return
+        state.total_requests += 1
+        if self._advancing:
+            self._out.append(data)
+            self._out_bytes += len(data)
+            if self._out_bytes > slice_bytes_max:
+                self._flush()
+        else:
+            self.transport.write(data)
+        if persistence is close_line:
+            self._end()
+            return
+        state.idle(self)
+        if self.pipeline or self._held or self._mid_message or self._half_closed:
+            self._advance()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, when the application has answered."""
+        self.server_state.total_requests += 1
+        self._turn = None
+        if not self._ended and not self.lost:
+            self.server_state.idle(self)
+            self._advance()
+
+    def _flush(self) -> None:
+        if self._out:
+            out, self._out = self._out, []
+            self._out_bytes = 0
+            if not self.lost:
+                self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    # Ends
+
+    def close_after_answer(self) -> None:
+        """uvicorn's way to close, when an answer of the application was the last."""
+        self._end()
+
+    def _end(self) -> None:
+        """Close behind the last answer, which a reset must not overtake."""
+        if self._ended:
+            return
+        self._ended = True
+        self._read_no_more()
+        self.pipeline.clear()
+        self._flush()
+        if self.lost:
+            return
+        unread = self._mid_message or self.flow.read_paused
+        if unread and not self._half_closed:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _read_no_more(self) -> None:
+        self._refused = True
+        self._held = b""
+        self._heads = []
+        self._receiving = None
+        self._body = b""
+        self._continue_due = False
+        self._unwatch()
+
+    def _refuse_body(self, exchange: FastExchange, act: Act) -> None:
+        """Have the lane say why the body is not taken."""
+        self._read_no_more()
+        exchange.persistence = close_line
+        self._take_turn(exchange, act)
+
+    def _refuse(self, error: ClientError) -> None:
+        """Refuse the request that is arriving, behind the answers to those before it."""
+        cycle = self.cycle
+        of_application = self._receiving is None and not self._in_head and self._mid_message
+        self._read_no_more()
+        if of_application and cycle.more_body and not cycle.response_complete:
+            # Its body will never be whole; the handler sees a client that has left.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle is not self._turn:
+                self.pipeline.popleft()
+            elif cycle.response_started:
+                self._flush()
+                self.transport.close()
+                return
+            else:
+                self._turn = None
+        self.pipeline.appendleft((None, error))
+        self._advance()
+
+    def _answer_and_end(self, error: ClientError) -> None:
+        self._ended = True
+        self._flush()
+        super()._answer_and_end(error)
