@@ -219,9 +219,9 @@ class EventualWrites:
             write.begin(route_)
         for message in messages(self._fleet.epoch, begun):
             self._send_message(message)
-        for write, (_, _, owners) in begun:
+        for write, route_ in begun:
             away = {owner.bit for owner, _ in write.missed}
-            write.awaited = next((owner.bit for owner in owners if owner.bit not in away), 0)
+            write.awaited = next((owner.bit for owner in route_.owners if owner.bit not in away), 0)
             if away and not write.possible:
                 self._give_up(write)
 
