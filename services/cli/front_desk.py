@@ -18,22 +18,23 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from services.core.api_key import lookup_subkey
+from services.core.api_key import lookup_hash, lookup_subkey
 from services.core.errors import ClientError, FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime import setting_values as values
 from services.runtime.clock import SystemClock
-from services.runtime.database_url import DatabaseAddress
 from services.runtime.migrations import DatabaseToolSettings, choose_address
 from services.runtime.postgres import Database
 from services.runtime.settings import load, setting
-from services.usermanager import audit
+from services.usermanager import api_key_store, audit
 from services.usermanager.account_store import PostgresAccountStore
 from services.usermanager.administration import Administration
+from services.usermanager.api_key_store import LiveKey
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.audit import Audit
 from services.usermanager.key_events import KeyEvents
@@ -71,48 +72,64 @@ class FrontDeskSettings(DatabaseToolSettings):
     )
 
 
-@dataclass(frozen=True, slots=True)
 class FrontDesk:
-    """The nouns of a user manager, for one command."""
+    """The nouns of a user manager, for one command, on a database that has its tables."""
 
-    accounts: Administration
-    api_keys: ApiKeys
-    # Who does it, as the audit log calls them.
-    actor: str
+    def __init__(self, database: Database, passwords: Passwords, key_pepper: str) -> None:
+        log = Audit(database)
+        events = KeyEvents(database, _never)
+        throttle = Throttle(database, SystemClock())
+        operator = _operator()
+        store = PostgresAccountStore(database, log, events)
+        self.passwords = passwords
+        self.accounts = Administration(store, passwords, operator)
+        # Who does it, as the audit log calls them.
+        self.actor = audit.operator(operator)
+        self._database = database
+        self._pepper_subkey = lookup_subkey(key_pepper)
+        self.api_keys = ApiKeys(database, events, log, throttle, self._pepper_subkey)
+
+    async def look_up(self, api_key: str) -> LiveKey | None:
+        """Whose an API key is, and what it may do, if it is good now."""
+        key_hash = lookup_hash(self._pepper_subkey, api_key)
+        async with self._database.connection() as connection:
+            found = await api_key_store.look_up(connection, [key_hash])
+        return found[0] if found else None
 
 
 def at_front_desk(data_dir: Path, work: Callable[[FrontDesk], Awaitable[T]]) -> T:
     """Have the work done; FatalError, with an exit code of those above, if it cannot be."""
-    environ = {**os.environ, "DATA_DIR": str(data_dir)}
-    settings = load(FrontDeskSettings, environ)
-    address = choose_address(
-        settings.data_dir, settings.database_url, settings.embedded_db_password
-    )
+    settings = load(FrontDeskSettings, {**os.environ, "DATA_DIR": str(data_dir)})
+
+    async def done() -> T:
+        async with _opened(settings) as desk:
+            return await work(desk)
+
     try:
-        return asyncio.run(_with_database(address, settings.key_pepper, work))
+        return asyncio.run(done())
     except ClientError as error:
         raise _ending(error, settings.database_url is None) from error
 
 
-async def _with_database(
-    address: DatabaseAddress, key_pepper: str, work: Callable[[FrontDesk], Awaitable[T]]
-) -> T:
+@asynccontextmanager
+async def front_desk(environ: Mapping[str, str]) -> AsyncIterator[FrontDesk]:
+    """The desk that these variables, and `DATA_DIR/ydht.env`, mean. ClientError of the block and
+    FatalError pass as they are."""
+    async with _opened(load(FrontDeskSettings, environ)) as desk:
+        yield desk
+
+
+@asynccontextmanager
+async def _opened(settings: FrontDeskSettings) -> AsyncIterator[FrontDesk]:
+    address = choose_address(
+        settings.data_dir, settings.database_url, settings.embedded_db_password
+    )
     passwords = Passwords()
     try:
         async with Database(address, connections_max=1) as database:
             if (trouble := await schema_trouble(database)) is not None:
                 raise FatalError(f"the database cannot be used: {trouble}")
-            log = Audit(database)
-            events = KeyEvents(database, _never)
-            throttle = Throttle(database, SystemClock())
-            operator = _operator()
-            store = PostgresAccountStore(database, log, events)
-            desk = FrontDesk(
-                Administration(store, passwords, operator),
-                ApiKeys(database, events, log, throttle, lookup_subkey(key_pepper)),
-                audit.operator(operator),
-            )
-            return await work(desk)
+            yield FrontDesk(database, passwords, settings.key_pepper)
     finally:
         passwords.close()
 

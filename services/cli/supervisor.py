@@ -18,11 +18,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from services.cli.announcement import up_document, where_everything_is
 from services.cli.datadir import DataDirectory
+from services.cli.demo import DemoNews
 from services.cli.logs import RotatingFile, ServiceLog, Terminal
 from services.cli.lookout import Lookout
 from services.cli.ports import refuse_taken_ports
@@ -46,18 +48,24 @@ kill_s_max = 0.5
 drain_s_max = 0.3
 
 
+async def no_demo() -> DemoNews:
+    return DemoNews()
+
+
 async def supervise(
     rows: Sequence[Row],
     directory: DataDirectory,
     *,
     host: str,
     environment: Mapping[str, str],
+    find_demo: Callable[[], Awaitable[DemoNews]] = no_demo,
     terminal_fd: int = 1,
 ) -> None:
     """Run the rows until asked to stop. FatalError when that can't be, with all stopped.
 
     `host` is where services listen: nothing is started unless every port of the table is free
-    there and no row refuses. The directory stays the caller's to close.
+    there and no row refuses. `find_demo` is asked once all are up, for the demo account that goes
+    with them. The directory stays the caller's to close.
     """
     terminal = Terminal(terminal_fd)
     log = ServiceLog("up", RotatingFile(directory.logs / "up.log"), terminal)
@@ -72,7 +80,7 @@ async def supervise(
                 row.refuse()
         with StopRequests(log.say) as requests:
             supervisor = Supervisor(rows, directory, terminal, log, requests)
-            await supervisor.run(environment, reading_end, (children_lock,))
+            await supervisor.run(environment, reading_end, (children_lock,), find_demo)
     finally:
         log.close()
         await terminal.drain(drain_s_max)
@@ -100,6 +108,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._lookout = Lookout(self._children, log.say, self._changed)
+        self._demo = DemoNews()
         # Between the end of the start and the beginning of the stop.
         self._published = False
         self._ready = False
@@ -108,7 +117,11 @@ class Supervisor:
         self._broken = asyncio.Event()
 
     async def run(
-        self, environment: Mapping[str, str], supervisor_fd: int, inherited_fds: tuple[int, ...]
+        self,
+        environment: Mapping[str, str],
+        supervisor_fd: int,
+        inherited_fds: tuple[int, ...],
+        find_demo: Callable[[], Awaitable[DemoNews]],
     ) -> None:
         """Start everything, keep it up until asked to stop, and stop it."""
         surroundings = Surroundings(
@@ -120,6 +133,8 @@ class Supervisor:
         )
         try:
             await self._start(surroundings)
+            if not self._stop_due():
+                await _first_of(self._find_demo(find_demo), self._until_stop_due())
             if not self._stop_due():
                 await _first_of(self._lookout.settle(), self._until_stop_due())
             if not self._stop_due():
@@ -151,6 +166,15 @@ class Supervisor:
             await self._until_started(started)
             if self._stop_due():
                 return
+
+    async def _find_demo(self, find: Callable[[], Awaitable[DemoNews]]) -> None:
+        """Without a demo account everything is up all the same."""
+        try:
+            self._demo = await find()
+        except Exception as bug:
+            for line in "".join(traceback.format_exception(bug)).splitlines():
+                self._log.say(line)
+            self._demo = DemoNews(remarks=(f"no demo account: looking for it failed with {bug!r}",))
 
     async def _until_started(self, children: Sequence[Child]) -> None:
         """Wait until all of a stage are ready or failed, or a stop is due.
@@ -241,7 +265,9 @@ class Supervisor:
         self._ready = is_ready(self._rows, down)
         self._publish(down)
         pids, lacking, place = self._pids(), self._lookout.lacking, self._directory.path
-        self._terminal.print(where_everything_is(self._rows, pids, down, lacking, place))
+        text = where_everything_is(self._rows, pids, down, lacking, place, self._demo)
+        # Not by the log: the demo's password and API key are for who sits here.
+        self._terminal.print(text)
 
     def _changed(self) -> None:
         """A child came up, went down, or was given up."""
@@ -267,7 +293,8 @@ class Supervisor:
     def _publish(self, down: Mapping[str, str]) -> None:
         try:
             lacking = self._lookout.lacking
-            self._directory.publish(up_document(self._rows, self._pids(), down, lacking))
+            demo = self._demo.demo
+            self._directory.publish(up_document(self._rows, self._pids(), down, lacking, demo))
         except OSError as error:
             # The services do well without it; a full disk has louder witnesses.
             self._log.say(f"up.json can't be written: {error.strerror}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 
 from services.cli.datadir import DataDirectory
+from services.cli.demo import find_demo
 from services.cli.init import make_secrets
 from services.cli.options import data_dir_option
 from services.cli.ports import nodes_max, plan_ports, replicators_max
@@ -37,11 +39,14 @@ from services.runtime.settings import link_port_offset, load
     show_default=True,
     help="Number of replicators.",
 )
-def up(data_dir: Path, nodes: int | None, port_base: int | None, replicators: int) -> None:
+@click.option("--no-demo", is_flag=True, help="Open no demo account, and show none.")
+def up(
+    data_dir: Path, nodes: int | None, port_base: int | None, replicators: int, *, no_demo: bool
+) -> None:
     """Start everything, and keep it up until Ctrl-C.
 
-    The first start makes the secrets and the database. Everything is in the data directory; the
-    next start has it all back.
+    The first start makes the secrets, the database, and a demo account. Everything is in the data
+    directory; the next start has it all back.
     """
     directory = DataDirectory.open(data_dir)
     try:
@@ -54,6 +59,15 @@ def up(data_dir: Path, nodes: int | None, port_base: int | None, replicators: in
             replicators=replicators,
         )
         rows = service_table(settings, ports)
-        asyncio.run(supervise(rows, directory, host=settings.bind_host, environment=environment))
+        demo = partial(find_demo, directory.path, environment, wanted=not no_demo)
+        asyncio.run(
+            supervise(
+                rows,
+                directory,
+                host=settings.bind_host,
+                environment=environment,
+                find_demo=demo,
+            )
+        )
     finally:
         directory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -107,6 +108,55 @@ async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_d
         up.signal(signal.SIGTERM)
         assert await up.ended() == 0
     assert {path: path.stat().st_mode for path in data_dir.parents} == parents
+
+
+def account_of(document: dict[str, Any]) -> dict[str, Any]:
+    """What the demo is shown of itself when it logs in."""
+    asked = {name: document["demo"][name] for name in ("email", "password")}
+    answer = httpx.post(f"{document['usermanager']}/login", json=asked, trust_env=False)
+    found: dict[str, Any] = answer.json()["user"]
+    return found
+
+
+def said_in_logs(data_dir: Path) -> str:
+    return "".join(path.read_text() for path in (data_dir / "logs").iterdir())
+
+
+async def test_the_demo_account_is_shown_and_kept_and_left_out_when_nobody_wants_it(
+    data_dir: Path,
+) -> None:
+    async with supervised(up_command(data_dir, "--no-demo"), data_dir) as up:
+        assert (await up.until_up())["demo"] is None
+        assert "demo account" not in up.shown
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
+    assert not (data_dir / "demo.json").exists()
+    demo: dict[str, str] = {}
+    for stop in (signal.SIGKILL, signal.SIGINT):
+        async with supervised(up_command(data_dir), data_dir) as up:
+            document = await up.until_up()
+            demo = demo or document["demo"]
+            assert document["demo"] == demo
+            assert document["demo"].keys() == {"email", "password", "api_key"}
+            assert json.loads((data_dir / "demo.json").read_text()) == demo
+            for name in ("demo.json", "up.json"):
+                assert stat.S_IMODE((data_dir / name).stat().st_mode) == 0o600
+            assert all(text in up.shown for text in demo.values())
+            assert "--no-demo" in up.shown
+            assert f"`ydht user disable {demo['email']} --data-dir {data_dir}` ends" in up.shown
+            assert demo["password"] not in said_in_logs(data_dir)
+            assert demo["api_key"] not in said_in_logs(data_dir)
+            assert account_of(document)["plan"] == "developer"
+            up.signal(stop)
+            await up.ended()
+            await up.until_none_left()
+    async with supervised(up_command(data_dir, "--no-demo"), data_dir) as up:
+        assert (await up.until_up())["demo"] is None
+        assert "of an earlier start is still good: `ydht user disable" in up.shown
+        assert demo["password"] not in up.shown
+        assert demo["api_key"] not in up.shown
+        up.signal(signal.SIGINT)
+        assert await up.ended() == 0
 
 
 async def until_epoch(replicator: str, epoch: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.announcement import up_document, where_everything_is
+from services.cli.demo import DemoNews
+from services.cli.demo_file import Demo
 from services.cli.ports import plan_ports
 from services.cli.rows import Restarts, Row, Stage, accepts_connections, http_ready
 from services.cli.table import UpSettings, service_table
@@ -83,7 +86,56 @@ def test_the_document_has_addresses_by_name_nodes_together_and_every_pid() -> No
         "gateway": "http://127.0.0.1:8080",
         "nodes": {"node-1": {"url": "http://127.0.0.1:8082", "pid": 12}},
         "pids": pids,
+        "demo": None,
     }
+
+
+demo = Demo("demo@ydht.example", "it's a password", "ydht_key")
+
+
+def test_the_demo_is_in_the_document_also_what_nobody_knows_of_it() -> None:
+    shown = {"email": "demo@ydht.example", "password": "it's a password", "api_key": "ydht_key"}
+    assert up_document(_rows(), {}, {}, {}, demo)["demo"] == shown
+    changed = Demo(demo.email, None, demo.api_key)
+    assert up_document(_rows(), {}, {}, {}, changed)["demo"] == {**shown, "password": None}
+
+
+def test_the_demo_is_announced_with_what_to_paste_and_how_to_be_without_it() -> None:
+    lines = where_everything_is(_rows(), {}, {}, {}, Path("my data"), DemoNews(demo)).splitlines()
+    assert "    password  it's a password" in lines
+    assert "    API key   ydht_key" in lines
+    pasted = [line.strip() for line in lines if line.startswith("    curl")]
+    assert [shlex.split(line)[-1] for line in pasted] == 2 * [
+        "http://127.0.0.1:8080/v1/kv/greeting"
+    ]
+    assert all("X-API-Key: ydht_key" in shlex.split(line) for line in pasted)
+    said = "\n".join(lines)
+    assert "`ydht user disable demo@ydht.example --data-dir 'my data'` ends it" in said
+    assert "--no-demo" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown", "down"),
+    [
+        (_rows()[:-1], demo, {}),
+        (_rows(), demo, {"gateway": "it ended"}),
+        (_rows(), Demo(demo.email, demo.password, None), {}),
+    ],
+    ids=["no gateway", "a gateway that is down", "no key"],
+)
+def test_nothing_is_to_be_pasted_that_would_not_work(
+    rows: list[Row], shown: Demo, down: dict[str, str]
+) -> None:
+    said = where_everything_is(rows, {}, down, {}, Path("data"), DemoNews(shown))
+    assert demo.email in said
+    assert "curl" not in said
+
+
+def test_why_there_is_no_demo_is_announced() -> None:
+    news = DemoNews(remarks=("no demo account: it is disabled",))
+    said = where_everything_is(_rows(), {}, {}, {}, Path("data"), news)
+    assert "  no demo account: it is disabled\n" in said
+    assert "password" not in said
 
 
 def test_who_is_up_and_lacks_something_is_named_and_is_still_ready() -> None:
