@@ -35,8 +35,9 @@ class PlatformProcess:
         command += ["--port-base", str(free_port(20)), *options]
         environment = {**os.environ, "CLUSTER_SECRET": secret, "DISK_RESERVE": "0"}
         with (self._data_dir / "up.log").open("wb") as log:
+            # In a session of its own, so that Ctrl-C reaches those who measure, who then stop it.
             self._process = subprocess.Popen(  # noqa: S603  A command of this module.
-                command, env=environment, stdout=log, stderr=log
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
         began_s = time.perf_counter()
         while not self._told.get("ready"):
@@ -64,8 +65,12 @@ class PlatformProcess:
         return {**self._told["pids"], "up": self._process.pid}
 
     @property
+    def gateway_url(self) -> str:
+        return str(self._told["gateway"])
+
+    @property
     def gateway_port(self) -> int:
-        return urlsplit(str(self._told["gateway"])).port or 80
+        return urlsplit(self.gateway_url).port or 80
 
     @property
     def api_key(self) -> str:
