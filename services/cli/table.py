@@ -34,7 +34,12 @@ class UpSettings(DatabaseSettings):
     """What `ydht up` itself reads; its options stand above them."""
 
     service: ClassVar[str] = "up"
-    port: int = setting("GATEWAY_PORT", values.port, default="8080", help="Base of all ports")
+    port: int = setting(
+        "GATEWAY_PORT",
+        values.port,
+        default="8080",
+        help="HTTP port of the gateway, and with `ydht up` the base of all others",
+    )
     cluster_size: int = setting(
         "CLUSTER_SIZE", values.integer(1, nodes_max), default="3", help="Nodes of a new cluster"
     )

@@ -10,7 +10,7 @@ import re
 from services.cli.table import UpSettings
 from services.dhtnode.settings import NodeSettings
 from services.replicator.settings import ReplicatorSettings
-from services.runtime.settings import ServiceSettings, describe
+from services.runtime.settings import ServiceSettings, SettingRow, describe
 from services.usermanager.settings import UserManagerSettings
 from tests.tidy.tree import root
 
@@ -26,7 +26,10 @@ every_settings: tuple[type[ServiceSettings], ...] = (
 
 def settings_table() -> str:
     lines = ["| variable | default | what it is |", "| --- | --- | --- |"]
-    rows = {row.name: row for of in every_settings for row in describe(of)}
+    rows: dict[str, SettingRow] = {}
+    for row in (row for of in every_settings for row in describe(of)):
+        # What several read is told in the words of the first.
+        rows.setdefault(row.name, row)
     for row in rows.values():
         default = f"`{row.default}`" if row.default not in ("", "required") else row.default
         lines.append(f"| `{row.name}` | {default} | {row.help} |".replace("|  |", "| |"))
