@@ -83,6 +83,7 @@ class FastLane(ServiceProtocol):
         # The message that is being parsed.
         self._mid_message = False
         self._messages_begun = 0
+        self._handed_over = False
         self._fields: list[tuple[bytes, bytes]] = []
         # What all slices that its head stands in have together: it has no more.
         self._head_bytes = 0
@@ -270,11 +271,19 @@ class FastLane(ServiceProtocol):
     def _more_waits(self) -> bool:
         return bool(self.pipeline) or len(self._held) > 0 or self._receiving is not None
 
+    def _malformed(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__
+        if cause is not None and not isinstance(cause, httptools.HttpParserError):
+            # No fault of the client's: a callback has failed.
+            raise cause
+        super()._malformed(error)
+
     # What the parser tells
 
     def on_message_begin(self) -> None:
         self._in_head = True
         self._mid_message = True
+        self._handed_over = False
         self._messages_begun += 1
         self._fields = []
         self.url = b""
@@ -293,17 +302,18 @@ class FastLane(ServiceProtocol):
         except FixRequest as error:
             self.server_state.malformed += 1
             self._refuse_head(error)
+        if head.chunked or self._head_bytes > head_bytes_max:
+            size = len(method) + len(self.url) + head.size
+            if size > head_bytes_max:
+                self._refuse_head(head_too_large())
         exchange = FastExchange(self, method, path, query, head.headers)
         act = None if self._declined else self._act(exchange)
         if act is None:
             self._declined = False
             self._hand_over(path, query, head)
             return
-        if head.chunked or self._head_bytes > head_bytes_max:
-            size = len(self.url) + head.size
+        if head.chunked:
             self._framing_bytes -= size
-            if size > head_bytes_max:
-                self._refuse_head(head_too_large())
         self._in_head = False
         self._decline_upgrade(self._fields)
         if not parser.should_keep_alive():
@@ -336,6 +346,7 @@ class FastLane(ServiceProtocol):
         self.headers += self._fields
         self.expect_100_continue = head.expects
         super().on_headers_complete()
+        self._handed_over = True
 
     def _receive(self, exchange: FastExchange, act: Act, head: Head) -> None:
         self._receiving = exchange
@@ -522,9 +533,9 @@ class FastLane(ServiceProtocol):
     def _refuse(self, error: ClientError) -> None:
         """Refuse the request that is arriving, behind the answers to those before it."""
         cycle = self.cycle
-        of_application = self._receiving is None and not self._in_head and self._mid_message
+        half_here = self._mid_message and self._handed_over
         self._read_no_more()
-        if of_application and cycle.more_body and not cycle.response_complete:
+        if half_here and cycle.more_body and not cycle.response_complete:
             # Its body will never be whole; the handler sees a client that has left.
             cycle.disconnected = True
             cycle.message_event.set()

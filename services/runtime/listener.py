@@ -96,8 +96,8 @@ class ServiceProtocol(HttpToolsProtocol):
                     self.parser = BehindAnOffer(self).parser(self._declining)
                     self._declining = b""
                 data = memoryview(data)[offer.args[0] :]
-            except httptools.HttpParserError:
-                self.send_400_response("")
+            except httptools.HttpParserError as error:
+                self._malformed(error)
                 return
             else:
                 return
@@ -200,6 +200,9 @@ class ServiceProtocol(HttpToolsProtocol):
         if not self._refused:
             self.server_state.malformed += 1
             self._refuse(FixRequest("invalid_header", "This is not an HTTP/1.1 request"))
+
+    def _malformed(self, error: httptools.HttpParserError) -> None:
+        self.send_400_response(str(error))
 
     def _refuse_head(self, error: ClientError) -> NoReturn:
         self._refuse(error)

@@ -93,8 +93,9 @@ class Head:
 
     @property
     def size(self) -> int:
-        """Bytes of the header lines as they are usually sent."""
-        return sum(len(name) + len(value) + 4 for name, value in self.headers.fields)
+        """Bytes of the whole head, but for method and target, as heads are usually sent."""
+        lines = sum(len(name) + len(value) + 4 for name, value in self.headers.fields)
+        return len("  HTTP/1.1\r\n\r\n") + lines
 
 
 def read_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
