@@ -26,9 +26,9 @@ import uvloop
 from bench.node_process import secret
 from bench.report import Row, quiet, show
 from bench.usermanager_process import UserManagerProcess, database_cpu_s, usermanager
+from services.core.usage_report import Rollup
 from services.runtime.clock import SystemClock
 from services.runtime.signing import SignedAuth, Signer
-from services.usermanager.messages_usage import Rollup
 
 gateways = 4
 rows_per_report = 500

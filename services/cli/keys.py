@@ -11,6 +11,7 @@ import msgspec
 
 from services.cli.front_desk import FrontDesk, at_front_desk
 from services.cli.options import data_dir_option, email_argument, json_option, text
+from services.core.key_checks import scopes_all
 from services.runtime.request_body import decode_json
 from services.usermanager.messages_api_keys import (
     ApiKey,
@@ -18,7 +19,6 @@ from services.usermanager.messages_api_keys import (
     CreateKey,
     expires_in_days_default,
     page_keys_max,
-    scopes_all,
 )
 from services.usermanager.row_ids import id_max
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
 
+from services.core.key_checks import Scope
 from services.runtime.postgres import Connection
-from services.usermanager.messages_api_keys import Scope
 
 _IS_LIVE: Final = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 _COLUMNS: Final = f"""

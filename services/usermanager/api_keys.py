@@ -19,6 +19,7 @@ from services.core.api_key import displayed, lookup_hash, new_key
 from services.core.duration import format_duration, parse_duration
 from services.core.errors import FixRequest
 from services.core.key import key_bytes_max
+from services.core.key_checks import Scope, scopes_all
 from services.core.plans import plan_named
 from services.runtime.endpoints import Call, Client, Endpoint
 from services.runtime.postgres import Connection, Database
@@ -36,8 +37,6 @@ from services.usermanager.messages_api_keys import (
     KeyPage,
     KeyPath,
     RotateKey,
-    Scope,
-    scopes_all,
 )
 from services.usermanager.names import check_legible, problem_of
 from services.usermanager.row_ids import page_below

@@ -24,11 +24,11 @@ from typing import Any, Final
 import asyncpg
 
 from services.core.errors import ClientError, RetryLater
+from services.core.key_checks import KeyEvent, KeyEventPage, KeyEventsQuery
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Connection, Database
 from services.runtime.shares import ShareLimit, Shares
-from services.usermanager.messages_key_events import KeyEvent, KeyEventPage, KeyEventsQuery
 
 # With what it takes to look and to answer, a fifth of the second in which a revocation is known.
 look_s: Final = 0.2

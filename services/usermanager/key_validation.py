@@ -10,12 +10,12 @@ from typing import Final
 
 from services.core.api_key import lookup_hash, well_formed
 from services.core.errors import FixRequest
+from services.core.key_checks import ValidateKey, ValidKey
 from services.core.plans import plan_named
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.request_body import invalid_members
 from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.last_used import LastUsed
-from services.usermanager.messages_api_keys import ValidateKey, ValidKey
 
 refusal: Final = "The API key is unknown, was revoked, or has expired"
 

@@ -1,21 +1,17 @@
-"""API keys as their owners, and gateways, ask for them and are told of them."""
+"""API keys as their owners ask for them and are told of them."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from services.core.api_key import lookup_hash_bytes
 from services.core.duration import duration_chars_max
 from services.core.key import key_bytes_max
+from services.core.key_checks import Scope, scopes_all
 from services.usermanager.row_ids import RowId
-
-Scope = Literal["read", "write", "admin"]
-# In the order in which they are always told.
-scopes_all: Final[tuple[Scope, ...]] = ("read", "write", "admin")
 
 name_chars_max: Final = 100
 # Ten years, as for values: a key for longer is one without an end, and says so.
@@ -24,8 +20,6 @@ expires_in_days_default: Final = 90
 per_minute_max: Final = (1 << 31) - 1
 page_keys_max: Final = 1_000
 page_keys_default: Final = 100
-# A whole key and whatever surrounds it by mistake.
-asked_key_chars_max: Final = 256
 
 # That it can be read aloud is checked by who makes the key, as it is of the names of people.
 Name = Annotated[
@@ -99,38 +93,3 @@ class KeyPage(msgspec.Struct, frozen=True):
     api_keys: list[ApiKey]
     count: int
     cursor: str | None
-
-
-class ValidateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One of the two. Gateways send the hash, so that keys do not travel."""
-
-    key_hash: (
-        Annotated[
-            str,
-            Meta(
-                pattern=r"^[0-9a-f]+(?![\s\S])",
-                min_length=2 * lookup_hash_bytes,
-                max_length=2 * lookup_hash_bytes,
-            ),
-        ]
-        | None
-    ) = None
-    key: Annotated[str, Meta(max_length=asked_key_chars_max)] | None = None
-
-
-class ValidKey(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose a key is and what it may do, until `expires_at` or an event after `event_id`.
-
-    The limits are those of this key: those of the plan, or less.
-    """
-
-    valid: bool = True
-    user_id: int
-    key_id: int
-    scopes: list[Scope]
-    prefix: str | None
-    expires_at: datetime | None
-    plan: str
-    requests_per_minute: int
-    burst: int
-    event_id: int

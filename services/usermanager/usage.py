@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.core.errors import FixRequest, RetryLater
+from services.core.usage_report import UsageReport, UsageTaken, report_bytes_max
 from services.runtime import telemetry
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Database
 from services.runtime.probes import Readiness
 from services.usermanager import usage_store as store
-from services.usermanager.messages_usage import UsageReport, UsageTaken, report_bytes_max
 from services.usermanager.partitions import Partitions, days_ahead, days_kept
 
 # A report that comes again after its sender was forgotten is of days that have been dropped by

@@ -15,21 +15,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from services.core.errors import FixRequest, RetryLater
+from services.core.usage_report import count_max, earliest, latest
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Call, Endpoint
 from services.runtime.postgres import Connection, Database
 from services.runtime.request_body import invalid_members
 from services.usermanager import usage_store as store
-from services.usermanager.messages_usage import (
-    StatsQuery,
-    Step,
-    UsageQuery,
-    UsageRow,
-    UsageStats,
-    count_max,
-    earliest,
-    latest,
-)
+from services.usermanager.messages_usage import StatsQuery, Step, UsageQuery, UsageRow, UsageStats
 
 
 @dataclass(slots=True, frozen=True)

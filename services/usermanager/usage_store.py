@@ -14,8 +14,8 @@ from typing import Final
 import asyncpg
 import msgspec
 
+from services.core.usage_report import Rollup, count_max
 from services.runtime.postgres import Connection
-from services.usermanager.messages_usage import Rollup, count_max
 from services.usermanager.partitions import DAYS, TODAY, days_ahead, days_kept
 
 # How far behind its latest report an earlier one of the same sender may arrive. Those before are

@@ -17,7 +17,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from services.usermanager.messages_usage import Rollup
+from services.core.usage_report import Rollup
 from tests.cluster.front_desk import (
     Desk,
     again_s,

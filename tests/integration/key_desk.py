@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 
 from services.core.api_key import lookup_hash, lookup_subkey
 from services.core.errors import FatalError, FixRequest
+from services.core.key_checks import ValidateKey, ValidKey
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
@@ -38,13 +39,7 @@ from services.usermanager.key_events import KeyEvents
 from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
 from services.usermanager.last_used import LastUsed
-from services.usermanager.messages_api_keys import (
-    ApiKey,
-    CreatedKey,
-    CreateKey,
-    ValidateKey,
-    ValidKey,
-)
+from services.usermanager.messages_api_keys import ApiKey, CreatedKey, CreateKey
 from services.usermanager.throttle import Throttle
 
 secret = "Lr6tYb9nHc3dZp4vKx8sQm2wFg7jUe5a"

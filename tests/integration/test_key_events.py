@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 
 from services.core.errors import RetryLater
+from services.core.key_checks import KeyEvent, KeyEventPage
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.embedded import EmbeddedPostgres
 from services.runtime.migrations import migrate
 from services.usermanager import key_events
-from services.usermanager.messages_key_events import KeyEvent, KeyEventPage
 from tests.integration.key_desk import KeyDesk, key_desk
 from tests.waiting import wait_until
 

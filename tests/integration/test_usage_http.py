@@ -13,14 +13,10 @@ import httpx
 import msgspec
 import pytest
 
+from services.core.usage_report import count_max, report_bytes_max, rows_per_report_max
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.signing import SignedAuth, Signer
-from services.usermanager.messages_usage import (
-    count_max,
-    report_bytes_max,
-    rows_per_report_max,
-)
 from tests.integration.node_process import secret
 from tests.integration.usage_desk import fetch, rollup, this_minute
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process

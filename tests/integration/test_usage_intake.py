@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.core.errors import ClientError, FixRequest, RetryLater, UnknownOutcome
-from services.runtime.database_url import DatabaseAddress
-from services.usermanager.messages_usage import (
+from services.core.usage_report import (
     Rollup,
     UsageReport,
     UsageTaken,
     count_max,
     rows_per_report_max,
 )
+from services.runtime.database_url import DatabaseAddress
 from services.usermanager.usage import senders_kept_days
 from services.usermanager.usage_store import reports_remembered
 from tests.integration.test_postgres_pool import Proxy

@@ -12,11 +12,11 @@ import pytest
 from alembic import command
 
 from services.core.errors import RetryLater
+from services.core.usage_report import Rollup, UsageTaken
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.migrations import alembic_config, migrate
 from services.runtime.probes import Readiness
 from services.usermanager import partitions
-from services.usermanager.messages_usage import Rollup, UsageTaken
 from services.usermanager.partitions import (
     days_ahead,
     days_behind,

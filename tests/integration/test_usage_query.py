@@ -12,17 +12,11 @@ from typing import Any
 import pytest
 
 from services.core.errors import FixRequest, RetryLater
+from services.core.usage_report import Rollup, count_max
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager import usage_query
 from services.usermanager import usage_store as store
-from services.usermanager.messages_usage import (
-    Rollup,
-    StatsQuery,
-    Step,
-    UsageQuery,
-    UsageRow,
-    count_max,
-)
+from services.usermanager.messages_usage import StatsQuery, Step, UsageQuery, UsageRow
 from services.usermanager.usage_query import (
     period,
     questions_at_once,

@@ -12,10 +12,10 @@ from typing import Any
 
 import asyncpg
 
+from services.core.usage_report import Rollup, UsageReport
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.postgres import Database
-from services.usermanager.messages_usage import Rollup, UsageReport
 from services.usermanager.partitions import Partitions
 from services.usermanager.usage import Usage
 from services.usermanager.usage_query import UsageReader
