@@ -509,11 +509,11 @@ class FastLane(ServiceProtocol):
         self._flush()
         if self.lost:
             return
-        unread = self._mid_message or self.flow.read_paused
-        if unread and not self._half_closed:
-            self._linger()
-        else:
+        if self._half_closed:
             self.transport.close()
+        else:
+            # Whether anything is unread cannot be known, if only because it may be on its way.
+            self._linger()
 
     def _read_no_more(self) -> None:
         self._refused = True
