@@ -37,6 +37,7 @@ from services.runtime.service import Service, main
 from services.runtime.settings import ServiceSettings, setting
 
 prefix = b"/v1/kv/"
+methods = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"]
 body_bytes_max = 100_000
 
 
@@ -127,7 +128,8 @@ def echo(exchange: Exchange) -> bytes:
 
 async def application_echo(request: Request) -> Response:
     body = await request.body()
-    fields = [f"{name!r}: {value!r}" for name, value in request.headers.raw]
+    # Behind uvicorn's own protocol values keep the blanks that follow them.
+    fields = [f"{name!r}: {value.rstrip()!r}" for name, value in request.headers.raw]
     shown = [request.method.encode(), request.scope["raw_path"], request.url.query.encode(), body]
     return PlainTextResponse("\n".join([*map(repr, shown), *fields]))
 
@@ -148,7 +150,7 @@ def application(
         routes=[
             *routes,
             Route("/app/slow", application_slow),
-            Route("/app/{any:path}", application_echo, methods=["GET", "POST", "PUT", "HEAD"]),
+            Route("/app/{any:path}", application_echo, methods=methods),
         ],
         middleware=[
             Middleware(RequestEdge, counters=counters, access_log=access_log),
