@@ -7,11 +7,8 @@ import asyncio
 import io
 import json
 import logging
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ import structlog
 from services.runtime import telemetry
 from services.runtime.client_connections import idle_s_max
 from tests.integration.example_lane import body_bytes_max
+from tests.integration.lane_process import lane_process
 from tests.integration.lane_world import (
     Client,
     World,
@@ -29,8 +27,6 @@ from tests.integration.lane_world import (
     put,
     request,
 )
-
-repository = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -305,33 +301,8 @@ async def test_bytes_behind_the_last_answer_do_not_reset_it(world: World) -> Non
         assert len(world.lane.begun) == len(answers) - (1 if len(answers) > 1 else 0)
 
 
-@asynccontextmanager
-async def process(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """The example lane as a service of its own, and its port."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.example_lane",
-        cwd=repository,
-        env={
-            "PATH": os.environ["PATH"],
-            "DATA_DIR": str(data_dir),
-            "CLUSTER_SECRET": "Vb8rJ2mQx0LkTz5WnYc7PdSg1HfUe4Ao",
-            "LOG_FORMAT": "json",
-        },
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert child.stdout is not None
-        yield child, json.loads(await child.stdout.readline())["port"]
-    finally:
-        if child.returncode is None:
-            child.kill()
-        await child.communicate()
-
-
 async def test_sigterm_with_64_requests_in_flight(tmp_path: Path) -> None:
-    async with process(tmp_path) as (child, port):
+    async with lane_process(tmp_path) as (child, port):
         clients = [Client(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(64)]
         for client in clients:
             client.send(get("later?ms=700"))
