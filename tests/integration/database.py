@@ -83,7 +83,7 @@ async def as_superuser(server: SharedServer) -> AsyncIterator[asyncpg.Connection
 
 
 @asynccontextmanager
-async def _fresh_database(server: SharedServer, source: str) -> AsyncIterator[DatabaseAddress]:
+async def fresh_database(server: SharedServer, source: str) -> AsyncIterator[DatabaseAddress]:
     name = f"test_{next(_numbers)}"
     async with as_superuser(server) as connection:
         await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
@@ -123,11 +123,11 @@ def migrated_template(postgres_server: SharedServer) -> str:
 async def database_address(
     postgres_server: SharedServer, migrated_template: str
 ) -> AsyncIterator[DatabaseAddress]:
-    async with _fresh_database(postgres_server, migrated_template) as address:
+    async with fresh_database(postgres_server, migrated_template) as address:
         yield address
 
 
 @pytest.fixture
 async def empty_database_address(postgres_server: SharedServer) -> AsyncIterator[DatabaseAddress]:
-    async with _fresh_database(postgres_server, "template0") as address:
+    async with fresh_database(postgres_server, "template0") as address:
         yield address
