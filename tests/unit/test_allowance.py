@@ -129,6 +129,19 @@ def test_a_key_that_comes_to_be_held_to_less_begins_with_no_more_than_its_tenant
         registry.of_key(7, of_pro, 1, of_free, 0)
         registry.of_key(7, of_free, 1, of_free, 0)
     assert left(allowance) == 2
+    registry.of_key(7, of_pro, 1, of_free, 0)
+    # Of its own it has gained one, and its tenant a hundred.
+    assert left(allowance, second_ns) == 3
+
+
+def test_other_limits_show_at_once_also_where_the_figures_stay() -> None:
+    registry = Allowances()
+    allowance = of(registry)
+    assert b";q=100;" in allowance.lines(0)
+    registry.of_key(7, Limits(200, 10), 1, Limits(200, 10), 0)
+    assert allowance.lines(0) == (
+        b'RateLimit-Policy: "default";q=200;w=60\r\nRateLimit: "default";r=10;t=0\r\n'
+    )
 
 
 def test_a_bucket_that_is_not_full_outlives_its_last_user() -> None:
