@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 from services.core.cluster import ClusterMap
 from services.replicator.readiness import slots_without_quorum
 from services.replicator.replicator import Replicator
-from services.runtime.fleet import FleetNode
+from services.runtime.fleet import FleetNode, node_state
 
 
 def routes(replicator: Replicator) -> list[BaseRoute]:
@@ -61,7 +61,7 @@ def _slots(known: ClusterMap) -> Counter[str]:
 def _node(node: FleetNode, slots: int) -> dict[str, object]:
     member = node.member
     return {
-        "state": _state(node),
+        "state": node_state(node),
         "store_id": member.store_id,
         "host": member.host,
         "http_port": member.http_port,
@@ -87,11 +87,3 @@ def _behind(replicator: Replicator, node_id: str) -> dict[str, object]:
         "overflowed": bool(hints.mark(node_id)),
         "lag_ms": max(round(retried_ms), hints.lag_ms(node_id)),
     }
-
-
-def _state(node: FleetNode) -> str:
-    if not node.link.connected:
-        return "unreachable"
-    if not node.live:
-        return "silent"
-    return "catching_up" if node.catching_up else "live"

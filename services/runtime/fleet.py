@@ -25,10 +25,12 @@ look_s: Final = 0.1
 class FleetNode:
     """One node and the link to it."""
 
-    __slots__ = ("catching_up", "link", "live", "member", "node_id", "rank")
+    __slots__ = ("catching_up", "link", "live", "member", "name", "node_id", "rank")
 
     def __init__(self, member: Member, link: OwnedLink) -> None:
         self.node_id = member.node_id
+        # As clients are told it.
+        self.name = member.node_id.encode("ascii")
         self.member = member
         self.link = link
         self.live = False
@@ -42,6 +44,15 @@ class FleetNode:
         rank = 2 if not self.live else 1 if self.catching_up else 0
         changed, self.rank = rank != self.rank, rank
         return changed
+
+
+def node_state(node: FleetNode) -> str:
+    """How it is, in a word."""
+    if not node.link.connected:
+        return "unreachable"
+    if not node.live:
+        return "silent"
+    return "catching_up" if node.catching_up else "live"
 
 
 class Owner(NamedTuple):
@@ -58,6 +69,9 @@ class Route(NamedTuple):
     epoch: int
     placement: Placement
     owners: tuple[Owner, ...]
+    # Those of them that have all the data of the slot, which new owners have not, while the map
+    # is joint.
+    readers: tuple[FleetNode, ...]
 
 
 Connect = Callable[[Member], OwnedLink]
@@ -154,7 +168,9 @@ class Fleet:
                 for index, node_id in enumerate(placement.owners)
             ]
             owners.sort(key=lambda owner: owner.node.rank)
-            route = self._by_placement[id(placement)] = Route(self.epoch, placement, tuple(owners))
+            readers = tuple(node for bit, node in owners if bit & placement.old_mask)
+            route = Route(self.epoch, placement, tuple(owners), readers)
+            self._by_placement[id(placement)] = route
         self._routes[slot] = route
         return route
 

@@ -33,15 +33,17 @@ def application(
     health: Callable[[], Mapping[str, object]] = dict,
     middleware: Sequence[Middleware] = (),
     access_log: bool = False,
+    counters: RequestCounters | None = None,
     body_bytes_max: int = body_bytes_default,
     body_s_max: float = body_s_default,
 ) -> Starlette:
     """A Starlette application with everything that services share around the routes.
 
     `body_bytes_max` is the largest body that any route takes; a route that takes less adds a
-    BodyLimit of its own. `middleware` stands between the limit on bodies and the routes.
+    BodyLimit of its own. `middleware` stands between the limit on bodies and the routes. `counters`
+    are given by who answers requests beside the application, and counts them too.
     """
-    counters = RequestCounters()
+    counters = counters or RequestCounters()
     counters.add_to(metrics)
     app = Starlette(
         routes=[*probe_routes(service, readiness, metrics, health), *routes],

@@ -83,11 +83,11 @@ class Speakers:
         return spoken
 
     def _speaker(self, slot: int, without: AbstractSet[str]) -> FleetNode:
-        owners = self._fleet.route(slot).owners
-        for _, node in owners:
+        readers = self._fleet.route(slot).readers
+        for node in readers:
             if node.live and node.node_id not in without:
                 return node
-        names = ", ".join(sorted(node.node_id for _, node in owners))
+        names = ", ".join(sorted(node.node_id for node in readers))
         raise UnspokenError(f"of {names}, which have slot {slot}, none can be asked")
 
 

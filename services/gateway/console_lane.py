@@ -1,0 +1,53 @@
+"""The way to single keys through the application, for what the fast lane leaves to it.
+
+That is what the console asks for, signed in the name of a tenant, and every request where the
+application runs without the fast lane. The requests are those of `KeyValue`, which answers them.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+
+from services.core.errors import ClientError
+from services.gateway.kv import KeyValue, options_of, path_prefix
+from services.runtime.console_requests import ConsoleRequests
+from services.runtime.exchange import Exchange, Headers
+
+
+class ConsoleLane:
+    def __init__(self, keys: KeyValue, console: ConsoleRequests) -> None:
+        self._keys = keys
+        self._console = console
+
+    @property
+    def body_bytes_max(self) -> int:
+        return self._keys.body_bytes_max
+
+    def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
+        return path.startswith(path_prefix)
+
+    def begin(self, exchange: Exchange) -> None:
+        options = options_of(exchange.headers)
+        if not options.signed:
+            self._keys.begin(exchange)
+            return
+        began_ns = monotonic_ns()
+        target = exchange.path + (b"?" + exchange.query if exchange.query else b"")
+        try:
+            credential = self._console.credential(
+                exchange.method.decode("latin-1"),
+                target.decode("latin-1"),
+                exchange.headers.fields,
+                exchange.body,
+            )
+        except ClientError as error:
+            self._keys.refuse(exchange, error)
+            return
+        options.belongs_to(credential)
+        self._keys.begin_for(exchange, options, credential, began_ns)
+
+    def too_large(self, exchange: Exchange) -> None:
+        self._keys.too_large(exchange)
+
+    def timed_out(self, exchange: Exchange) -> None:
+        self._keys.timed_out(exchange)

@@ -1,0 +1,260 @@
+"""The requests about one key, `/v1/kv/{key}`: one module, whatever brings the requests.
+
+    exchange ──whose it is──► a token taken ──► understood ──► a call of its own (gets, changes)
+        └── a key that is not known: looked up first, in a task
+
+It is the hot path of the platform from the head of a request to its answer: bytes and callbacks, no
+task, future, timer, log line or JSON document that is not the answer itself. What does not depend
+on the key is understood once for each set of headers (options.py).
+
+A refusal costs what an answer does: it takes a token and is counted, once it is known whose it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping
+from functools import partial
+from time import monotonic_ns
+from types import MappingProxyType
+from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from services.core.errors import ClientError, FixRequest, InternalError, RetryLater
+from services.core.key import check_key
+from services.core.key_checks import Scope
+from services.core.record import value_bytes_max
+from services.core.ring import slot_of
+from services.gateway.calls import KeyCall, Platform
+from services.gateway.changes import Delete, Expire, Increment, Put
+from services.gateway.gets import Get
+from services.gateway.keyspace import check_allowed
+from services.gateway.options import Options
+from services.runtime import telemetry
+from services.runtime.credentials import Credential, Credentials
+from services.runtime.exchange import Exchange, Headers
+from services.runtime.key_access import check_scope
+
+path_prefix: Final = b"/v1/kv/"
+_path_bytes: Final = len(path_prefix)
+# Requests whose API keys are looked up just now, and what their clients have sent.
+lookups_max: Final = 2_000
+lookup_bytes_max: Final = 64 << 20
+
+# Shorter than the longest that is allowed.
+usual_key_bytes: Final = 256
+
+_increment: Final = b"/incr"
+_half_escaped: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_s_per_ns: Final = 1e-9
+_ns_per_s: Final = 1_000_000_000
+
+log = telemetry.logger("services.gateway")
+
+
+class Method(NamedTuple):
+    # What its requests are counted as.
+    operation: str
+    scope: Scope
+    call: type[KeyCall]
+
+
+methods: Final[Mapping[bytes, Method]] = MappingProxyType(
+    {
+        b"GET": Method("get", "read", Get),
+        b"HEAD": Method("head", "read", Get),
+        b"PUT": Method("put", "write", Put),
+        b"DELETE": Method("delete", "write", Delete),
+        b"PATCH": Method("patch", "write", Expire),
+        # Of the path /v1/kv/{key}/incr.
+        b"POST": Method("incr", "write", Increment),
+    }
+)
+
+
+class KeyValue:
+    """The lane of a gateway (runtime/exchange.py)."""
+
+    body_bytes_max = value_bytes_max
+
+    def __init__(self, platform: Platform, credentials: Credentials) -> None:
+        self._platform = platform
+        self._credentials = credentials
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._lookup_bytes = 0
+        # Ids of requests that brought none: nobody else's, and cheap.
+        self._id_mark = os.urandom(8).hex().encode("ascii")
+        self._id = 0
+
+    @property
+    def looking_up(self) -> int:
+        return len(self._lookups)
+
+    def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
+        # What browsers ask before they ask, and what is signed, goes through the application.
+        return (
+            path.startswith(path_prefix) and method != b"OPTIONS" and not options_of(headers).signed
+        )
+
+    def begin(self, exchange: Exchange) -> None:
+        began_ns = monotonic_ns()
+        options = options_of(exchange.headers)
+        credential = options.credential
+        now_s = began_ns * _s_per_ns
+        if credential is None or now_s >= credential.usable_until_s:
+            credential = self._credentials.cached(options.api_key, now_s)
+            if credential is None:
+                self._begin_later(exchange, options)
+                return
+            options.belongs_to(credential)
+        self.begin_for(exchange, options, credential, began_ns)
+
+    def begin_for(
+        self, exchange: Exchange, options: Options, credential: Credential, began_ns: int
+    ) -> None:
+        """Answer for the owner of the credential, whom the options belong to."""
+        path, name = exchange.path, exchange.method
+        method = methods.get(name)
+        end = None
+        if name == b"POST":
+            method, end = (method, -len(_increment)) if path.endswith(_increment) else (None, None)
+        if method is None:
+            self.refuse(exchange, _not_allowed(exchange))
+            return
+        call = method.call(
+            self._platform,
+            exchange,
+            options,
+            credential,
+            method.operation,
+            options.request_id or self._new_id(),
+            began_ns,
+        )
+        wait_ns = credential.allowance.take(1, began_ns)
+        if wait_ns:
+            call.refuse(_too_many(wait_ns))
+        elif options.problem is not None:
+            call.refuse(options.problem)
+        else:
+            try:
+                check_scope(credential, method.scope)
+                self._start(call, path[_path_bytes:end])
+            except ClientError as error:
+                call.refuse(error)
+            except Exception:
+                # As at the edge of every service: a bug in one request fails that request alone.
+                call.fail()
+
+    def _start(self, call: KeyCall, key: bytes) -> None:
+        if b"%" in key:
+            key = _decoded(key)
+        # Nearly all keys are such; the others are looked at more closely.
+        if not (0 < len(key) < usual_key_bytes and key.isascii()):
+            check_key(key)
+        check_allowed(call.credential, key)
+        if self._platform.cluster.fleet.map is None:
+            raise self._platform.cluster.absence
+        call.key = key
+        storage_key = call.options.prefix + key
+        call.start(storage_key, slot_of(storage_key))
+
+    def too_large(self, exchange: Exchange) -> None:
+        problem = f"The value is larger than {value_bytes_max} bytes; nothing was changed"
+        self.refuse(exchange, FixRequest("value_too_large", problem))
+
+    def timed_out(self, exchange: Exchange) -> None:
+        problem = "The value did not arrive in time; nothing was changed"
+        self.refuse(exchange, FixRequest("request_timeout", problem))
+
+    async def close(self) -> None:
+        """Look up nothing more; who still waits for it is refused."""
+        for lookup in self._lookups:
+            lookup.cancel()
+        if self._lookups:
+            await asyncio.wait(self._lookups)
+
+    # -- keys that are not known
+
+    def _begin_later(self, exchange: Exchange, options: Options) -> None:
+        """Answer once it is known whose key it is, or that it is nobody's."""
+        if options.nobody is not None:
+            self.refuse(exchange, options.nobody)
+            return
+        size = len(exchange.body)
+        if len(self._lookups) >= lookups_max or self._lookup_bytes + size > lookup_bytes_max:
+            busy = f"{len(self._lookups)} other requests wait for their API keys to be checked"
+            self.refuse(exchange, RetryLater("overloaded", busy))
+            return
+        self._lookup_bytes += size
+        lookup = asyncio.create_task(self._look_up(exchange, options))
+        self._lookups.add(lookup)
+        lookup.add_done_callback(partial(self._looked_up, size))
+
+    def _looked_up(self, size: int, lookup: asyncio.Task[None]) -> None:
+        self._lookups.discard(lookup)
+        self._lookup_bytes -= size
+
+    async def _look_up(self, exchange: Exchange, options: Options) -> None:
+        try:
+            credential = await self._credentials.find(options.api_key, exchange.address)
+        except ClientError as error:
+            self.refuse(exchange, error)
+        except asyncio.CancelledError:
+            self.refuse(exchange, RetryLater("shutting_down", "This gateway ends"))
+            raise
+        except Exception:
+            log.exception("an API key could not be looked up")
+            self.refuse(exchange, InternalError())
+        else:
+            if not exchange.gone:
+                options.belongs_to(credential)
+                self.begin_for(exchange, options, credential, monotonic_ns())
+
+    # -- answers to nobody in particular
+
+    def refuse(self, exchange: Exchange, error: ClientError) -> None:
+        """Refuse a request of which it is not known whose it is, or does not matter."""
+        options = options_of(exchange.headers)
+        self._platform.refuse(exchange, options, options.request_id or self._new_id(), error)
+
+    def _new_id(self) -> bytes:
+        self._id += 1
+        return b"%s-%x" % (self._id_mark, self._id)
+
+
+def options_of(headers: Headers) -> Options:
+    """What these headers ask for; the same object as long as the headers are the same."""
+    options = headers.memo
+    if options is None:
+        options = headers.memo = Options(headers.fields)
+    # Nobody else leaves anything there; an assertion would be paid for by every request.
+    return options  # type: ignore[return-value]
+
+
+def _decoded(key: bytes) -> bytes:
+    if _half_escaped.search(key) is not None:
+        raise FixRequest("invalid_key", "A % in the key is not followed by two hexadecimal digits")
+    return unquote_to_bytes(key)
+
+
+def _too_many(wait_ns: int) -> RetryLater:
+    wait_s = -(-wait_ns // _ns_per_s)
+    return RetryLater(
+        "rate_limited",
+        f"The rate limit is used up; there will be a token in {wait_s} s",
+        retry_after_s=wait_s,
+    )
+
+
+def _not_allowed(exchange: Exchange) -> FixRequest:
+    is_increment = exchange.path.endswith(_increment)
+    allowed = [name.decode("ascii") for name in methods if name != b"POST" or is_increment]
+    listed = ", ".join(sorted(allowed))
+    shown = exchange.method.decode("latin-1")[:40]
+    return FixRequest(
+        "method_not_allowed",
+        f"{shown} is not possible for a key, only {listed}; POST is for /v1/kv/{{key}}/incr",
+        headers={"Allow": listed},
+    )

@@ -1,0 +1,61 @@
+"""When a gateway can do what it is there for, and what is amiss while it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from services.core.ring import slot_count
+from services.gateway.cluster import Cluster
+from services.runtime.fleet import Fleet, node_state
+from services.runtime.probes import Condition, Readiness, degraded, ready, unready
+
+
+def add_conditions(readiness: Readiness, cluster: Cluster) -> None:
+    readiness.add("cluster_map", partial(_has_map, cluster))
+    readiness.add("replicators", partial(_has_replicator, cluster))
+    readiness.add("replicas", partial(_has_replicas, cluster))
+
+
+def health(cluster: Cluster) -> Mapping[str, object]:
+    """The nodes, as this gateway finds them."""
+    nodes = [
+        {"node_id": node_id, "state": node_state(node)}
+        for node_id, node in sorted(cluster.fleet.nodes.items())
+    ]
+    return {"nodes": nodes}
+
+
+def _has_map(cluster: Cluster) -> Condition:
+    if cluster.fleet.map is None:
+        absence = cluster.absence
+        return unready(f"{absence.code}: {absence.detail}")
+    return ready if cluster.objection is None else degraded(cluster.objection)
+
+
+def _has_replicator(cluster: Cluster) -> Condition:
+    """Without any, eventual reads go on, which is what a gateway is there for too."""
+    if cluster.replicators.live:
+        return ready
+    return degraded(f"writes and strong reads are refused: {cluster.replicators.absence.detail}")
+
+
+def _has_replicas(cluster: Cluster) -> Condition:
+    fleet = cluster.fleet
+    lacking = slots_without_replica(fleet)
+    away = sorted(node_id for node_id, node in fleet.nodes.items() if not node.live)
+    if not away:
+        return ready
+    if not lacking:
+        return degraded(f"the others answer for {', '.join(away)}, which cannot be reached")
+    return degraded(
+        f"{lacking:,} of {slot_count:,} slots cannot be read: {', '.join(away)} cannot be reached"
+    )
+
+
+def slots_without_replica(fleet: Fleet) -> int:
+    if fleet.map is None:
+        return 0
+    return sum(
+        not any(node.live for node in fleet.route(slot).readers) for slot in range(slot_count)
+    )
