@@ -8,13 +8,16 @@ ClientError; it knows nothing of HTTP.
 What a request is refused for, in this order:
 
     who asks        401 unauthorized     no good bearer token, or no good signature
+                    401, 429, 403        of API keys, as key_access.py has it
     the path        404 not_found        a parameter that nothing can be called by
     the query       400 invalid_body     names each member that is wrong, unknown or repeated
+    the headers     400                  likewise, of those that the endpoint has a type for
     the body        413, 415, 400        likewise
+    what it costs   429 rate_limited     more tokens than this API key has left
     how much        429 rate_limited     of one caller too many requests are under way
 
-Query and path are text: what is read from them is text, times, choices, and whole numbers, which
-are plain decimal ones.
+Path, query and headers are text, which text_members.py reads. Their types may name other codes to
+refuse them with.
 """
 
 from __future__ import annotations
@@ -22,25 +25,32 @@ from __future__ import annotations
 import asyncio
 import enum
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 import msgspec
-from msgspec import inspect as types
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, request_response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from services.core.errors import FixRequest
+from services.core.key_checks import Scope
+from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
-from services.runtime.request_body import BodyLimit, detail_chars_max, invalid_members, read_struct
+from services.runtime.credentials import Credential
+from services.runtime.key_access import Admitted, KeyAccess, Need
+from services.runtime.problem import path_chars_max
+from services.runtime.request_body import BodyLimit, read_struct
 from services.runtime.shares import ShareLimit, Shares
 from services.runtime.signing import RequireSignature, Verifier
+from services.runtime.text_members import TextMembers, Wrong, refusal
 
 P = TypeVar("P")
 Q = TypeVar("Q")
@@ -50,16 +60,16 @@ B = TypeVar("B")
 body_bytes_default: Final = 64 * 1024
 # What browsers call themselves is kept for people to recognise them by.
 user_agent_chars_max: Final = 200
-# More members than any query of ours has, fewer than it takes to keep a process busy.
-query_members_max: Final = 64
 # Requests of one caller. Those that run hold connections to the database, of which there are ten
 # (postgres.connections_max_default), some while they wait for each other; so not one caller's
 # alone. A page that loads all it shows at once still gets it.
 calls_of_caller: Final = ShareLimit(4, 16, 3.0, "rate_limited", "requests of this account")
+# Of an account by its API keys. Each asks every node; so many keep all of them busy.
+calls_of_tenant: Final = ShareLimit(32, 256, 3.0, "rate_limited", "requests of this account")
 
-_integer: Final = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _bearer: Final = re.compile(r"Bearer +([\x21-\x7e]{1,4096})", re.IGNORECASE | re.ASCII)
 _challenge: Final = "WWW-Authenticate"
+_json: Final = "application/json"
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,6 +98,9 @@ class Call(Generic[P, Q, B]):
     body: B
     client: Client
     signed_in: Caller | None = None
+    # Of the endpoint's `header_type`.
+    headers: Any = None
+    api_key: Credential | None = None
 
     @property
     def caller(self) -> Caller:
@@ -96,13 +109,32 @@ class Call(Generic[P, Q, B]):
             raise RuntimeError("this endpoint asks nobody who they are")
         return self.signed_in
 
+    @property
+    def credential(self) -> Credential:
+        """What asks, on an endpoint that asks for an API key."""
+        if self.api_key is None:
+            raise RuntimeError("this endpoint asks nobody for an API key")
+        return self.api_key
+
 
 class Access(enum.Enum):
     """Who may call an endpoint."""
 
     OPEN = "anybody"
     BEARER = "who has logged in"
+    API_KEY = "an API key with the endpoint's scope"
     INTERNAL = "services of this cluster, by signature"
+
+
+@dataclass(slots=True, frozen=True)
+class Raw:
+    """Bytes as they are, where other endpoints have JSON."""
+
+    description: str
+    media_types: tuple[str, ...] = ("application/octet-stream",)
+
+
+Handler = Callable[[Call[Any, Any, Any]], Awaitable[object]]
 
 
 @dataclass(slots=True, frozen=True)
@@ -117,11 +149,19 @@ class Endpoint:
     # The operationId.
     name: str
     summary: str
-    handler: Callable[[Call[Any, Any, Any]], Awaitable[object]]
+    # None: it is only described here, and answered elsewhere.
+    handler: Handler | None
     access: Access = Access.BEARER
+    # What an API key must be good for.
+    scope: Scope = "read"
+    # What a request by an API key is counted as.
+    counted_as: str = ""
+    # What it costs, in tokens, by its body.
+    cost: Callable[[Any], int] | None = None
     path_type: type[Any] | None = None
     query_type: type[Any] | None = None
-    body_type: type[Any] | None = None
+    header_type: type[Any] | None = None
+    body_type: type[Any] | Raw | None = None
     # Whether the body may be left out, which then counts as {}.
     body_optional: bool = False
     body_bytes_max: int = body_bytes_default
@@ -130,8 +170,13 @@ class Endpoint:
     status: int = 200
     # None: the answer is empty.
     answer_type: Any = None
+    # A Struct of the headers that come with it, only described.
+    answer_headers: type[Any] | None = None
+    # Other statuses that are no errors, and what they mean; without a body.
+    also: Mapping[int, str] | None = None
     # Codes of the catalogue, beyond those that the members above lead to.
     errors: tuple[str, ...] = ()
+    description: str = ""
     tag: str = ""
 
 
@@ -143,23 +188,34 @@ async def nothing_before() -> None:
     """For services that can always be asked."""
 
 
+async def nobody(_: str) -> Caller:
+    """For services that nobody logs in to."""
+    raise FixRequest("unauthorized", "Nobody logs in here")
+
+
 def routes(
     endpoints: Iterable[Endpoint],
     *,
-    authenticate: Authenticate,
     verifier: Verifier,
     addresses: ClientAddresses,
+    authenticate: Authenticate = nobody,
+    keys: KeyAccess | None = None,
     before: Before = nothing_before,
 ) -> list[BaseRoute]:
-    """A route for each path. `authenticate` turns a bearer token into its caller, or raises;
-    `before` is called ahead of it, and raises while no endpoint can be called at all."""
+    """A route for each path that is answered here. `authenticate` turns a bearer token into its
+    caller, or raises; `keys` admits API keys; `before` is called ahead of them, and raises while no
+    endpoint can be called at all."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
-    shares = Shares(calls_of_caller)
+    office = _Office(before, authenticate, keys, addresses)
     for endpoint in endpoints:
+        if endpoint.handler is None:
+            continue
+        if endpoint.access is Access.API_KEY and (keys is None or not endpoint.counted_as):
+            raise ValueError(f"{endpoint.method} {endpoint.path} cannot be asked by API keys")
         methods = by_path.setdefault(endpoint.path, {})
         if endpoint.method in methods:
             raise ValueError(f"{endpoint.method} {endpoint.path} is there already")
-        answering = _Answering(endpoint, before, authenticate, addresses, shares)
+        answering = _Answering(endpoint, endpoint.handler, office)
         layers = [Middleware(BodyLimit, bytes_max=endpoint.body_bytes_max)]
         if endpoint.access is Access.INTERNAL:
             layers.append(Middleware(RequireSignature, verifier=verifier))
@@ -183,58 +239,108 @@ class _Resource:
         if "GET" in methods:
             self._methods.setdefault("HEAD", methods["GET"])
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         await self._methods[scope["method"]](scope, receive, send)
+
+
+class _Office:
+    """What the endpoints of a service share: whom they let in, and how much at once."""
+
+    def __init__(
+        self,
+        before: Before,
+        authenticate: Authenticate,
+        keys: KeyAccess | None,
+        addresses: ClientAddresses,
+    ) -> None:
+        self.before = before
+        self.authenticate = authenticate
+        self.keys = keys
+        self.addresses = addresses
+        self.of_callers = Shares(calls_of_caller)
+        self.of_tenants = Shares(calls_of_tenant)
+        self.room = BodyRoom()
 
 
 class _Answering:
     """One endpoint as Starlette calls it."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        before: Before,
-        authenticate: Authenticate,
-        addresses: ClientAddresses,
-        shares: Shares,
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, handler: Handler, office: _Office) -> None:
         self._endpoint = endpoint
-        self._before = before
-        self._authenticate = authenticate
-        self._addresses = addresses
-        self._shares = shares
-        self._path = _Members(endpoint.path_type)
-        self._query = _Members(endpoint.query_type)
+        self._handler = handler
+        self._office = office
+        self._path = TextMembers(endpoint.path_type)
+        self._query = TextMembers(endpoint.query_type)
+        self._headers = TextMembers(endpoint.header_type)
 
     async def answer(self, request: Request) -> Response:
-        await self._before()
-        endpoint = self._endpoint
+        office, endpoint = self._office, self._endpoint
+        await office.before()
+        if endpoint.access is Access.API_KEY and office.keys is not None:
+            need = Need(endpoint.scope, endpoint.counted_as, endpoint.cost is not None)
+            address = office.addresses.of(request.scope)
+            respond = partial(self._admitted, request)
+            return await office.keys.answer(request, need, address, respond)
         signed_in = None
         if endpoint.access is Access.BEARER:
             signed_in = await self._signed_in(request)
-        call = Call(
+        call = await self._call(request, signed_in, None)
+        return self._response(await self._handled(request, call))
+
+    async def _admitted(self, request: Request, admitted: Admitted) -> Response:
+        """The answer to a request by an API key."""
+        endpoint = self._endpoint
+        with self._room_for(request, admitted.whose):
+            call = await self._call(request, None, admitted.credential)
+            if endpoint.body_type is not None:
+                # It has been read.
+                admitted.body_bytes = len(await request.body())
+            if endpoint.cost is not None:
+                admitted.spend(endpoint.cost(call.body))
+            async with self._office.of_tenants.of(admitted.whose):
+                return self._response(await self._handled(request, call))
+
+    def _room_for(self, request: Request, whose: Hashable) -> Any:
+        most = self._endpoint.body_bytes_max
+        announced = request.headers.get("content-length", "")
+        size = int(announced) if announced.isdecimal() and len(announced) < 20 else most
+        if most <= body_bytes_default or size <= body_bytes_default:
+            return nullcontext()
+        return self._office.room.of(whose, size)
+
+    async def _call(
+        self, request: Request, signed_in: Caller | None, credential: Credential | None
+    ) -> Call[Any, Any, Any]:
+        return Call(
             self._path_of(request),
-            self._query_of(request),
-            await self._body_of(request),
-            self._client(request),
-            signed_in,
+            _value(self._query.of_query(request.scope["query_string"])),
+            headers=_value(self._headers.of_headers(request.scope["headers"])),
+            body=await self._body_of(request),
+            client=self._client(request),
+            signed_in=signed_in,
+            api_key=credential,
         )
-        if endpoint.waits:
-            answer = await _while_there(request, self._handled(call))
-        else:
-            answer = await self._handled(call)
+
+    async def _handled(self, request: Request, call: Call[Any, Any, Any]) -> object:
+        handling = self._shared(call)
+        return await (_while_there(request, handling) if self._endpoint.waits else handling)
+
+    async def _shared(self, call: Call[Any, Any, Any]) -> object:
+        if call.signed_in is None:
+            return await self._handler(call)
+        async with self._office.of_callers.of(call.signed_in.user_id):
+            return await self._handler(call)
+
+    def _response(self, answer: object) -> Response:
+        endpoint = self._endpoint
         # What is answered here concerns one person, and is true only now.
         headers = {"Cache-Control": "no-store"}
         if endpoint.answer_type is None:
             return Response(status_code=endpoint.status, headers=headers)
+        if isinstance(answer, Encoded):
+            return Response(answer.content, endpoint.status, headers, answer.media_type)
         body = msgspec.json.encode(answer)
-        return Response(body, endpoint.status, headers, media_type="application/json")
-
-    async def _handled(self, call: Call[Any, Any, Any]) -> object:
-        if call.signed_in is None:
-            return await self._endpoint.handler(call)
-        async with self._shares.of(call.signed_in.user_id):
-            return await self._endpoint.handler(call)
+        return Response(body, endpoint.status, headers, _json)
 
     async def _signed_in(self, request: Request) -> Caller:
         given = request.headers.getlist("authorization")
@@ -252,7 +358,7 @@ class _Answering:
                 headers={_challenge: "Bearer"},
             )
         try:
-            return await self._authenticate(match[1])
+            return await self._office.authenticate(match[1])
         except FixRequest as error:
             headers = {_challenge: 'Bearer error="invalid_token"', **error.headers}
             raise FixRequest(
@@ -260,36 +366,49 @@ class _Answering:
             ) from error
 
     def _path_of(self, request: Request) -> Any:
-        value, wrong = self._path.read(request.path_params)
-        if wrong:
-            raise HTTPException(404)
-        return value
-
-    def _query_of(self, request: Request) -> Any:
-        given: dict[str, str] = {}
-        wrong: list[tuple[str, str]] = []
-        for name, text in _query_pairs(request.scope["query_string"]):
-            if name not in self._query.names:
-                wrong.append((_shown(name), "is not a parameter of this query"))
-            elif name in given:
-                wrong.append((name, "is given more than once"))
-            given[name] = text
-        value, errors = self._query.read(given)
-        if wrong or errors:
-            raise invalid_members([*wrong, *errors])
+        value, wrong = self._path.of_path(request.path_params)
+        # Where it was not, the path has been made into other text that is.
+        if wrong or not _is_utf8(request.scope.get("raw_path") or b""):
+            raise FixRequest("not_found", f"Nothing is at {request.url.path[:path_chars_max]}")
         return value
 
     async def _body_of(self, request: Request) -> Any:
-        if self._endpoint.body_type is None:
+        of = self._endpoint.body_type
+        if of is None:
             return None
+        if isinstance(of, Raw):
+            return await request.body()
         if self._endpoint.body_optional and not await request.body():
-            return msgspec.convert({}, self._endpoint.body_type)
-        return await read_struct(request, self._endpoint.body_type)
+            return msgspec.convert({}, of)
+        return await read_struct(request, of)
 
     def _client(self, request: Request) -> Client:
         agent = request.headers.get("user-agent", "")[:user_agent_chars_max]
         shown = "".join(character if character.isprintable() else "?" for character in agent)
-        return Client(self._addresses.of(request.scope), shown)
+        return Client(self._office.addresses.of(request.scope), shown)
+
+
+@dataclass(slots=True, frozen=True)
+class Encoded:
+    """An answer that its handler has encoded: it is not JSON, or it had to be measured."""
+
+    content: bytes
+    media_type: str = _json
+
+
+def _is_utf8(raw_path: bytes) -> bool:
+    try:
+        unquote_to_bytes(raw_path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _value(read: tuple[Any, list[Wrong]]) -> Any:
+    value, wrong = read
+    if wrong:
+        raise refusal(wrong)
+    return value
 
 
 async def _while_there(request: Request, handling: Coroutine[Any, Any, object]) -> object:
@@ -311,75 +430,3 @@ async def _while_there(request: Request, handling: Coroutine[Any, Any, object]) 
 async def _until_left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue
-
-
-class _Members:
-    """A Struct that is read from text, member by member; without a Struct there are none."""
-
-    def __init__(self, of: type[Any] | None) -> None:
-        self._of = of
-        fields = () if of is None else msgspec.structs.fields(of)
-        self._fields = {field.encode_name: field for field in fields}
-        self._integers = {name for name, field in self._fields.items() if _is_integer(field.type)}
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._fields.keys()
-
-    def read(self, given: Mapping[str, str]) -> tuple[Any, list[tuple[str, str]]]:
-        """The value, and what is wrong with which member if it cannot be made."""
-        if self._of is None:
-            return None, []
-        found: dict[str, Any] = {}
-        wrong: list[tuple[str, str]] = []
-        for name, member in self._fields.items():
-            text = given.get(name)
-            if text is None:
-                if member.required:
-                    wrong.append((name, "is missing"))
-            elif name in self._integers and not _is_int64(text):
-                wrong.append((name, "is not a whole number of 64 bits"))
-            else:
-                try:
-                    # Lax, it would take null for what may be absent, and numbers for times.
-                    strict = name not in self._integers
-                    found[name] = msgspec.convert(text, member.type, strict=strict)
-                except msgspec.ValidationError as error:
-                    wrong.append((name, str(error)[:detail_chars_max]))
-        if wrong:
-            return None, wrong
-        try:
-            return msgspec.convert(found, self._of), []
-        except msgspec.ValidationError as error:
-            # Its members are right one by one, but not together.
-            return None, [("query", str(error)[:detail_chars_max])]
-
-
-def _is_int64(text: str) -> bool:
-    """Whether it is a number as it is written in a URL; msgspec would also take 1e2 and null."""
-    return _integer.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
-
-
-def _is_integer(annotation: Any) -> bool:
-    kind = types.type_info(annotation)
-    kinds = kind.types if isinstance(kind, types.UnionType) else (kind,)
-    return any(isinstance(one, types.IntType) for one in kinds)
-
-
-def _query_pairs(query: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(
-            query.decode("latin-1"),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=query_members_max,
-        )
-    except UnicodeDecodeError:
-        raise invalid_members([("query", "is not UTF-8")]) from None
-    except ValueError:
-        problem = f"has more than {query_members_max} parameters"
-        raise invalid_members([("query", problem)]) from None
-
-
-def _shown(name: str) -> str:
-    return name[:detail_chars_max]

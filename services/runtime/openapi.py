@@ -17,22 +17,52 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from services.core.errors import CATALOGUE
-from services.runtime.endpoints import Access, Endpoint
+from services.runtime.endpoints import Access, Endpoint, Raw
+from services.runtime.key_access import key_header
 from services.runtime.problem import problem_type
 from services.runtime.signing import signature_header
+from services.runtime.text_members import TextMembers
 
 openapi_version: Final = "3.1.0"
 path_of_document: Final = "/openapi.json"
 
 _json: Final = "application/json"
+_unauthorized: Final = 401
 _reference: Final = "#/components/schemas/{name}"
-_bearer: Final = "access_token"
-_signature: Final = "cluster_signature"
+_schemes: Final[Mapping[str, Mapping[str, str]]] = {
+    "access_token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+    "api_key": {"type": "apiKey", "in": "header", "name": key_header},
+    "api_key_as_bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, for clients that can send it in no other way",
+    },
+    "cluster_signature": {
+        "type": "apiKey",
+        "in": "header",
+        "name": signature_header,
+        "description": "For services of the cluster alone: HMAC of the request",
+    },
+}
+# Any one of them will do.
+_schemes_of_access: Final[Mapping[Access, tuple[str, ...]]] = {
+    Access.OPEN: (),
+    Access.BEARER: ("access_token",),
+    Access.API_KEY: ("api_key", "api_key_as_bearer"),
+    Access.INTERNAL: ("cluster_signature",),
+}
 # What a request can end in before anybody has looked at what it asks for, or by a bug.
 _errors_of_all: Final = ("invalid_header", "headers_too_large", "invalid_body", "internal")
 _errors_of_access: Final[Mapping[Access, tuple[str, ...]]] = {
     Access.OPEN: (),
     Access.BEARER: ("unauthorized", "rate_limited"),
+    Access.API_KEY: (
+        "missing_api_key",
+        "invalid_api_key",
+        "insufficient_scope",
+        "rate_limited",
+        "auth_unavailable",
+    ),
     # A signature covers the body, which is read for it; and each is remembered.
     Access.INTERNAL: ("unauthorized", "body_too_large", "request_timeout", "overloaded"),
 }
@@ -45,6 +75,25 @@ _errors_of_body: Final = (
 _retry_after: Final = {
     "description": "Whole seconds after which the same request may succeed",
     "schema": {"type": "integer", "minimum": 0},
+}
+_challenge: Final = {
+    "description": "By which scheme to say who asks",
+    "schema": {"type": "string"},
+}
+# Of every answer to an API key that is good.
+_allowance: Final = {
+    "RateLimit-Policy": {
+        "description": "How many requests (q) may be made in so many seconds (w)",
+        "schema": {"type": "string", "examples": ['"default";q=100;w=60']},
+    },
+    "RateLimit": {
+        "description": "How many tokens are left (r), and in how many seconds all are there (t)",
+        "schema": {"type": "string", "examples": ['"default";r=7;t=2']},
+    },
+}
+_request_id: Final = {
+    "description": "By what the logs tell of this request; the client's own, if it sent one",
+    "schema": {"type": "string"},
 }
 
 
@@ -74,6 +123,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     replaced_by: int | msgspec.UnsetType = msgspec.UNSET
     # False of an API key that is not, or not any more, good.
     valid: bool | msgspec.UnsetType = msgspec.UNSET
+    # Of the value that is there, where it is not as a condition wants it; null if there is none.
+    etag: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def openapi_document(
@@ -91,7 +142,8 @@ def openapi_document(
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in listed:
         operation = _operation(endpoint, schemas, errors)
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
+        path = endpoint.path.replace(":path}", "}")
+        paths.setdefault(path, {})[endpoint.method.lower()] = operation
     document: dict[str, Any] = {
         "openapi": openapi_version,
         "info": {"title": title, "version": version},
@@ -99,13 +151,10 @@ def openapi_document(
         "components": {
             "schemas": schemas.components,
             "securitySchemes": {
-                _bearer: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
-                _signature: {
-                    "type": "apiKey",
-                    "in": "header",
-                    "name": signature_header,
-                    "description": "For services of the cluster alone: HMAC of the request",
-                },
+                name: _schemes[name]
+                for name in sorted(
+                    {name for of in listed for name in _schemes_of_access[of.access]}
+                )
             },
         },
     }
@@ -133,8 +182,20 @@ class _Schemas:
         used: list[Any] = [Problem]
         texts: list[Any] = []
         for endpoint in endpoints:
-            used += filter(None, (endpoint.body_type, endpoint.answer_type))
-            texts += filter(None, (endpoint.path_type, endpoint.query_type))
+            used += (
+                of
+                for of in (endpoint.body_type, endpoint.answer_type)
+                if of is not None and not isinstance(of, Raw)
+            )
+            for of in (
+                endpoint.path_type,
+                endpoint.query_type,
+                endpoint.header_type,
+                endpoint.answer_headers,
+            ):
+                # One by one, so that an equal type is not told twice.
+                if of is not None and of not in texts:
+                    texts.append(of)
         found, self.components = msgspec.json.schema_components(used, ref_template=_reference)
         _mark_times(self.components, used)
         self._found = list(zip(used, found, strict=True))
@@ -148,6 +209,20 @@ class _Schemas:
     def of(self, annotation: Any) -> dict[str, Any]:
         return next(schema for used, schema in self._found if used is annotation)
 
+    def content(self, of: Any) -> dict[str, Any]:
+        """What a body or an answer of this type looks like, by its media type."""
+        if isinstance(of, Raw):
+            schema = {"type": "string", "format": "binary", "description": of.description}
+            return {media_type: {"schema": schema} for media_type in of.media_types}
+        return {_json: {"schema": self.of(of)}}
+
+    def headers(self, of: type[Any] | None) -> dict[str, Any]:
+        """The members of a Struct as headers of an answer."""
+        return {
+            parameter["name"]: {key: parameter[key] for key in _of_header if key in parameter}
+            for parameter in self.parameters("header", of)
+        }
+
     def parameters(self, place: str, of: type[Any] | None) -> list[dict[str, Any]]:
         """The members of a Struct as parameters in the path or the query."""
         if of is None:
@@ -158,6 +233,9 @@ class _Schemas:
             _parameter(place, name, member, required=name in required)
             for name, member in schema["properties"].items()
         ]
+
+
+_of_header: Final = ("description", "schema")
 
 
 def _mark_times(components: Mapping[str, Any], used: Sequence[Any]) -> None:
@@ -225,28 +303,33 @@ def _operation(
     operation: dict[str, Any] = {
         "operationId": endpoint.name,
         "summary": endpoint.summary,
-        "security": _security(endpoint.access),
+        "security": [{name: []} for name in _schemes_of_access[endpoint.access]],
         "responses": _responses(endpoint, schemas, errors_of_service),
     }
     if endpoint.tag:
         operation["tags"] = [endpoint.tag]
+    if description := _description(endpoint):
+        operation["description"] = description
     parameters = [
         *schemas.parameters("path", endpoint.path_type),
         *schemas.parameters("query", endpoint.query_type),
+        *schemas.parameters("header", endpoint.header_type),
     ]
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body_type is not None:
         operation["requestBody"] = {
             "required": not endpoint.body_optional,
-            "content": {_json: {"schema": schemas.of(endpoint.body_type)}},
+            "content": schemas.content(endpoint.body_type),
         }
     return operation
 
 
-def _security(access: Access) -> list[dict[str, list[str]]]:
-    schemes = {Access.BEARER: _bearer, Access.INTERNAL: _signature}
-    return [{schemes[access]: []}] if access in schemes else []
+def _description(endpoint: Endpoint) -> str:
+    needed = ""
+    if endpoint.access is Access.API_KEY:
+        needed = f"Needs an API key with the scope `{endpoint.scope}`."
+    return " ".join(filter(None, (endpoint.description, needed)))
 
 
 def _responses(
@@ -254,22 +337,41 @@ def _responses(
 ) -> dict[str, Any]:
     success: dict[str, Any] = {"description": HTTPStatus(endpoint.status).phrase}
     if endpoint.answer_type is not None:
-        success["content"] = {_json: {"schema": schemas.of(endpoint.answer_type)}}
+        success["content"] = schemas.content(endpoint.answer_type)
+    of_all = _headers_of_all(endpoint)
+    if headers := {**schemas.headers(endpoint.answer_headers), **of_all}:
+        success["headers"] = headers
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys((*_errors_of(endpoint), *errors_of_service)):
         by_status.setdefault(CATALOGUE[code].status, []).append(code)
     responses = {str(endpoint.status): success}
+    for status, meaning in sorted((endpoint.also or {}).items()):
+        responses[str(status)] = {"description": meaning, "headers": of_all}
     for status, codes in sorted(by_status.items()):
-        responses[str(status)] = _problem(schemas, codes)
+        problem = responses[str(status)] = _problem(schemas, codes)
+        if endpoint.access is Access.API_KEY:
+            # Whose key is not good is told nothing about it.
+            known = {"X-Request-ID": _request_id} if status == _unauthorized else of_all
+            problem["headers"] = {**problem.get("headers", {}), **known}
     return responses
+
+
+def _headers_of_all(endpoint: Endpoint) -> dict[str, Any]:
+    if endpoint.access is not Access.API_KEY:
+        return {}
+    return {**_allowance, "X-Request-ID": _request_id}
 
 
 def _errors_of(endpoint: Endpoint) -> Iterable[str]:
     yield from _errors_of_all
     yield from _errors_of_access[endpoint.access]
-    if endpoint.path_type is not None:
+    if endpoint.path_type is not None and endpoint.handler is not None:
         yield "not_found"
-    if endpoint.body_type is not None:
+    yield from TextMembers(endpoint.query_type).codes
+    yield from TextMembers(endpoint.header_type).codes
+    if isinstance(endpoint.body_type, Raw):
+        yield "request_timeout"
+    elif endpoint.body_type is not None:
         yield from _errors_of_body
     yield from endpoint.errors
 
@@ -285,4 +387,6 @@ def _problem(schemas: _Schemas, codes: Sequence[str]) -> dict[str, Any]:
     }
     if any(CATALOGUE[code].retryable for code in codes):
         response["headers"] = {"Retry-After": _retry_after}
+    elif any(CATALOGUE[code].status == _unauthorized for code in codes):
+        response["headers"] = {"WWW-Authenticate": _challenge}
     return response

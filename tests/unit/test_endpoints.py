@@ -26,7 +26,6 @@ from services.runtime.endpoints import (
     Endpoint,
     body_bytes_default,
     calls_of_caller,
-    query_members_max,
     routes,
     user_agent_chars_max,
 )
@@ -35,6 +34,7 @@ from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness
 from services.runtime.request_body import invalid_members, wrong_members_max
 from services.runtime.signing import SignedAuth, Signer, Verifier
+from services.runtime.text_members import query_members_max
 from tests.waiting import wait_until
 
 secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"
@@ -273,7 +273,8 @@ async def test_a_time_is_an_rfc_3339_one(client: httpx.AsyncClient, text: str) -
 
 async def test_a_query_that_is_wrong_as_a_whole_is_told_so(client: httpx.AsyncClient) -> None:
     assert wrong(await client.get("/between?start=5&end=4")) == {"query": "end is before start"}
-    assert wrong(await client.get("/things?name=%ff")) == {"query": "is not UTF-8"}
+    assert wrong(await client.get("/things?name=%ff")) == {"name": "is not UTF-8"}
+    assert wrong(await client.get("/things?%ff=1")) == {"query": "is not UTF-8"}
     many = "&".join("a=1" for _ in range(query_members_max + 1))
     assert "more than" in wrong(await client.get(f"/things?{many}"))["query"]
 
