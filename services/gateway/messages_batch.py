@@ -1,0 +1,78 @@
+"""Batches: many operations in one request, each by itself, and what became of each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from services.core.operations import batch_items_max
+from services.gateway.messages_keys import Etag, Time
+
+# Each way.
+batch_bytes_max: Final = 16 << 20
+
+Op = Literal["put", "get", "delete"]
+Key = Annotated[str, Meta(description="1 to 1024 bytes of UTF-8; any other is refused by itself")]
+
+
+class PutItem(msgspec.Struct, frozen=True, tag_field="op", tag="put", forbid_unknown_fields=True):
+    """`value` is text, kept as UTF-8; `value_base64` is any bytes. One of the two."""
+
+    key: Key
+    value: str | None = None
+    value_base64: str | None = None
+    ttl: Annotated[str | int | None, Meta(description="Such as 90s, 1h30m, 7d, or seconds")] = None
+
+
+class GetItem(msgspec.Struct, frozen=True, tag_field="op", tag="get", forbid_unknown_fields=True):
+    """Its value is told as it can be put: as `value` if it is UTF-8, else as `value_base64`; with
+    the encoding `base64` always so."""
+
+    key: Key
+    encoding: Literal["auto", "base64"] = "auto"
+
+
+class DeleteItem(
+    msgspec.Struct, frozen=True, tag_field="op", tag="delete", forbid_unknown_fields=True
+):
+    key: Key
+
+
+Item = PutItem | GetItem | DeleteItem
+op_of: Final[dict[type, Op]] = {PutItem: "put", GetItem: "get", DeleteItem: "delete"}
+
+
+class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    operations: Annotated[list[Item], Meta(max_length=batch_items_max)]
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one operation: what it would have been answered alone, with its status. An
+    error has a `code` and what it says to people; nothing else has."""
+
+    op: Op
+    key: str
+    status: int
+    success: bool | UnsetType = UNSET
+    # Of a get: one of the two.
+    value: str | UnsetType = UNSET
+    value_base64: str | UnsetType = UNSET
+    content_type: str | UnsetType = UNSET
+    metadata: dict[str, str] | UnsetType = UNSET
+    created_at: Time | UnsetType = UNSET
+    updated_at: Time | UnsetType = UNSET
+    etag: Etag | UnsetType = UNSET
+    consistency: Literal["eventual", "strong"] | UnsetType = UNSET
+    expires_at: Time | UnsetType | None = UNSET
+    code: str | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
+    operation_id: str | UnsetType = UNSET
+
+
+class BatchAnswer(msgspec.Struct, frozen=True):
+    """One result for each operation, in their order."""
+
+    results: list[Result]

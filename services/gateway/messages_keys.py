@@ -1,0 +1,126 @@
+"""What is asked about many keys, and what is told of them, as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from services.core.key import key_bytes_max, namespace_bytes_max
+from services.core.messages import list_limit_max
+from services.gateway.cursors import Cursor
+from services.runtime.text_members import code
+
+limit_default: Final = 100
+_invalid_key: Final = code("invalid_key")
+
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+Etag = Annotated[str, Meta(description="Of this version of the value; bare, as If-Match takes it")]
+Namespace = Annotated[
+    str,
+    Meta(
+        description=f"The keyspace that keys are in: 1 to {namespace_bytes_max} bytes of UTF-8 "
+        "without control characters",
+        extra=code("invalid_namespace"),
+        # It is looked at in bytes.
+        extra_json_schema={"minLength": 1, "maxLength": namespace_bytes_max},
+    ),
+]
+Prefix = Annotated[
+    str,
+    Meta(
+        description=f"What keys begin with, at most {key_bytes_max} bytes",
+        extra=_invalid_key,
+        extra_json_schema={"maxLength": key_bytes_max},
+    ),
+]
+Consistency = Annotated[
+    Literal["eventual", "strong"],
+    Meta(
+        description="strong: linearizable, by a majority of the replicas of each key",
+        extra=code("invalid_consistency"),
+    ),
+]
+
+
+class NamespaceHeader(msgspec.Struct, frozen=True, rename={"namespace": "X-Namespace"}):
+    namespace: Namespace = "default"
+
+
+class ListHeaders(
+    msgspec.Struct, frozen=True, rename={"namespace": "X-Namespace", "consistency": "X-Consistency"}
+):
+    namespace: Namespace = "default"
+    consistency: Annotated[
+        Literal["eventual"],
+        Meta(description="Listings are eventual", extra=code("invalid_consistency")),
+    ] = "eventual"
+
+
+class BatchHeaders(
+    msgspec.Struct, frozen=True, rename={"namespace": "X-Namespace", "consistency": "X-Consistency"}
+):
+    namespace: Namespace = "default"
+    consistency: Consistency = "eventual"
+
+
+class ListQuery(msgspec.Struct, frozen=True):
+    prefix: Prefix = ""
+    delimiter: Annotated[
+        str,
+        Meta(
+            description="Keys that have it behind the prefix are told together, as one prefix",
+            extra=_invalid_key,
+            extra_json_schema={"maxLength": key_bytes_max},
+        ),
+    ] = ""
+    limit: Annotated[int, Meta(ge=1, le=list_limit_max)] = limit_default
+    cursor: Cursor = ""
+
+
+class KeyInfo(msgspec.Struct, frozen=True):
+    """A key, and of its value all but the bytes. `size` is theirs."""
+
+    key: str
+    size: int
+    etag: Etag
+    created_at: Time
+    updated_at: Time
+    expires_at: Time | None
+    has_ttl: bool
+
+
+class KeyPage(msgspec.Struct, frozen=True):
+    """In the order of the keys' bytes. `count` is of keys and prefixes together; with a cursor
+    there is more."""
+
+    keys: list[KeyInfo]
+    prefixes: list[str]
+    count: int
+    cursor: str | None
+
+
+class DeleteQuery(msgspec.Struct, frozen=True):
+    prefix: Annotated[Prefix, Meta(extra_json_schema={"minLength": 1})]
+    dry_run: Annotated[bool, Meta(description="Count, and delete nothing")] = False
+    cursor: Cursor = ""
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """`matched` keys were seen, and `deleted` of them deleted; with a cursor there are more."""
+
+    matched: int
+    deleted: int
+    cursor: str | None
+
+
+class IdsQuery(msgspec.Struct, frozen=True):
+    count: Annotated[int, Meta(ge=1, le=10_000, description="How many")] = 1
+    size: Annotated[int, Meta(ge=7, le=16, description="Characters of each")] = 7
+
+
+class Ids(msgspec.Struct, frozen=True):
+    """Never given to anybody else, and never again."""
+
+    ids: list[str]

@@ -1,0 +1,143 @@
+"""Listings while nodes fail, are slow, or say what makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+
+import pytest
+
+from services.core.cluster import ClusterMap
+from services.core.errors import ClientError, RetryLater
+from services.core.messages import LIST, ListPage, ListQuery, encode_body
+from services.core.wire import FAILED, OK, OVERLOADED
+from services.gateway.cursors import Cursors
+from services.gateway.listing import Listings, page_s, work_s
+from services.gateway.merge import Merge
+from tests.unit.gateway_world import GatewayWorld, prefix
+from tests.unit.replicator_world import member_of
+
+keys = [b"key-%04d" % number for number in range(400)]
+
+
+@pytest.fixture(params=[3, 6])
+def world(request: pytest.FixtureRequest) -> GatewayWorld:
+    world = GatewayWorld(request.param)
+    world.fill(keys)
+    return world
+
+
+def page(
+    world: GatewayWorld, start: bytes = b"", limit: int = 1_000
+) -> Coroutine[None, None, Merge]:
+    listings = Listings(world, Cursors("secret"), world.clock)
+    return listings.page(ListQuery(prefix, b"", start, limit))
+
+
+async def told(world: GatewayWorld, start: bytes = b"", limit: int = 1_000) -> list[bytes]:
+    merge = await world.run(page(world, start, limit))
+    return [found.key for found in merge.told[:limit]]
+
+
+async def test_every_key_is_told_once(world: GatewayWorld) -> None:
+    assert await told(world) == keys
+    assert await told(world, keys[7], 50) == keys[7:57]
+    assert await told(world, keys[-1] + b"\0") == []
+    # As a rule one question to each does.
+    asked = world.world.messages(LIST)
+    await told(world, b"", 100)
+    assert world.world.messages(LIST) - asked == len(world.world.nodes)
+
+
+@pytest.mark.parametrize("answer", [(FAILED, b""), (OVERLOADED, b""), (OK, b"no page"), (77, b"")])
+async def test_others_speak_for_a_node_that_cannot(
+    world: GatewayWorld, answer: tuple[int, bytes]
+) -> None:
+    world.world.nodes["node-2"].answer(LIST, *answer)
+    assert await told(world) == keys
+
+
+async def test_others_speak_for_a_node_that_says_nothing(world: GatewayWorld) -> None:
+    world.world.nodes["node-1"].ignore(LIST)
+    assert await told(world) == keys
+
+
+async def test_a_node_that_leads_in_a_circle_is_not_followed(world: GatewayWorld) -> None:
+    world.world.nodes["node-3"].answer(LIST, OK, encode_body(ListPage([], [], b"")))
+    assert await told(world) == keys
+
+
+async def test_a_node_that_dies_in_the_middle_is_replaced_from_there(world: GatewayWorld) -> None:
+    node = world.world.nodes["node-1"]
+    first = await told(world, b"", 30)
+    # It dies by the very question, while the others answer theirs.
+    node.instead[LIST] = lambda *_: node.crash()
+    rest = await told(world, first[-1] + b"\0")
+    assert first + rest == keys
+
+
+async def test_with_a_slot_that_nobody_speaks_for_nothing_is_told() -> None:
+    world = GatewayWorld(3)
+    world.fill(keys)
+    for node in world.world.nodes.values():
+        node.crash()
+    world.world.pass_time(2.0)
+    with pytest.raises(RetryLater, match="no_quorum"):
+        await told(world)
+
+
+async def test_who_has_too_much_to_do_is_told_apart_from_who_is_gone() -> None:
+    world = GatewayWorld(3)
+    world.fill(keys)
+    for node in world.world.nodes.values():
+        node.answer(LIST, OVERLOADED)
+    with pytest.raises(RetryLater, match="overloaded") as refused:
+        await told(world)
+    assert "node-2 has too much to do" in refused.value.detail
+
+
+async def test_a_listing_ends_in_time_and_says_where_to_go_on() -> None:
+    world = GatewayWorld(1, replicas=1)
+    world.fill(keys)
+    node = world.world.nodes["node-1"]
+    number = 0
+
+    def crawl(peer: object, request_id: int, body: bytes) -> None:
+        # A node that always has a little more to look through.
+        nonlocal number
+        number += 1
+        answer = encode_body(ListPage([], [], b"key-%06d" % number))
+        world.clock.call_later(0.4, lambda: peer.reply(request_id, OK, answer))  # type: ignore[attr-defined]
+
+    node.instead[LIST] = crawl
+    began_s = world.clock.monotonic_s()
+    merge = await world.run(page(world))
+    assert work_s <= world.clock.monotonic_s() - began_s < work_s + page_s
+    assert (merge.told, merge.place) == ([], b"key-%06d" % number)
+    # Without any progress it is refused.
+    node.ignore(LIST)
+    with pytest.raises(ClientError, match="no_quorum"):
+        await told(world)
+
+
+async def test_a_new_map_has_all_slots_spoken_for_anew() -> None:
+    world = GatewayWorld(3)
+    world.fill(keys)
+    node = world.world.nodes["node-1"]
+    members = tuple(member_of(number) for number in range(1, 4))
+
+    def change(peer: object, request_id: int, body: bytes) -> None:
+        node.obey()
+        world.fleet.adopt(ClusterMap(3, 3, members))
+        answer = encode_body(ListPage([], [], None))
+        peer.reply(request_id, OK, answer)  # type: ignore[attr-defined]
+
+    # It has nothing any more, as its slots are others' by the next map.
+    node.instead[LIST] = change
+    assert await told(world) == keys
+
+
+async def test_without_a_map_nothing_is_known() -> None:
+    world = GatewayWorld(3)
+    world.fleet.map = None
+    with pytest.raises(RetryLater, match="cluster_forming"):
+        await told(world)
