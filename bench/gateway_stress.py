@@ -19,7 +19,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Final, NamedTuple
 
@@ -27,8 +28,9 @@ import psutil  # type: ignore[import-untyped]
 import uvloop
 
 from bench.platform_process import PlatformProcess, metrics, platform
-from bench.report import Row, quiet, show
+from bench.report import quiet
 from bench.stress_client import Identity
+from bench.stress_memory import hedge_s
 from bench.stress_tally import Tally
 from bench.stress_work import Worker
 from services.runtime.descriptors import connections_within, raise_descriptor_limit
@@ -217,31 +219,30 @@ def memory(process: PlatformProcess) -> dict[str, float]:
     }
 
 
-def summary(
-    tally: Tally, took_s: float, before: dict[str, float], after: dict[str, float]
-) -> list[Row]:
-    rows = [
-        Row("requests", tally.requests, ""),
-        Row("per second", tally.requests / took_s, "per second", f"{took_s:.0f} s"),
-    ]
+def show_summary(
+    tally: Tally, took_s: float, before: Mapping[str, float], after: Mapping[str, float]
+) -> None:
+    print(
+        f"{tally.requests:,} requests in {took_s:.0f} s: {tally.requests / took_s:,.0f} per second"
+    )
+    print(f"  {'':<16}{'answered':>12}{'p50 ms':>10}{'p99 ms':>10}{'p99.9 ms':>10}{'longest':>10}")
     for name, times in sorted(tally.times.items(), key=lambda item: -item[1].count):
-        p50, p99, p999 = (times.percentile_ms(share) for share in (50, 99, 99.9))
-        longest_ms = times.longest_s * 1e3
-        note = f"p50 {p50:.1f}, p99 {p99:.1f}, p99.9 {p999:.1f}, longest {longest_ms:.0f} ms"
-        rows.append(Row(f"  {name}", times.count, "", note))
-    late = "of an older state after more than 25 ms, when another replica was asked"
-    rows += [
-        Row("errors", tally.errors.total(), ""),
-        *(Row(f"  {what}", count, "") for what, count in tally.errors.most_common()),
-        Row("wrong answers", tally.wrong.total(), ""),
-        *(Row(f"  {what}", count, "") for what, count in tally.wrong.most_common()),
-        Row("late answers to eventual reads", tally.late, "", late),
-    ]
-    rows += [
-        Row(f"memory of {name}", after[name], "MiB", f"{after[name] - before[name]:+.0f}")
-        for name in sorted(after.keys() & before.keys())
-    ]
-    return rows
+        took = [*(times.percentile_ms(share) for share in (50, 99, 99.9)), times.longest_s * 1e3]
+        print(f"  {name:<16}{times.count:>12,}" + "".join(f"{ms:>10.1f}" for ms in took))
+    show_counts("errors", tally.errors, tally)
+    show_counts("wrong answers", tally.wrong, tally)
+    print(f"{tally.late:,} eventual reads of an older state after {hedge_s * 1e3:.0f} ms or more,")
+    print("  when another replica is asked; nobody is promised otherwise")
+    grown = (f"{name} {after[name]:.0f} ({after[name] - before[name]:+.0f})" for name in before)
+    print(f"resident MiB at the end, and what they grew by: {', '.join(grown)}")
+
+
+def show_counts(title: str, counts: Counter[str], tally: Tally) -> None:
+    print(f"{counts.total():,} {title}")
+    for what, count in counts.most_common():
+        print(f"  {count:,} {what}")
+        for told in tally.told[what]:
+            print(f"    {told}")
 
 
 def main() -> int:
@@ -259,15 +260,16 @@ def main() -> int:
         gateway_max = int(metrics(process.gateway_url)["http_connections_max"])
         tell_descriptors(soft, options.connections, options.processes, gateway_max)
         api_keys = open_tenants(process, options.tenants)
+        print(
+            f"{options.requests:,} requests of {options.tenants} tenants by "
+            f"{options.connections:,} connections of {options.processes} processes"
+        )
         identities = identities_of(process.gateway_port, api_keys, options.connections)
         before, began_s = memory(process), time.monotonic()
         tally = load(identities, options.requests, options.processes)
         took_s = time.monotonic() - began_s
         after = memory(process)
-    title = f"stress: {options.connections} connections of {options.tenants} tenants"
-    show(title, summary(tally, took_s, before, after))
-    for told in tally.told:
-        print(told)
+    show_summary(tally, took_s, before, after)
     return 1 if tally.errors or tally.wrong else 0
 
 

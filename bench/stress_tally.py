@@ -12,8 +12,8 @@ from typing import Final
 buckets_per_doubling: Final = 32
 _bucket_bits: Final = buckets_per_doubling.bit_length() - 1
 _buckets: Final = buckets_per_doubling * 40
-# Of what is wrong so many are told in full; all are counted.
-told_max: Final = 20
+# Of each thing that goes wrong so many are told in full; all are counted.
+told_max: Final = 3
 
 
 class Times:
@@ -70,7 +70,7 @@ class Tally:
     # Eventual reads that took so long that they were asked of a further replica, and were of
     # an older state: nobody promised otherwise.
     late: int = 0
-    told: list[str] = field(default_factory=list)
+    told: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def requests(self) -> int:
@@ -78,11 +78,11 @@ class Tally:
 
     def error(self, what: str, told: str) -> None:
         self.errors[what] += 1
-        self._tell(f"{what}: {told}")
+        self._tell(what, told)
 
     def is_wrong(self, what: str, told: str) -> None:
         self.wrong[what] += 1
-        self._tell(f"WRONG, {what}: {told}")
+        self._tell(what, told)
 
     def merge(self, other: Tally) -> None:
         for name, times in other.times.items():
@@ -90,8 +90,11 @@ class Tally:
         self.errors += other.errors
         self.wrong += other.wrong
         self.late += other.late
-        self.told += other.told[: told_max - len(self.told)]
+        for what, texts in other.told.items():
+            for text in texts:
+                self._tell(what, text)
 
-    def _tell(self, text: str) -> None:
-        if len(self.told) < told_max:
-            self.told.append(text)
+    def _tell(self, what: str, text: str) -> None:
+        told = self.told[what]
+        if len(told) < told_max:
+            told.append(text)
