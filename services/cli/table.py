@@ -61,6 +61,7 @@ def service_table(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
         *_nodes(settings, ports),
         *_replicators(settings, ports),
         _user_manager(settings, ports),
+        _gateway(settings, ports),
     )
 
 
@@ -146,6 +147,23 @@ def _user_manager(settings: UpSettings, ports: PortPlan) -> Row:
         {
             "USERMANAGER_PORT": str(ports.usermanager),
             "REPLICATOR_URLS": _replicator_urls(settings, ports),
+        },
+    )
+
+
+def _gateway(settings: UpSettings, ports: PortPlan) -> Row:
+    """Behind all that it asks, so that it is well as soon as it is ready."""
+    return _service(
+        settings,
+        Stage.GATEWAY,
+        "gateway",
+        "services.gateway",
+        ports.gateway,
+        {
+            "GATEWAY_PORT": str(ports.gateway),
+            "USERMANAGER_URL": _url(settings, ports.usermanager),
+            "REPLICATOR_URLS": _replicator_urls(settings, ports),
+            "KEYGEN_URL": _url(settings, ports.keygen),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -86,12 +87,11 @@ async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_d
         document = await up.until_up()
         secrets = (data_dir / "ydht.env").read_text()
         assert stat.S_IMODE((data_dir / "ydht.env").stat().st_mode) == 0o600
-        assert {"postgres", "node-1", "node-2", "node-3", "usermanager"} <= set(document["pids"])
-        assert readiness(document["usermanager"]) == {
-            "status": "ready",
-            "service": "usermanager",
-            "reasons": {},
-        }
+        names = ["postgres", "node-1", "node-2", "node-3", "replicator", "usermanager", "gateway"]
+        assert list(document["pids"]) == names
+        for name in ("usermanager", "gateway"):
+            ready = {"status": "ready", "service": name, "reasons": dict[str, str]()}
+            assert readiness(document[name]) == ready
         assert "The database schema is up to date." in up.shown
         await write(data_dir, "first")
         up.signal(signal.SIGINT)
@@ -116,6 +116,18 @@ def account_of(document: dict[str, Any]) -> dict[str, Any]:
     answer = httpx.post(f"{document['usermanager']}/login", json=asked, trust_env=False)
     found: dict[str, Any] = answer.json()["user"]
     return found
+
+
+def lines_to_paste(shown: str) -> list[str]:
+    return [line.strip() for line in shown.splitlines() if line.startswith("    curl ")]
+
+
+async def pasted(line: str) -> str:
+    """What a shell shows for it."""
+    shell = await asyncio.create_subprocess_shell(line, stdout=asyncio.subprocess.PIPE)
+    output, _ = await shell.communicate()
+    assert shell.returncode == 0, line
+    return output.decode()
 
 
 def said_in_logs(data_dir: Path) -> str:
@@ -147,6 +159,9 @@ async def test_the_demo_account_is_shown_and_kept_and_left_out_when_nobody_wants
             assert demo["password"] not in said_in_logs(data_dir)
             assert demo["api_key"] not in said_in_logs(data_dir)
             assert account_of(document)["plan"] == "developer"
+            stored, read = [await pasted(line) for line in lines_to_paste(up.shown)]
+            assert json.loads(stored)["success"] is True
+            assert read == "hello"
             up.signal(stop)
             await up.ended()
             await up.until_none_left()
@@ -191,7 +206,12 @@ async def test_two_replicators_and_three_nodes_are_a_cluster_and_are_it_again_el
             assert await up.ended() == 0
             assert up.left() == []
             shown = up.shown
-            order = ("stopping usermanager", "stopping replicator, replicator-2", "stopping node-1")
+            order = (
+                "stopping gateway",
+                "stopping usermanager",
+                "stopping replicator, replicator-2",
+                "stopping node-1",
+            )
             places = [shown.index(said) for said in order]
             assert places == sorted(places)
 

@@ -9,6 +9,7 @@ import re
 
 from services.cli.table import UpSettings
 from services.dhtnode.settings import NodeSettings
+from services.gateway.settings import GatewaySettings
 from services.replicator.settings import ReplicatorSettings
 from services.runtime.settings import ServiceSettings, SettingRow, describe
 from services.usermanager.settings import UserManagerSettings
@@ -19,6 +20,7 @@ readme = root / "README.md"
 every_settings: tuple[type[ServiceSettings], ...] = (
     UpSettings,
     UserManagerSettings,
+    GatewaySettings,
     NodeSettings,
     ReplicatorSettings,
 )

@@ -210,6 +210,20 @@ def test_the_user_manager_is_on_its_port_and_starts_behind_the_replicators_it_kn
     assert not row.redundant, "nobody else does its work"
 
 
+def test_the_gateway_is_the_last_to_start_and_knows_all_that_it_asks() -> None:
+    rows = _table(nodes=3, replicators=2)
+    row = rows["gateway"]
+    assert row.stage == max(other.stage for other in rows.values())
+    assert row.environment == {
+        "GATEWAY_PORT": "8080",
+        "USERMANAGER_URL": rows["usermanager"].url,
+        "REPLICATOR_URLS": f"{rows['replicator'].url},{rows['replicator-2'].url}",
+        "KEYGEN_URL": "http://127.0.0.1:8086",
+    }
+    assert row.url == "http://127.0.0.1:8080"
+    assert not row.redundant, "nobody else does its work"
+
+
 @pytest.mark.parametrize(
     ("environ", "host"),
     [
