@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from services.cli.datadir import DataDirectory
+from services.cli.demo import DemoNews
 from services.cli.rows import Probe, Restarts, Row, Stage
-from services.cli.supervisor import supervise
+from services.cli.supervisor import no_demo, supervise
 
 # Says its last word only if it is asked to stop and then let alone.
 orderly = """
@@ -31,13 +32,16 @@ class Bench:
     directory: DataDirectory
     shown: Path
 
-    async def supervise(self, *rows: Row) -> None:
+    async def supervise(
+        self, *rows: Row, find_demo: Callable[[], Awaitable[DemoNews]] = no_demo
+    ) -> None:
         with self.shown.open("wb") as terminal:
             await supervise(
                 rows,
                 self.directory,
                 host="127.0.0.1",
                 environment=dict(os.environ),
+                find_demo=find_demo,
                 terminal_fd=terminal.fileno(),
             )
 

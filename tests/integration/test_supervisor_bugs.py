@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 
 import pytest
 
+from services.cli.demo import DemoNews
 from services.cli.rows import Restarts, Row, Stage
 from tests.integration.supervisor_bench import Bench, row
 from tests.waiting import wait_until
@@ -63,6 +65,40 @@ async def test_a_bug_in_watching_one_service_stops_all_in_order_and_is_raised(
             await bench.supervise(node, broken)
     assert [type(bug) for bug in caught.value.exceptions] == [TypeError]
     assert "left in order" in bench.log("node-1")
+
+
+async def test_a_bug_in_the_demo_account_leaves_everything_up_and_is_told(bench: Bench) -> None:
+    async def broken() -> DemoNews:
+        raise ValueError("a bug about the demo")
+
+    node = row("node-1", Stage.NODES, bench.says("node-1"))
+    supervisor = asyncio.create_task(bench.supervise(node, find_demo=broken))
+    document = bench.directory.path / "up.json"
+    await wait_until(document.exists, "it is up")
+    assert json.loads(document.read_text())["demo"] is None
+    os.kill(os.getpid(), signal.SIGTERM)
+    await supervisor
+    assert "  no demo account: looking for it failed with ValueError(" in bench.shown.read_text()
+    assert "Traceback" in bench.log("up")
+    assert "left in order" in bench.log("node-1")
+
+
+async def test_a_stop_does_not_wait_for_the_demo_account(bench: Bench) -> None:
+    asked = asyncio.Event()
+
+    async def endless() -> DemoNews:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    node = row("node-1", Stage.NODES, bench.says("node-1"))
+    supervisor = asyncio.create_task(bench.supervise(node, find_demo=endless))
+    async with asyncio.timeout(30):
+        await asked.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await supervisor
+    assert "left in order" in bench.log("node-1")
+    assert "Everything is ready" not in bench.shown.read_text()
 
 
 async def test_a_cancelled_supervisor_stops_all_in_order(bench: Bench) -> None:
