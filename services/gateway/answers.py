@@ -46,6 +46,9 @@ class Dates:
     def __init__(self) -> None:
         self._lines: dict[int, bytes] = {}
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
     def line(self, version: Version) -> bytes:
         second = int.from_bytes(version[:6], "big") // 1000
         return self._lines.get(second) or self._make(second)

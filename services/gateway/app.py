@@ -23,6 +23,7 @@ from services.gateway.readiness import add_conditions, health
 from services.gateway.reads import Reads
 from services.gateway.settings import GatewaySettings
 from services.runtime.allowance import Allowances
+from services.runtime.client_address import ClientAddresses
 from services.runtime.console_requests import ConsoleRequests
 from services.runtime.credentials import Credentials
 from services.runtime.disk import SystemDisk
@@ -71,7 +72,8 @@ class Gateway:
         platform = Platform(
             self.cluster, self.reads, self.meters, self.cors, clock, Dates(), Places()
         )
-        self.keys = KeyValue(platform, self.credentials)
+        self.addresses = ClientAddresses(settings.trusted_proxies or ())
+        self.keys = KeyValue(platform, self.credentials, self.addresses)
 
     def add_to(self, metrics: Metrics) -> None:
         for part in (

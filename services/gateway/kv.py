@@ -33,6 +33,7 @@ from services.gateway.gets import Get
 from services.gateway.keyspace import check_allowed
 from services.gateway.options import Options
 from services.runtime import telemetry
+from services.runtime.client_address import ClientAddresses
 from services.runtime.credentials import Credential, Credentials
 from services.runtime.exchange import Exchange, Headers
 from services.runtime.key_access import check_scope
@@ -79,9 +80,12 @@ class KeyValue:
 
     body_bytes_max = value_bytes_max
 
-    def __init__(self, platform: Platform, credentials: Credentials) -> None:
+    def __init__(
+        self, platform: Platform, credentials: Credentials, addresses: ClientAddresses
+    ) -> None:
         self._platform = platform
         self._credentials = credentials
+        self._addresses = addresses
         self._lookups: set[asyncio.Task[None]] = set()
         self._lookup_bytes = 0
         # Ids of requests that brought none: nobody else's, and cheap.
@@ -197,8 +201,9 @@ class KeyValue:
         self._lookup_bytes -= size
 
     async def _look_up(self, exchange: Exchange, options: Options) -> None:
+        address = self._addresses.behind(exchange.address, exchange.headers.fields)
         try:
-            credential = await self._credentials.find(options.api_key, exchange.address)
+            credential = await self._credentials.find(options.api_key, address)
         except ClientError as error:
             self.refuse(exchange, error)
         except asyncio.CancelledError:

@@ -56,7 +56,7 @@ class Reads:
         self._clock = clock
         # In the order in which they were begun, and so in that in which they are due.
         self._waiting: deque[tuple[float, _Read]] = deque()
-        self._sweeping = False
+        self.sweeping = False
 
     def add_to(self, metrics: Metrics) -> None:
         metrics.add("reads_hedged", "counter", "Reads that asked one more", lambda: self.hedged)
@@ -68,13 +68,18 @@ class Reads:
             labels=("why",),
         )
 
+    @property
+    def waiting(self) -> int:
+        """Reads that may still have to be hedged, and some that have ended just now."""
+        return len(self._waiting)
+
     def start(self, storage_key: bytes, slot: int, found: Found, nobody: Nobody) -> None:
         _Read(self, storage_key, slot, found, nobody).ask_next()
 
     def hedge_later(self, read: _Read) -> None:
         self._waiting.append((self._clock.monotonic_s() + hedge_s, read))
-        if not self._sweeping:
-            self._sweeping = True
+        if not self.sweeping:
+            self.sweeping = True
             self._clock.call_later(sweep_s, self._sweep)
 
     def _sweep(self) -> None:
@@ -89,7 +94,7 @@ class Reads:
                 read.ask_next()
             else:
                 waiting.popleft()
-        self._sweeping = bool(waiting)
+        self.sweeping = bool(waiting)
         if waiting:
             self._clock.call_later(sweep_s, self._sweep)
 

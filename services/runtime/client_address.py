@@ -36,11 +36,15 @@ class ClientAddresses:
     def of(self, scope: Scope) -> str:
         """The canonical text of the client's address; IPv4 also where it came mapped to IPv6."""
         peer = scope.get("client")
-        address = None if peer is None else _parsed(peer[0])
+        return self.behind(peer[0] if peer else unknown_address, scope["headers"])
+
+    def behind(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """The same, of the address at the connection's other end and the headers it sent."""
+        address = _parsed(peer)
         if address is None:
             return unknown_address
         if self._trusts(address):
-            for text in _hops(scope["headers"]):
+            for text in _hops(headers):
                 hop = _parsed(text)
                 if hop is None:
                     break

@@ -1,0 +1,195 @@
+"""What the headers of a request about one key ask for, and what is wrong with them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.core.errors import ClientError, FixRequest
+from services.core.record import Metadata
+from services.gateway.options import Options, namespace_default
+
+version = bytes.fromhex("01a1ff28b32f000000000001")
+tag = b'"' + version.hex().encode() + b'"'
+
+
+def options(*fields: tuple[bytes, bytes]) -> Options:
+    made = Options([(b"x-api-key", b"k"), *fields])
+    assert made.problem is None, made.problem
+    return made
+
+
+def problem(*fields: tuple[bytes, bytes]) -> ClientError:
+    made = Options([(b"x-api-key", b"k"), *fields])
+    assert made.problem is not None
+    return made.problem
+
+
+def test_without_headers_everything_is_as_the_contract_has_it() -> None:
+    made = options()
+    assert (made.strong, made.conditional, made.namespace) == (False, False, namespace_default)
+    assert (made.meta(), made.request_id, made.origin) == (b"", None, b"")
+
+
+@pytest.mark.parametrize(("text", "strong"), [(b"strong", True), (b"eventual", False)])
+def test_a_consistency_is_one_of_two_words(text: bytes, strong: bool) -> None:
+    assert options((b"x-consistency", text)).strong is strong
+
+
+@pytest.mark.parametrize("text", [b"", b"STRONG", b"strong, eventual", b"quorum", b"strong\xff"])
+def test_any_other_consistency_is_refused_in_the_words_of_the_contract(text: bytes) -> None:
+    refused = problem((b"x-consistency", text))
+    assert refused.code == "invalid_consistency"
+    assert refused.detail == "Invalid consistency level. Must be 'strong' or 'eventual'"
+
+
+def test_the_same_header_twice_is_fine_only_if_it_says_the_same() -> None:
+    assert options((b"x-namespace", b"a"), (b"x-namespace", b"a")).namespace == b"a"
+    for name, one, other in [
+        (b"x-namespace", b"a", b"b"),
+        (b"x-consistency", b"strong", b"eventual"),
+        (b"content-type", b"text/plain", b"text/html"),
+    ]:
+        refused = problem((name, one), (name, other))
+        assert refused.code == "invalid_header"
+        assert name.decode() in refused.detail.lower()
+
+
+@pytest.mark.parametrize("name", [b"", b"a" * 256, b"a\x01", b"\xff", b"a\x7f"])
+def test_a_namespace_that_cannot_be_is_refused(name: bytes) -> None:
+    assert problem((b"x-namespace", name)).code == "invalid_namespace"
+
+
+def test_a_namespace_may_be_any_text() -> None:
+    name = "Größe 数".encode()
+    assert options((b"x-namespace", name)).namespace == name
+
+
+def test_conditions_name_versions_or_all() -> None:
+    made = options((b"if-match", tag))
+    assert made.if_match is not None
+    assert (made.if_match.versions, made.if_match.any) == ((version,), False)
+    made = options((b"if-match", b"*"), (b"if-none-match", b"*"))
+    assert made.if_match is not None
+    assert made.if_match.any
+    assert made.if_none_match is not None
+    assert made.if_none_match.match(version)
+
+
+def test_several_etags_may_come_in_one_header_or_in_many() -> None:
+    other = bytes(12)
+    both = tag + b' , "' + other.hex().encode() + b'"'
+    for made in (
+        options((b"if-match", both)),
+        options((b"if-match", tag), (b"if-match", b'"' + other.hex().encode() + b'"')),
+    ):
+        assert made.if_match is not None
+        assert made.if_match.versions == (version, other)
+
+
+def test_a_weak_etag_matches_reads_and_no_change() -> None:
+    weak = b"W/" + tag
+    made = options((b"if-match", weak), (b"if-none-match", weak))
+    assert made.if_match is not None
+    assert made.if_match.versions == ()
+    assert made.if_none_match is not None
+    assert made.if_none_match.match(version)
+
+
+def test_etags_of_other_servers_match_nothing_and_are_no_fault() -> None:
+    made = options((b"if-match", b'"abc,def", W/"x"'))
+    assert made.if_match is not None
+    assert (made.if_match.versions, made.if_match.any) == ((), False)
+
+
+@pytest.mark.parametrize("text", [b"", b"abc", b'"abc', b"*, *", b'"a" "b"', b'"a";'])
+@pytest.mark.parametrize("header", [b"if-match", b"if-none-match"])
+def test_what_is_no_etag_is_refused(header: bytes, text: bytes) -> None:
+    assert problem((header, text)).code == "invalid_header"
+
+
+def test_more_etags_than_anybody_has_are_refused() -> None:
+    refused = problem((b"if-match", b", ".join([tag] * 65)))
+    assert refused.code == "invalid_header"
+    assert "64" in refused.detail
+
+
+def test_metadata_and_type_are_kept_beside_the_value() -> None:
+    made = options(
+        (b"content-type", b"image/png"), (b"x-metadata-b", b"2"), (b"x-metadata-a", b"1")
+    )
+    kept = Metadata.decode(made.meta())
+    assert kept.content_type == b"image/png"
+    assert kept.user == ((b"a", b"1"), (b"b", b"2"))
+
+
+@pytest.mark.parametrize("text", [b"application/x-www-form-urlencoded", b""])
+def test_the_type_that_curl_says_of_anything_is_none(text: bytes) -> None:
+    assert options((b"content-type", text)).meta() == b""
+
+
+def test_metadata_are_bounded_and_named_once() -> None:
+    with pytest.raises(FixRequest) as large:
+        options((b"x-metadata-a", b"x" * 1024)).meta()
+    assert large.value.code == "metadata_too_large"
+    with pytest.raises(FixRequest) as twice:
+        options((b"x-metadata-a", b"1"), (b"x-metadata-a", b"2")).meta()
+    assert twice.value.code == "invalid_header"
+    with pytest.raises(FixRequest):
+        options((b"x-metadata-", b"1")).meta()
+
+
+def test_a_request_id_is_echoed_if_it_can_be() -> None:
+    assert options((b"x-request-id", b"abc-1")).request_id == b"abc-1"
+    for unfit in (b"a b", b"", b"x" * 129, b"\xff"):
+        made = options((b"x-request-id", unfit)).request_id
+        assert made is not None
+        assert made != unfit
+
+
+def test_whose_it_is_stands_whatever_else_is_wrong() -> None:
+    made = Options([(b"x-api-key", b"k"), (b"x-consistency", b"no")])
+    assert made.api_key == b"k"
+    assert made.nobody is None
+    assert Options([(b"x-consistency", b"no")]).nobody is not None
+
+
+def test_the_api_key_may_come_as_a_bearer_token() -> None:
+    assert Options([(b"authorization", b"Bearer abc")]).api_key == b"abc"
+    nobody = Options([]).nobody
+    assert nobody is not None
+    assert nobody.code == "missing_api_key"
+
+
+fields = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                b"x-api-key",
+                b"authorization",
+                b"x-consistency",
+                b"x-namespace",
+                b"if-match",
+                b"if-none-match",
+                b"content-type",
+                b"origin",
+                b"x-request-id",
+                b"x-metadata-a",
+                b"x-ydht-signature",
+            ]
+        ),
+        st.binary(max_size=40),
+    ),
+    max_size=8,
+)
+
+
+@given(fields)
+def test_no_header_is_a_bug(given_fields: list[tuple[bytes, bytes]]) -> None:
+    made = Options(given_fields)
+    try:
+        kept = Metadata.decode(made.meta())
+    except FixRequest:
+        return
+    assert kept.user == tuple(sorted(made.user_metadata))
