@@ -81,6 +81,11 @@ class Asked:
     def is_read(self) -> bool:
         return isinstance(self.item, GetItem)
 
+    @property
+    def value_bytes(self) -> int:
+        """How large the record is that it has read; 0 without one."""
+        return len(self.outcome) if isinstance(self.outcome, bytes) else 0
+
     def _prepare(self, credential: Credential, prefix: bytes) -> None:
         if self.is_read:
             check_scope(credential, "read")
@@ -184,7 +189,7 @@ def _value_of(item: PutItem) -> bytes:
         content = item.value.encode()
     else:
         try:
-            content = base64.b64decode(item.value_base64 or "", validate=True)
+            content = binascii.a2b_base64(item.value_base64 or "", strict_mode=True)
         except (binascii.Error, ValueError) as error:
             raise FixRequest("invalid_body", f"value_base64 is not base64: {error}") from None
     if len(content) > value_bytes_max:

@@ -38,8 +38,10 @@ from services.runtime.endpoints import Access, Call, Encoded, Endpoint
 # longer than 2 s.
 work_s: Final = 5.0
 items_per_token: Final = 100
-# About a millisecond of encoding, after which others have their turn.
-encoded_at_once_bytes: Final = 1 << 20
+# About a millisecond of taking apart or of encoding, after which others have their turn: of so many
+# bytes, or of a number of small items, each of which counts as so many bytes.
+piece_bytes: Final = 256 << 10
+item_bytes: Final = 4 << 10
 # What a record has besides its value.
 record_head_bytes_max: Final = head_bytes + meta_bytes_max
 _opening: Final = b'{"results":['
@@ -109,9 +111,12 @@ class Batches:
                 "invalid_consistency",
                 f"The namespace {headers.namespace!r} is a cache: there everything is eventual",
             )
-        items = [
-            Asked(item, call.credential, prefix, strong=strong) for item in call.body.operations
-        ]
+        items: list[Asked] = []
+        pieces = _Pieces()
+        for item in call.body.operations:
+            asked = Asked(item, call.credential, prefix, strong=strong)
+            items.append(asked)
+            await pieces.done(len(asked.request[1]))
         await self.put_through([item for item in items if item.outcome is None], strong=strong)
         return Encoded(await encoded(items))
 
@@ -129,7 +134,7 @@ class Batches:
                     tasks.create_task(self._ask(others, until_s))
 
     async def _read(self, reads: Sequence[Asked], items: Sequence[Asked], until_s: float) -> None:
-        held = sum(len(item.outcome) for item in items if isinstance(item.outcome, bytes))
+        held = sum(item.value_bytes for item in items)
         keys = [item.storage_key for item in reads]
         outcomes = await self._reads.read(keys, batch_bytes_max - held, until_s)
         now_ms = self._clock.wall_ms()
@@ -178,29 +183,35 @@ def _in_turns(items: Sequence[Asked]) -> Iterable[list[Asked]]:
     return turns
 
 
+class _Pieces:
+    """Lets others have their turn after each piece of a long piece of work."""
+
+    def __init__(self) -> None:
+        self._done_bytes = 0
+
+    async def done(self, size_bytes: int) -> None:
+        self._done_bytes += item_bytes + size_bytes
+        if self._done_bytes >= piece_bytes:
+            self._done_bytes = 0
+            await asyncio.sleep(0)
+
+
 async def encoded(items: Sequence[Asked]) -> bytes:
     """The answer, in which values are left out that do not fit."""
-    encode = msgspec.json.encode
+    encode, pieces = msgspec.json.encode, _Pieces()
     parts: list[bytes] = []
     for item in items:
         # Of those that have a value, first without it.
-        has_value = isinstance(item.outcome, bytes) and item.outcome
-        parts.append(encode(item.without_value() if has_value else item.result()))
+        parts.append(encode(item.without_value() if item.value_bytes else item.result()))
+        await pieces.done(0)
     room = batch_bytes_max - len(_opening) - len(_closing) - sum(map(len, parts)) - len(parts)
-    done_bytes = 0
     for index, item in enumerate(items):
-        if not (isinstance(item.outcome, bytes) and item.outcome):
-            continue
         # Escaped or in base64 a value is never shorter than it is in the record, but for its head.
-        if len(item.outcome) > room + len(parts[index]) + record_head_bytes_max:
-            continue
-        part = encode(item.result())
-        more = len(part) - len(parts[index])
-        if more <= room:
-            parts[index] = part
-            room -= more
-        done_bytes += len(part)
-        if done_bytes >= encoded_at_once_bytes:
-            done_bytes = 0
-            await asyncio.sleep(0)
+        short_bytes = len(parts[index])
+        if item.value_bytes and item.value_bytes <= room + short_bytes + record_head_bytes_max:
+            part = encode(item.result())
+            if len(part) - short_bytes <= room:
+                parts[index] = part
+                room -= len(part) - short_bytes
+            await pieces.done(len(part))
     return _opening + b",".join(parts) + _closing

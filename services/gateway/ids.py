@@ -48,13 +48,21 @@ class _Problem(msgspec.Struct):
 class IdSource:
     """Asks keygen. Usable until `close`."""
 
-    def __init__(self, keygen_url: str, cluster_secret: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        keygen_url: str,
+        cluster_secret: str,
+        clock: Clock,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._url = keygen_url
         self._client = httpx.AsyncClient(
             base_url=keygen_url,
             auth=SignedAuth(Signer(cluster_secret, clock)),
             timeout=httpx.Timeout(asked_s, connect=connect_s),
             limits=httpx.Limits(max_connections=connections_max),
+            transport=transport,
             # What the environment says of proxies is not meant for this.
             trust_env=False,
         )

@@ -19,21 +19,15 @@ from starlette.middleware import Middleware
 
 from services.core.key_checks import Scope, scopes_all
 from services.core.plans import Limits
-from services.gateway.batching import Batches
 from services.gateway.cluster import Cluster, Doors
 from services.gateway.cors import Cors, CorsAnswers, Preflights
-from services.gateway.cursors import Cursors
-from services.gateway.ids import IdSource
-from services.gateway.listing import Listings
+from services.gateway.json_api import JsonApi, Surroundings
 from services.gateway.messages_batch import batch_bytes_max
-from services.gateway.namespaces import Namespaces
-from services.gateway.prefix_deletion import PrefixDeletions
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import SystemClock
 from services.runtime.console_requests import ConsoleRequests
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.disk import SystemDisk
-from services.runtime.endpoints import Endpoint, routes
 from services.runtime.http import application
 from services.runtime.key_access import KeyAccess
 from services.runtime.metrics import Metrics
@@ -59,25 +53,13 @@ class GatewayDesk:
         self.keys = KnownKeys(clock)
         self.counted = Counted()
         verifier = Verifier(secret, clock)
-        cursors = Cursors(secret)
         cors = Cors(["https://app.example"])
-        self.ids = IdSource(keygen_url, secret, clock)
-        self.endpoints: list[Endpoint] = [
-            *Listings(cluster, cursors, clock).endpoints(),
-            *PrefixDeletions(cluster.replicators, cursors).endpoints(),
-            *Batches(cluster, clock).endpoints(),
-            *Namespaces(cluster.replicators, cursors).endpoints(),
-            *self.ids.endpoints(),
-        ]
+        console = ConsoleRequests(verifier, self.keys)
+        self.api = JsonApi(cluster, Surroundings(secret, keygen_url, None), clock)
         self.app: Starlette = application(
             "gateway",
-            routes(
-                self.endpoints,
-                verifier=verifier,
-                addresses=ClientAddresses(),
-                keys=KeyAccess(
-                    self.keys, ConsoleRequests(verifier, self.keys), self.counted, clock
-                ),
+            self.api.routes(
+                KeyAccess(self.keys, console, self.counted, clock), verifier, ClientAddresses()
             ),
             metrics=Metrics(),
             readiness=Readiness(),
@@ -119,7 +101,7 @@ async def gateway_desk(
         following = asyncio.create_task(seen.follow())
         stack.callback(following.cancel)
         desk = GatewayDesk(seen, keygen_url)
-        stack.push_async_callback(desk.ids.close)
+        stack.push_async_callback(desk.api.close)
         await wait_until(
             lambda: (
                 len(seen.fleet.nodes) == len(cluster.nodes)
