@@ -51,11 +51,14 @@ class Connections(ServerState):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
+        # As of the last tick, for those who cannot afford to look.
+        self.now_s = clock.monotonic_s()
         self.connections_max = 1
         # Set whenever a connection is gone.
         self.lost = asyncio.Event()
-        # An insertion-ordered dict is the queue: whoever becomes idle joins at the end.
-        self._idle: dict[HttpToolsProtocol, float] = {}
+        # An insertion-ordered dict is the queue: whoever becomes idle joins at the end. Fast lanes
+        # do so by themselves, with `now_s`.
+        self.idle_since: dict[HttpToolsProtocol, float] = {}
         # Those whose clients do not read what they asked for, in the same way.
         self._stalled: dict[HttpToolsProtocol, float] = {}
         # Those in the middle of a request, likewise.
@@ -72,20 +75,20 @@ class Connections(ServerState):
         """Take a new connection, at the cost of the idlest. False when there is no room."""
         self.opened += 1
         if len(self.connections) > self.connections_max:
-            if not self._idle:
+            if not self.idle_since:
                 self.refused += 1
                 return False
             self.shed += 1
-            self._drop(next(iter(self._idle)))
+            self._drop(next(iter(self.idle_since)))
         self.idle(connection)
         return True
 
     def idle(self, connection: HttpToolsProtocol) -> None:
-        self._idle.pop(connection, None)
-        self._idle[connection] = self.clock.monotonic_s()
+        self.idle_since.pop(connection, None)
+        self.idle_since[connection] = self.clock.monotonic_s()
 
     def busy(self, connection: HttpToolsProtocol) -> None:
-        self._idle.pop(connection, None)
+        self.idle_since.pop(connection, None)
 
     def stalled(self, connection: HttpToolsProtocol) -> None:
         self._stalled.setdefault(connection, self.clock.monotonic_s())
@@ -111,7 +114,7 @@ class Connections(ServerState):
 
     @property
     def idle_count(self) -> int:
-        return len(self._idle)
+        return len(self.idle_since)
 
     @property
     def stalled_count(self) -> int:
@@ -119,7 +122,7 @@ class Connections(ServerState):
 
     def expire(self) -> None:
         """Drop what has been idle or stalled for too long, and tell who receives for too long."""
-        now_s = self.clock.monotonic_s()
+        self.now_s = now_s = self.clock.monotonic_s()
         while self._receiving:
             late, since_s = next(iter(self._receiving.items()))
             if since_s > now_s - receive_s_max:
@@ -128,7 +131,7 @@ class Connections(ServerState):
             self.late += 1
             late.too_slow()
         oldest_s = now_s - idle_s_max
-        for waiting in (self._idle, self._stalled):
+        for waiting in (self.idle_since, self._stalled):
             # Both are in order of time: the first that is young enough ends the search.
             while waiting:
                 connection, since_s = next(iter(waiting.items()))
@@ -138,7 +141,7 @@ class Connections(ServerState):
                 self._drop(connection)
 
     def _drop(self, connection: HttpToolsProtocol) -> None:
-        self._idle.pop(connection, None)
+        self.idle_since.pop(connection, None)
         self._stalled.pop(connection, None)
         # Not close(), which would wait for a client that does not read.
         connection.transport.abort()

@@ -37,7 +37,10 @@ class Connection(Protocol):
 
 
 class FastExchange(Exchange):
-    __slots__ = ("_failed", "began_s", "connection", "persistence")
+    __slots__ = ("began_s", "connection", "persistence")
+
+    # When it got its turn, by time.perf_counter().
+    began_s: float
 
     def __init__(
         self, connection: Connection, method: bytes, path: bytes, query: bytes, headers: Headers
@@ -51,16 +54,12 @@ class FastExchange(Exchange):
         self.address = connection.address
         # The header line that says whether the connection goes on; without one it does.
         self.persistence = b""
-        self.began_s = 0.0
         # None once it is answered.
         self.connection: Connection | None = connection
-        self._failed = False
 
     def reply(self, status: int, lines: bytes, body: bytes) -> None:
         connection = self.connection
         if connection is None:
-            if self._failed:
-                return
             raise RuntimeError("this exchange has been answered")
         connection.answer(self, status, lines, body)
 
@@ -70,12 +69,12 @@ class FastExchange(Exchange):
 
     def excuse(self, request_id: str) -> None:
         """Answer 500 in place of the lane, which may still reply, to no effect."""
-        self._failed = True
         connection = self.connection
         if connection is not None:
             lines = f"Content-Type: {problem_type}\r\nX-Request-ID: {request_id}\r\n"
             body = msgspec.json.encode(InternalError().problem(request_id))
             connection.answer(self, 500, lines.encode("ascii"), body)
+        self.connection = _excused
 
     def lament(self) -> str:
         """Log the exception that is being handled as a bug; returns the request's id."""
@@ -102,6 +101,19 @@ class FastExchange(Exchange):
     @property
     def _readable_path(self) -> str:
         return unquote_to_bytes(self.path).decode("utf-8", "replace")
+
+
+class _Excused:
+    """Takes what a lane replies once its bug has been answered."""
+
+    address = ""
+    lost = True
+
+    def answer(self, exchange: FastExchange, status: int, lines: bytes, body: bytes) -> None:
+        pass
+
+
+_excused: Final = _Excused()
 
 
 def answer_bytes(

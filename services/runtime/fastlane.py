@@ -22,6 +22,8 @@ timer or log line. Answers that are ready while one read is handled leave in one
 from __future__ import annotations
 
 import asyncio
+import contextvars
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +36,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from services.core.errors import ClientError, FixRequest
+from services.runtime import telemetry
 from services.runtime.client_address import unknown_address
 from services.runtime.client_connections import receive_s_max
 from services.runtime.edge import RequestCounters, status_client_left
@@ -52,6 +55,7 @@ slice_bytes_max: Final = 64 * 1024
 # A longer one is left to the parser, which counts the whole head.
 _line_bytes_max: Final = head_bytes_max - block_bytes_max
 
+_log = telemetry.logger("services.http")
 _continue: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _status_words: Final = {status: str(status) for status in range(100, 600)}
 
@@ -76,6 +80,8 @@ class FastLane(ServiceProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.address = unknown_address
         self._lane: Lane = app_state["lane"]
+        self._lane_takes = self._lane.takes
+        self._lane_begin = self._lane.begin
         self._counters: RequestCounters = app_state["counters"]
         self._log_access: bool = app_state.get("access_log", False)
         # Bytes that have not been parsed.
@@ -95,12 +101,16 @@ class FastLane(ServiceProtocol):
         self._body: bytes | bytearray = b""
         self._continue_due = False
         self._watched = False
-        # The last heads that the lane took, one of those without a body and one of those with.
-        self._heads: list[Head] = []
-        # The one of them that has come again.
-        self._repeated: Head | None = None
+        # The last heads that the lane took, without a body and with one; those of them that came
+        # again, and are kept as they were sent; and the one that is coming again now.
+        self._bare: Head | None = None
+        self._full: Head | None = None
+        self._repeated: list[Head] = []
+        self._come_again: Head | None = None
         # The request that is being answered.
         self._turn: FastExchange | RequestResponseCycle | None = None
+        self._idle_since = self.server_state.idle_since
+        self._context = contextvars.copy_context()
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._advancing = False
@@ -129,19 +139,23 @@ class FastLane(ServiceProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._turn is None and not self._mid_message and not self._stalled:
-            for head in self._heads:
-                start = len(data) - head.tail_bytes
-                if (
-                    0 < start <= _line_bytes_max
-                    and data.startswith(head.block, start)
-                    and self._take_again(head, data, start)
-                ):
-                    return
-        if self._refused:
-            return
-        self._held = b"".join((self._held, data)) if self._held else data
-        self._advance()
+        # Whenever no request has its turn and writing is possible, nothing is waiting either.
+        if self._turn is None and not self._stalled:
+            if not self._mid_message:
+                for head in self._repeated:
+                    start = len(data) - head.tail_bytes
+                    if (
+                        0 < start <= _line_bytes_max
+                        and data.startswith(head.block, start)
+                        and self._take_again(head, data, start)
+                    ):
+                        return
+            if not self._refused and len(data) <= slice_bytes_max and not self._held:
+                self._parse_at_once(data)
+                return
+        if not self._refused:
+            self._held = b"".join((self._held, data)) if self._held else data
+            self._advance()
 
     def _take_again(self, head: Head, data: bytes, start: int) -> bool:
         """Take a request whose header lines came before; False if the parser must see it."""
@@ -150,14 +164,34 @@ class FastLane(ServiceProtocol):
             return False
         method, path, query = line.groups()
         exchange = FastExchange(self, method, path, query or b"", head.headers)
-        act = self._act(exchange)
+        act: Act | None
+        try:
+            act = self._lane_begin if self._lane_takes(method, path, head.headers) else None
+        except Exception:
+            # As in `_act`, without the call.
+            act = partial(FastExchange.excuse, request_id=exchange.lament())
         if act is None:
             self._declined = True
             return False
         if head.length:
             exchange.body = data[start + len(head.block) :]
-        self._start(exchange, act)
+        self._begin(exchange, act)
         return True
+
+    def _parse_at_once(self, data: bytes) -> None:
+        """What `_advance` comes down to for a read that nothing is before and little is in."""
+        self._advancing = True
+        try:
+            self._parse_slice(data)
+        finally:
+            self._advancing = False
+        if self.pipeline:
+            self._advance()
+        else:
+            if self._out:
+                self._flush()
+            if self._mid_message and self._turn is None and not self._ended:
+                self._wait()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether to keep the connection: the client may still wait for answers."""
@@ -193,7 +227,7 @@ class FastLane(ServiceProtocol):
                 if self._turn is None and self.pipeline and not self._stalled:
                     self._start(*self.pipeline.pop())
                 elif len(self._held) and self._may_parse():
-                    self._parse_slice()
+                    self._parse_slice(self._next_slice())
                 else:
                     break
         finally:
@@ -209,23 +243,31 @@ class FastLane(ServiceProtocol):
             return False
         return turn is None or (isinstance(turn, RequestResponseCycle) and turn.more_body)
 
-    def _parse_slice(self) -> None:
+    def _next_slice(self) -> bytes | memoryview:
         piece, self._held = self._held, b""
         if len(piece) > slice_bytes_max:
             whole = memoryview(piece)
             piece, self._held = whole[:slice_bytes_max], whole[slice_bytes_max:]
-        self._framing_bytes += len(piece)
-        in_head = self._mid_message and self._in_head
-        self._head_bytes = len(piece) + (self._head_bytes if in_head else 0)
-        self._repeated = None
-        begun, between = self._messages_begun, not self._mid_message
+        return piece
+
+    def _parse_slice(self, piece: bytes | memoryview) -> None:
+        size = len(piece)
+        self._framing_bytes += size
+        mid_message = self._mid_message
+        self._head_bytes = size + self._head_bytes if mid_message and self._in_head else size
+        self._come_again = None
+        begun = self._messages_begun
         self._parse(piece)
         if self._refused:
             return
-        self._bound_framing()
-        alone = between and not self._mid_message and self._messages_begun == begun + 1
-        if alone and self._repeated is not None and isinstance(piece, bytes):
-            self._repeated.keep(piece)
+        if self._framing_bytes:
+            self._bound_framing()
+        head = self._come_again
+        if head is None or mid_message or self._mid_message or not isinstance(piece, bytes):
+            return
+        if self._messages_begun == begun + 1:
+            head.keep(piece)
+            self._repeated = [one for one in (self._bare, self._full) if one and one.block]
 
     def _wait(self) -> None:
         """See to it that what is waited for can come, and does not take forever."""
@@ -272,11 +314,12 @@ class FastLane(ServiceProtocol):
         return bool(self.pipeline) or len(self._held) > 0 or self._receiving is not None
 
     def _malformed(self, error: httptools.HttpParserError) -> None:
-        cause = error.__context__
-        if cause is not None and not isinstance(cause, httptools.HttpParserError):
-            # No fault of the client's: a callback has failed.
-            raise cause
-        super()._malformed(error)
+        if isinstance(error, httptools.HttpParserCallbackError) and not self._refused:
+            # No fault of the client's: a callback has failed, and no answer can be trusted.
+            _log.error("bug", exc_info=error)
+            self.transport.abort()
+        else:
+            super()._malformed(error)
 
     # What the parser tells
 
@@ -288,16 +331,19 @@ class FastLane(ServiceProtocol):
         self._fields = []
         self.url = b""
 
+    def on_url(self, url: bytes) -> None:
+        self.url = self.url + url if self.url else url
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Behind the head it is a trailer, and counts for nothing.
-        if self._in_head:
-            self._fields.append((name.lower(), value.rstrip(b" \t")))
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         parser = self.parser
         method = parser.get_method()
+        # What comes behind the head are trailers, which nobody looks at.
+        fields, self._fields = self._fields, []
         try:
-            head = self._head_of(self._fields, parser.get_http_version())
+            head = self._head_of(fields, parser.get_http_version())
             path, query = read_target(method, self.url)
         except FixRequest as error:
             self.server_state.malformed += 1
@@ -315,27 +361,24 @@ class FastLane(ServiceProtocol):
         if head.chunked:
             self._framing_bytes -= size
         self._in_head = False
-        self._decline_upgrade(self._fields)
         if not parser.should_keep_alive():
             exchange.persistence = close_line
         elif head.version == "1.0":
             exchange.persistence = keep_alive_line
-        self._remember(head, exchange)
+        elif head is self._bare or head is self._full:
+            self._come_again = None if head.block or parser.should_upgrade() else head
+        elif head.length:
+            self._full = head
+        else:
+            self._bare = head
+        self._decline_upgrade(head.headers.fields)
         self._receive(exchange, act, head)
 
     def _head_of(self, fields: list[tuple[bytes, bytes]], version: str) -> Head:
-        for head in self._heads:
-            if head.headers.fields == fields and head.version == version:
+        for head in (self._bare, self._full):
+            if head is not None and head.sent == fields and head.version == version:
                 return head
         return Head(fields, version)
-
-    def _remember(self, head: Head, exchange: FastExchange) -> None:
-        if head not in self._heads:
-            has_body = head.length > 0
-            self._heads = [other for other in self._heads if (other.length > 0) != has_body]
-            self._heads.append(head)
-        elif not head.block and not exchange.persistence and not self.parser.should_upgrade():
-            self._repeated = head
 
     def _hand_over(self, path: bytes, query: bytes, head: Head) -> None:
         """Let the application answer: tell uvicorn what it would have been told so far."""
@@ -343,7 +386,7 @@ class FastLane(ServiceProtocol):
         super().on_message_begin()
         self.url = path + b"?" + query if query else path
         self._framing_bytes -= unlike - len(self.url)
-        self.headers += self._fields
+        self.headers += head.headers.fields
         self.expect_100_continue = head.expects
         super().on_headers_complete()
         self._handed_over = True
@@ -400,30 +443,22 @@ class FastLane(ServiceProtocol):
     def _act(self, exchange: FastExchange) -> Act | None:
         """What is to be done with the request once it is whole; None if it is not the lane's."""
         try:
-            taken = self._lane.takes(exchange.method, exchange.path, exchange.headers)
+            taken = self._lane_takes(exchange.method, exchange.path, exchange.headers)
         except Exception:
             # A bug ends here, as at the edge of an application.
             return partial(FastExchange.excuse, request_id=exchange.lament())
-        return self._lane.begin if taken else None
+        return self._lane_begin if taken else None
 
     def _take_turn(self, exchange: FastExchange, act: Act) -> None:
         if self._turn is None and not self.pipeline and not self._stalled:
-            self._start(exchange, act)
+            self._begin(exchange, act)
         else:
             self.pipeline.appendleft((exchange, act))
 
     def _start(self, who: Any, act: Any) -> None:
         """Give its turn to an entry of the pipeline."""
         if isinstance(who, FastExchange):
-            self._turn = who
-            self._counters.in_flight += 1
-            self.server_state.busy(self)
-            who.began_s = perf_counter()
-            try:
-                act(who)
-            except Exception:
-                # As above.
-                who.excuse(who.lament())
+            self._begin(who, act)
         elif who is None:
             self._answer_and_end(act)
         elif who.more_body and self._half_closed:
@@ -435,6 +470,17 @@ class FastLane(ServiceProtocol):
             if self._draining and not self._more_waits():
                 who.keep_alive = False
             super()._start_asgi_task(who, act)
+
+    def _begin(self, exchange: FastExchange, act: Act) -> None:
+        self._turn = exchange
+        self._counters.in_flight += 1
+        self._idle_since.pop(self, None)
+        exchange.began_s = perf_counter()
+        try:
+            act(exchange)
+        except Exception:
+            # As above.
+            exchange.excuse(exchange.lament())
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """uvicorn's, for a request with no other of the application's before it."""
@@ -457,7 +503,11 @@ class FastLane(ServiceProtocol):
         if lost:
             status = status_client_left
         counters.in_flight -= 1
-        counters.latency_ms.observe((perf_counter() - exchange.began_s) * 1000)
+        elapsed_ms = (perf_counter() - exchange.began_s) * 1000
+        # As Histogram.observe does, without the call.
+        latency_ms = counters.latency_ms
+        latency_ms.buckets[bisect_left(latency_ms.bounds, elapsed_ms)] += 1
+        latency_ms.total += elapsed_ms
         counters.by_status[_status_words[status]] += 1
         if self._log_access:
             exchange.log(status, lines)
@@ -474,13 +524,20 @@ class FastLane(ServiceProtocol):
         if persistence is close_line:
             self._end()
             return
-        state.idle(self)
+        self._idle_since[self] = state.now_s
         if self.pipeline or self._held or self._mid_message or self._half_closed:
             self._advance()
 
     def on_response_complete(self) -> None:
-        """uvicorn's, when the application has answered."""
+        """uvicorn's, when the application has answered.
+
+        It is called from within the application. The next request shall not be answered there,
+        in the context of this one and under its handlers of exceptions.
+        """
         self.server_state.total_requests += 1
+        self.loop.call_soon(self._end_turn, context=self._context)
+
+    def _end_turn(self) -> None:
         self._turn = None
         if not self._ended and not self.lost:
             self.server_state.idle(self)
@@ -518,7 +575,7 @@ class FastLane(ServiceProtocol):
     def _read_no_more(self) -> None:
         self._refused = True
         self._held = b""
-        self._heads = []
+        self._repeated = []
         self._receiving = None
         self._body = b""
         self._continue_due = False

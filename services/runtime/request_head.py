@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import lru_cache
 from typing import Final
 
 from services.core.errors import FixRequest
@@ -19,6 +20,8 @@ from services.runtime.exchange import Headers
 _host: Final = re.compile(
     rb"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|\[[0-9A-Za-z:.%_~-]+\])(?::[0-9]*)?"
 )
+# The fields that are looked at here.
+_telling: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _absolute: Final = re.compile(rb"https?://", re.IGNORECASE)
 
 # A request line up to the version, for which the parser says exactly what is read here. It takes
@@ -34,10 +37,22 @@ block_bytes_max: Final = 2048
 class Head:
     """The header fields of a request and what they mean for its message."""
 
-    __slots__ = ("block", "chunked", "expects", "headers", "length", "tail_bytes", "version")
+    __slots__ = (
+        "block",
+        "chunked",
+        "expects",
+        "headers",
+        "length",
+        "sent",
+        "tail_bytes",
+        "version",
+    )
 
-    def __init__(self, fields: list[tuple[bytes, bytes]], version: str) -> None:
+    def __init__(self, sent: list[tuple[bytes, bytes]], version: str) -> None:
         """Raises FixRequest if they contradict each other or ask for what is not to be had."""
+        # The fields as they were sent, to compare the next ones with.
+        self.sent = sent
+        fields = [(name.lower(), value.rstrip(b" \t")) for name, value in sent]
         self.headers = Headers(fields)
         self.version = version
         # Of the body, in bytes; 0 where there is none and where it is chunked.
@@ -50,15 +65,17 @@ class Head:
         self.tail_bytes = sys.maxsize
         hosts = 0
         for name, value in fields:
+            if name not in _telling:
+                continue
             if name == b"host":
                 hosts += 1
-                if not _host.fullmatch(value):
+                if not _is_host(value):
                     raise _wrong("The Host header is not a host with an optional port")
             elif name == b"content-length":
                 self.length = int(value)
             elif name == b"transfer-encoding":
                 self._take_coding(value)
-            elif name == b"expect":
+            else:
                 self._take_expectation(value)
         if version not in ("1.1", "1.0"):
             raise _wrong("This is HTTP/1.1; other versions are not spoken here")
@@ -98,16 +115,23 @@ class Head:
         return len("  HTTP/1.1\r\n\r\n") + lines
 
 
+@lru_cache(maxsize=256)
+def _is_host(value: bytes) -> bool:
+    return _host.fullmatch(value) is not None
+
+
 def read_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     """Path and query of a target in origin form or in absolute form; FixRequest for any other."""
     if method == b"CONNECT":
         raise _wrong("This is no proxy: CONNECT has no meaning here")
-    if _absolute.match(target):
+    if not target.startswith(b"/"):
+        if not _absolute.match(target):
+            raise _wrong("The target of the request must be a path")
         target = _after_authority(target)
-    elif not target.startswith(b"/"):
-        raise _wrong("The target of the request must be a path")
     # A client that sends its fragment along means the page that it is a part of.
-    path, _, query = target.partition(b"#")[0].partition(b"?")
+    if b"#" in target:
+        target = target[: target.index(b"#")]
+    path, _, query = target.partition(b"?")
     return path, query
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -44,13 +45,13 @@ body_bytes_max = 100_000
 class ExampleLane:
     body_bytes_max = body_bytes_max
 
-    def __init__(self) -> None:
+    def __init__(self, *, remembered_max: int | None = None) -> None:
         self.values: dict[bytes, bytes] = {}
-        # Exchanges that wait to be answered, and every Headers object that came.
-        self.later: list[Exchange] = []
-        self.headers_seen: list[Headers] = []
+        # Exchanges that wait to be answered, and what has come, for tests to look at.
+        self.later: deque[Exchange] = deque(maxlen=remembered_max)
+        self.headers_seen: deque[Headers] = deque(maxlen=remembered_max)
         self.asked = 0
-        self.begun: list[bytes] = []
+        self.begun: deque[bytes] = deque(maxlen=remembered_max)
 
     def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
         self.asked += 1
@@ -98,7 +99,8 @@ class ExampleLane:
 
     def release(self, body: bytes = b"at last") -> None:
         """Answer what waits, the oldest first."""
-        waiting, self.later = self.later, []
+        waiting = list(self.later)
+        self.later.clear()
         for exchange in waiting:
             self.reply(exchange, 200, body)
 
@@ -183,7 +185,7 @@ def build_app(settings: ExampleSettings, service: Service) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, object]]:
-        lane = ExampleLane()
+        lane = ExampleLane(remembered_max=0)
         yield {"lane": lane, "counters": counters, "access_log": settings.access_log}
 
     probes = probe_routes(service.name, service.readiness, service.metrics)

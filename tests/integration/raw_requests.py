@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import uvloop
 
 from tests.integration.raw_bytes import Script, Scripts
