@@ -3,8 +3,13 @@
 A cache keeps at most `max_items` records on this node, those used last. It has no part in
 anti-entropy: replicas evict different keys, so its keys are not in the digests.
 
-A namespace may have keys when it becomes a cache, or a store again. They change sides one by one,
-in slices: a key is out of the digests exactly when it stands in the `recency` of its namespace.
+A namespace may have keys when it becomes a cache. They change sides one by one, in slices: a key is
+out of the digests exactly when it stands in the `recency` of its namespace. What is a cache no more
+was deleted, and gives up what it has, in slices as well. No replica has all that another one has of
+a cache, so that nobody else could delete it; what is put meanwhile is that of a store, and stays.
+
+What a strong operation once had for a key must not come back when a cache becomes a store: a record
+of such a key, most often its tombstone, is not given up. It is pinned, and does not count.
 """
 
 from __future__ import annotations
@@ -27,6 +32,11 @@ class Drop(Protocol):
         """Remove a record that stands neither in the digests nor in a recency."""
 
 
+class Bound(Protocol):
+    def __call__(self, slot: int, key: bytes) -> bool:
+        """Whether an acceptor holds something for this key."""
+
+
 class Caches:
     __slots__ = (
         "_adopting",
@@ -36,6 +46,7 @@ class Caches:
         "_overfull",
         "_returning",
         "_slots",
+        "bound",
         "declared",
         "evicted",
         "ordered",
@@ -52,6 +63,7 @@ class Caches:
         self._namespaces = namespaces
         self._digests = digests
         self._drop = drop
+        self.bound: Bound = lambda slot, key: False
         self.declared: dict[bytes, Namespace] = {}
         # What is left to do, by prefix: the next slot to be searched for keys that a cache had
         # before it was declared one; caches above their limit; stores that were caches.
@@ -79,7 +91,7 @@ class Caches:
         self.declared[prefix] = namespace
         self._returning.pop(prefix, None)
         self._overfull[prefix] = namespace
-        if namespace.records > len(namespace.recency):
+        if namespace.records > len(namespace.recency) + len(namespace.recency.pinned):
             self._adopting[prefix] = 0
 
     def forget(self, prefix: bytes) -> None:
@@ -110,7 +122,9 @@ class Caches:
             return False
         known = key in recency
         if not namespace.max_items:
-            return known
+            if known:
+                self._leave(recency, key, old)
+            return False
         if old is not None and not known:
             self._digests.toggle(place_of(key), key, old[:12])
         recency.touch(key)
@@ -121,6 +135,22 @@ class Caches:
                 break
             self._evict(namespace, recency)
         return True
+
+    def _leave(self, recency: Recency, key: bytes, record: bytes | None) -> None:
+        """The key of a cache becomes one of a store, in the digests with the record it had."""
+        recency.discard(key)
+        self.ordered -= 1
+        if record is not None:
+            self._digests.toggle(place_of(key), key, record[:12])
+
+    def doomed(self, key: bytes) -> bool:
+        """Whether the key is one that a cache of the past has not given up yet."""
+        if not self._returning:
+            return False
+        namespace = self._returning.get(key[: 9 + key[8]])
+        if namespace is None or namespace.recency is None:
+            return False
+        return key in namespace.recency and key not in namespace.recency.pinned
 
     def remove(self, namespace: Namespace, key: bytes) -> bool:
         """A key is being removed; False if the digests are to follow it."""
@@ -133,9 +163,13 @@ class Caches:
 
     def _evict(self, namespace: Namespace, recency: Recency) -> None:
         key = recency.pop_oldest()
+        slot = slot_of(key)
+        if self.bound(slot, key):
+            recency.pinned[key] = None
+            return
         self.ordered -= 1
         self.evicted += 1
-        self._drop(namespace, slot_of(key), key)
+        self._drop(namespace, slot, key)
 
     # Changing sides.
 
@@ -177,15 +211,16 @@ class Caches:
         return _change_cost
 
     def _return(self, namespace: Namespace) -> int:
-        """Take a key of what was a cache back into the digests."""
+        """Give up a key of what was a cache; one that is pinned goes back into the digests."""
         recency = namespace.recency
-        if recency is None or not recency:
+        if recency is None or not (recency or recency.pinned):
             del self._returning[namespace.prefix]
             namespace.recency = None
             self._namespaces.close_if_empty(namespace)
             return 1
-        key = recency.pop_oldest()
-        self.ordered -= 1
-        place = place_of(key)
-        self._digests.toggle(place, key, self._slots[slot_of(key)][key][:12])
+        if recency:
+            self._evict(namespace, recency)
+        else:
+            key = next(iter(recency.pinned))
+            self._leave(recency, key, self._slots[slot_of(key)][key])
         return _change_cost

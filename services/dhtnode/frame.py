@@ -26,6 +26,8 @@ CACHE = 7
 PROMISED = 8
 ACCEPTED = 9
 LEARNED = 10
+# Which list of caches the frames before it have completed.
+EDITION = 11
 SLOT = 32
 LEAVES = 33
 START = 34

@@ -94,6 +94,10 @@ class Promises:
         held = self._slots.get(slot)
         return nothing_promised if held is None else held.get(key, nothing_promised)
 
+    def holds(self, slot: int, key: bytes) -> bool:
+        """Whether there is anything for this key."""
+        return self.count > 0 and key in self._slots.get(slot, ())
+
     def put(self, slot: int, key: bytes, promise: Promise) -> None:
         held = self._slots.get(slot)
         if held is None:

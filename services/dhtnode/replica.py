@@ -26,13 +26,18 @@ from services.core.messages import (
     NOT_READY,
     STORAGE_FULL,
     WRONG_EPOCH,
+    Edition,
     Reader,
     Status,
     check_namespace_prefix,
+    decode_edition,
     decode_get_many,
     decode_write_many,
+    edition_bytes,
+    encode_edition,
     encode_records,
     encode_statuses,
+    no_edition,
     u16,
     u64,
     write_head_bytes,
@@ -58,6 +63,8 @@ empty_slots_max: Final = 512
 # One that is as far ahead comes of flipped bits or a bug, and a replica that followed it could
 # never go back. Of a bit that flipped in an epoch, the lower 20 at most pass.
 epochs_ahead_max: Final = 1 << 20
+# Declaring so many, each logged, takes half a millisecond.
+caches_in_a_piece: Final = 64
 # A reason that travels in an answer's detail, whose length in a batch's answer is one byte.
 detail_bytes_max: Final = 255
 
@@ -87,6 +94,7 @@ class Replica:
         self.table = table
         self.counters = ReplicaCounters()
         self.promises = Promises(table.peek)
+        table.never_evict(self.promises.holds)
         self.floors: dict[int, Version] = {}
         # Slots that are ours by the map, and whose data have not arrived yet. It is not durable:
         # after a restart every slot counts as ready, so a replica that is sent the data of a slot
@@ -94,6 +102,11 @@ class Replica:
         self.not_ready: frozenset[int] = frozenset()
         # By the prefix of a namespace that is a cache, how many keys it may have here.
         self.caches: dict[bytes, int] = {}
+        # Of which list of caches these are all, and which one is just being taken.
+        self.edition = no_edition
+        self._taking = no_edition
+        # How many snapshots are being written.
+        self._snapshots = 0
         self.epoch = 0
         # Why puts are refused just now, for people; None while they are welcome.
         self.full: str | None = None
@@ -177,9 +190,8 @@ class Replica:
         elif kind == frame.LEAVES:
             reader = Reader(body)
             self.table.load_leaves(reader.slot(), reader.rest())
-        elif kind == frame.CACHE:
-            reader = Reader(body)
-            self._declare(reader.u64(), check_namespace_prefix(reader.rest()))
+        elif kind in (frame.CACHE, frame.EDITION):
+            self._replay_caches(kind, body)
         elif kind == frame.CLOCK:
             self.high_water.take(check_version(body))
         elif kind == frame.PROMISES:
@@ -188,6 +200,13 @@ class Replica:
             self._replay_promise(kind, body)
         else:
             raise PeerError(f"a change of the unknown kind {kind}; was it written by a newer ydht?")
+
+    def _replay_caches(self, kind: int, body: bytes) -> None:
+        if kind == frame.EDITION:
+            self.edition = max(self.edition, decode_edition(body))
+        else:
+            reader = Reader(body)
+            self._declare(reader.u64(), check_namespace_prefix(reader.rest()))
 
     def _replay_promise(self, kind: int, body: bytes) -> None:
         promises = self.promises
@@ -212,7 +231,15 @@ class Replica:
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Everything of this replica as frames for a snapshot, each quick to make. Changes may
-        come in between: what is replayed over them makes the state exact."""
+        come in between: what is replayed over them makes the state exact. No cache is forgotten
+        meanwhile: what was put into it would be replayed into the store that came after it."""
+        self._snapshots += 1
+        try:
+            yield from self._frames()
+        finally:
+            self._snapshots -= 1
+
+    def _frames(self) -> Iterator[tuple[int, bytes]]:
         yield frame.EPOCH, self._epoch_bytes
         yield frame.CLOCK, self.high_water.latest
         for slot, floor in list(self.floors.items()):
@@ -221,6 +248,9 @@ class Replica:
         told, changes = dict(self.caches), self._cache_changes
         for prefix, items_max in told.items():
             yield frame.CACHE, u64.pack(items_max) + prefix
+        if told == self.caches:
+            # Else a list has come meanwhile, and the log after this snapshot has it all.
+            yield frame.EDITION, encode_edition(self.edition)
         empty = 0
         for slot in range(slot_count):
             # Before its records: a cell that comes later has learned at least as much.
@@ -430,15 +460,42 @@ class Replica:
 
     # -- caches
 
-    def declare_caches(self, caches: dict[bytes, int]) -> None:
-        """Have exactly these namespaces be caches, and log what changes. PeerError, and nothing
-        is changed, if the log has no room for that."""
-        changes = changed_caches(self.caches, caches)
-        if not self.log.has_room(sum(head_bytes + u64.size + len(prefix) for prefix, _ in changes)):
-            raise PeerError(self.no_room()[1].decode())
-        for prefix, items_max in changes:
+    def declare_caches(self, edition: Edition, caches: dict[bytes, int]) -> Iterator[None]:
+        """Have exactly these namespaces be caches, unless a newer list is known, and log what
+        changes. It yields where others may have their turn; a newer list that comes then goes on
+        in its place. What is in the list is taken and the edition is not, so that whoever tells
+        it has to tell it once more: if the log has no room, which is a PeerError; and while a
+        snapshot is written, if a cache is to be forgotten."""
+        if edition <= max(self.edition, self._taking):
+            return
+        self._taking = edition
+        try:
+            yield from self._take_caches(edition, caches)
+        finally:
+            if self._taking == edition:
+                self._taking = no_edition
+
+    def _take_caches(self, edition: Edition, caches: dict[bytes, int]) -> Iterator[None]:
+        complete = True
+        for count, (prefix, items_max) in enumerate(changed_caches(self.caches, caches), 1):
+            if self._taking != edition:
+                return
+            if not items_max and self._snapshots:
+                complete = False
+                continue
+            self._need_room(head_bytes + u64.size + len(prefix))
             self._declare(items_max, prefix)
             self.log.append(frame.CACHE, u64.pack(items_max) + prefix)
+            if not count % caches_in_a_piece:
+                yield
+        if self._taking == edition and complete:
+            self._need_room(head_bytes + edition_bytes)
+            self.edition = edition
+            self.log.append(frame.EDITION, encode_edition(edition))
+
+    def _need_room(self, size: int) -> None:
+        if not self.log.has_room(size):
+            raise PeerError(self.no_room()[1].decode())
 
     def _declare(self, items_max: int, prefix: bytes) -> None:
         self._cache_changes += 1

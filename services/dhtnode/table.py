@@ -38,7 +38,7 @@ from services.core.digest import Digests, differing, digests_bytes, encode_leave
 from services.core.hlc import Version
 from services.core.record import head_bytes
 from services.core.ring import leaf_bits, leaf_count, place_of, slot_count, slot_of
-from services.dhtnode.cache import Caches
+from services.dhtnode.cache import Bound, Caches
 from services.dhtnode.chunk import count_of, decode_chunk, encode_chunks
 from services.dhtnode.listing import Page, Query, Scan, list_page, scan_page
 from services.dhtnode.namespace import Counts, Namespace, Namespaces
@@ -244,15 +244,23 @@ class Table:
     def export_slot(self, slot: int, chunk_bytes: int) -> Iterator[bytes]:
         """Chunks of all records of the slot as they are now, whatever happens while the chunks
         are taken; `leaves` of the same turn belong to them."""
-        return encode_chunks(slot, list(self._slots[slot].items()), chunk_bytes)
+        return encode_chunks(slot, self._lasting_items(slot), chunk_bytes)
 
     def export_piece(self, slot: int, after: bytes, chunk_bytes: int) -> tuple[bytes, bytes]:
         """One chunk of the records of a slot whose keys are above `after`, in order of keys, and
         the last of these keys; nothing and nothing where there are no more."""
-        items = sorted(item for item in self._slots[slot].items() if item[0] > after)
+        items = sorted(item for item in self._lasting_items(slot) if item[0] > after)
         for chunk in encode_chunks(slot, items, chunk_bytes):
             return chunk, items[count_of(chunk) - 1][0]
         return b"", b""
+
+    def _lasting_items(self, slot: int) -> list[tuple[bytes, bytes]]:
+        """Without what a cache of the past is about to give up: nobody else is to have it."""
+        items = self._slots[slot].items()
+        if self._caches.settled:
+            return list(items)
+        doomed = self._caches.doomed
+        return [item for item in items if not doomed(item[0])]
 
     def import_chunk(self, body: bytes, *, leaves_follow: bool = False) -> int:
         """Take over the records of a chunk, or the greater one where there is one already, and
@@ -331,6 +339,7 @@ class Table:
             for key, record in self._slots[slot].items()
             if place_of(key) & _leaf_mask in wanted
             and not (self._declared and key[: 9 + key[8]] in self._declared)
+            and not self._caches.doomed(key)
         ]
 
     def _scan_leaves(self, slot: int, *, settled: bool) -> bytes:
@@ -341,7 +350,9 @@ class Table:
         for key, record in self._slots[slot].items():
             namespace = self._by_prefix[key[: 9 + key[8]]]
             if namespace.recency is not None and (
-                namespace.max_items if settled else key in namespace.recency
+                (namespace.max_items or self._caches.doomed(key))
+                if settled
+                else key in namespace.recency
             ):
                 continue
             leaves[place_of(key) & _leaf_mask] ^= hash_of(key, record[:12])
@@ -405,8 +416,13 @@ class Table:
         """
         self._caches.declare(prefix, max_items)
 
+    def never_evict(self, bound: Bound) -> None:
+        """Have no cache give up a key of which `bound(slot, key)` is true."""
+        self._caches.bound = bound
+
     def forget_cache(self, prefix: bytes) -> None:
-        """Have the namespace be a store again, with the keys that it has. It may be one."""
+        """Have the namespace be a store, from which what the cache had goes by and by
+        (`tend_slice`). It may be a store."""
         self._caches.forget(prefix)
 
     @property

@@ -215,7 +215,8 @@ class PlainTable:
 
     def forget_cache(self, prefix: bytes) -> None:
         self._limits.pop(prefix, None)
-        self._order.pop(prefix, None)
+        for key in self._order.pop(prefix, []):
+            del self.records[key]
 
     def tend_slice(self, budget: int) -> bool:
         return True

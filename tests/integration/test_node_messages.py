@@ -26,6 +26,7 @@ from tests.integration.node_process import (
     node_process,
     prefix,
 )
+from tests.integration.replicator_process import until_told
 from tests.waiting import wait_until
 
 every_leaf = (1 << leaf_count) - 1
@@ -381,12 +382,17 @@ async def test_a_map_is_adopted_kept_and_followed_only_by_one_that_may(
     assert (await node.metrics())["epoch"] == 3
 
 
+async def kept(client: NodeClient, space: bytes) -> bool | None:
+    return (await count(client, space)).keys == 200 or None
+
+
 async def test_caches_are_kept_over_a_restart_and_evict(
     node: NodeProcess, client: NodeClient
 ) -> None:
     space = namespace_prefix(7, b"cached")
-    caches = [m.Cache(space, 100)]
-    assert await client.ask(m.CACHES, m.encode_body(caches)) == (OK, b"")
+    first, second = m.Edition(1, 1), m.Edition(1, 2)
+    told = m.encode_caches(first, [m.Cache(space, 100)])
+    assert await client.ask(m.CACHES, told) == (OK, m.encode_edition(first))
     await load(client, [b"key-%d" % number for number in range(500)], of=space)
     assert (await count(client, space)).keys == 100
     await node.kill()
@@ -395,9 +401,18 @@ async def test_caches_are_kept_over_a_restart_and_evict(
     await load(client, [b"more-%d" % number for number in range(200)], of=space)
     assert (await count(client, space)).keys == 100
     assert set(await digests(client)) == set(summary_of(bytes(512)))
-    assert await client.ask(m.CACHES, m.encode_body([])) == (OK, b"")
+    # What it knew it knows again, and is not told anything older.
+    assert await client.ask(m.CACHES, m.encode_caches(m.no_edition, [])) == (
+        OK,
+        m.encode_edition(first),
+    )
+    assert await client.ask(m.CACHES, m.encode_caches(second, [])) == (
+        OK,
+        m.encode_edition(second),
+    )
     await load(client, [b"store-%d" % number for number in range(200)], of=space)
-    assert (await count(client, space)).keys == 300
+    # What the cache had goes, and what was put since stays.
+    await until_told(partial(kept, client, space), "the new keys are all that there are")
 
 
 async def test_a_node_catches_up_once_every_connected_replicator_has_said_so(
@@ -421,6 +436,7 @@ async def test_a_node_catches_up_once_every_connected_replicator_has_said_so(
 
 # What makes no sense.
 
+edition = m.Edition(9, 9)
 MALFORMED = {
     "no epoch": (m.WRITE, b"\0\0\0"),
     "no key": (m.WRITE, bytes(10)),
@@ -446,10 +462,10 @@ MALFORMED = {
     "an empty slot message": (m.SLOT, b""),
     "no map": (m.EPOCH, b"{}"),
     "a huge map": (m.EPOCH, bytes(600_000)),
-    "a cache of nothing": (m.CACHES, m.encode_body([m.Cache(b"", 1)])),
-    "a cache of none": (m.CACHES, b"\x91\x92\xc4\x0b" + prefix[:11] + b"\0"),
+    "a cache of nothing": (m.CACHES, m.encode_caches(edition, [m.Cache(b"", 1)])),
+    "a cache of none": (m.CACHES, m.encode_caches(edition, [m.Cache(prefix, 0)])),
     "no caches": (m.CACHES, b""),
-    "too many caches": (m.CACHES, m.encode_body([m.Cache(prefix, 1)] * 129)),
+    "too many caches": (m.CACHES, m.encode_caches(edition, [m.Cache(prefix, 1)] * 4_097)),
     "32 MB of nothing": (m.WRITE_MANY, bytes(32_000_000)),
 }
 

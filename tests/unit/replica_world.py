@@ -150,6 +150,12 @@ class World:
         raise AssertionError(f"the disk failed: {error}")
 
 
+def declare(world: World, version_told: int, caches: dict[bytes, int]) -> None:
+    """Tell it a whole list of caches."""
+    for _ in world.replica.declare_caches(m.Edition(1, version_told), caches):
+        pass
+
+
 def replayed(frames: list[tuple[int, bytes]]) -> Replica:
     replica = Replica(Table(digest_key), FakeClock(Timeline()))
     for kind, body in frames:
@@ -177,6 +183,7 @@ def assert_equal(one: Replica, other: Replica) -> None:
     """The same records, counts, digests, floors, epochs and caches."""
     assert records_of(one.table, cached) == records_of(other.table, cached)
     assert (one.floors, one.caches, one.epoch) == (other.floors, other.caches, other.epoch)
+    assert one.edition == other.edition
     for space in (prefix, namespace_prefix(8, b"x")):
         ones, others = one.table.namespace(space), other.table.namespace(space)
         assert (ones.keys, ones.bytes, ones.tombstones) == (

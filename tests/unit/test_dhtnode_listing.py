@@ -16,6 +16,7 @@ from services.core.hlc import pack_version
 from services.core.key import namespace_prefix
 from services.core.record import value_body
 from services.core.ring import slot_count, slot_of
+from services.dhtnode.chunk import decode_chunk
 from services.dhtnode.index import Index, run_keys
 from services.dhtnode.listing import Query, successor
 from services.dhtnode.recency import Recency, lone_part_keys_max
@@ -314,14 +315,17 @@ def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -
     store = namespace_prefix(8, b"store")
     keys = [name + b"%d" % number for name in (prefix, store) for number in range(120)]
     declared = limit = 0
+    since: set[bytes] = set()
     for step in range(2000):
         key = rng.choice(keys)
         slot = slot_of(key)
         match rng.choices(range(6), (40, 10, 10, 20, 1, 1))[0]:
             case 0:
                 table.put(slot, key, record(step))
+                since.add(key)
             case 1:
                 table.remove(slot, key)
+                since.discard(key)
             case 2:
                 table.get(slot, key)
             case 3:
@@ -331,14 +335,25 @@ def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -
                 declared, limit = step, rng.randrange(20, 150)
                 table.declare_cache(prefix, limit)
             case _:
+                # What was put into the cache goes, and what is put from now on stays.
+                since = {held for held in since if held.startswith(store)}
                 declared = 0
                 table.forget_cache(prefix)
         assert table.rebuild_digest(slot) == []
+        chunks = table.export_slot(slot, 1 << 20)
+        lasting = {held for chunk in chunks for held in decode_chunk(chunk)[1]}
+        assert all(
+            held in lasting
+            for held in since
+            if slot_of(held) == slot and (held.startswith(store) or not declared)
+        )
         expected = PlainTable(digest_key(""))
         expected.records = {
             held: found
             for held in table.keys(slot)
-            if not (declared and held.startswith(prefix)) and (found := table.peek(slot, held))
+            if not (declared and held.startswith(prefix))
+            and held in lasting
+            and (found := table.peek(slot, held))
         }
         assert table.leaves(slot) == expected.leaves(slot)
     while not table.tend_slice(5000):

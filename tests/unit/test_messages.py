@@ -17,13 +17,18 @@ from services.core.messages import (
     AHEAD,
     NEWER,
     Cache,
+    CacheList,
+    Edition,
     ListPage,
     ListQuery,
     NamespacesPage,
     NamespacesQuery,
     Reader,
+    caches_max,
     check_namespace_prefix,
     decode_body,
+    decode_caches,
+    decode_edition,
     decode_get_many,
     decode_list_query,
     decode_member,
@@ -34,6 +39,8 @@ from services.core.messages import (
     decode_statuses,
     decode_write_many,
     encode_body,
+    encode_caches,
+    encode_edition,
     encode_get_many,
     encode_records,
     encode_registered,
@@ -43,6 +50,8 @@ from services.core.messages import (
     epoch_of,
     items_max,
     many_bytes_max,
+    max_items_max,
+    no_edition,
     slot_bitmap_bytes,
 )
 from services.core.wire import OK
@@ -59,7 +68,7 @@ decoders: list[Callable[[bytes], object]] = [
     decode_list_query,
     decode_namespaces_query,
     lambda body: decode_body(body, NamespacesPage),
-    lambda body: decode_body(body, list[Cache]),
+    decode_caches,
     lambda body: decode_body(body, ListPage),
     decode_member,
     decode_registered,
@@ -169,9 +178,34 @@ def test_a_query_for_namespaces_is_held_to_its_bounds() -> None:
             decode_namespaces_query(encode_body(msgspec.structs.replace(query, **change)))
 
 
-def test_a_cache_of_nothing_is_refused() -> None:
+editions = st.builds(Edition, st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))
+
+
+@given(editions, st.lists(st.integers(1, max_items_max), max_size=5))
+def test_a_list_of_caches_survives(edition: Edition, items: list[int]) -> None:
+    caches = [Cache(namespace_prefix(7, b"%d" % number), max_) for number, max_ in enumerate(items)]
+    assert decode_caches(encode_caches(edition, caches)) == CacheList(edition, caches)
+    assert decode_edition(encode_edition(edition)) == edition
+
+
+@pytest.mark.parametrize("items", [0, -1, max_items_max + 1])
+def test_a_cache_of_nothing_or_of_too_much_is_refused(items: int) -> None:
     with pytest.raises(PeerError):
-        decode_body(encode_body([Cache(namespace, 0)]), list[Cache])
+        decode_caches(encode_caches(no_edition, [Cache(namespace, items)]))
+
+
+def test_a_list_of_caches_has_names_and_an_end() -> None:
+    whole = [Cache(namespace, 1)] * caches_max
+    assert len(decode_caches(encode_caches(no_edition, whole)).caches) == caches_max
+    for wrong in ([*whole, Cache(namespace, 1)], [Cache(namespace + b"k", 1)]):
+        with pytest.raises(PeerError):
+            decode_caches(encode_caches(no_edition, wrong))
+
+
+def test_the_longest_list_of_caches_fits_one_message_to_a_node() -> None:
+    longest = namespace_prefix(7, b"n" * namespace_bytes_max)
+    whole = encode_caches(no_edition, [Cache(longest, max_items_max)] * caches_max)
+    assert len(whole) <= many_bytes_max
 
 
 def test_only_whole_prefixes_of_namespaces_pass() -> None:

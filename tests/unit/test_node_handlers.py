@@ -16,6 +16,7 @@ from services.dhtnode.handlers import NodeHandlers, digests_max
 from services.dhtnode.listing import Query
 from services.dhtnode.membership import Membership
 from services.dhtnode.pages import namespaces_piece, namespaces_pieces_max
+from services.dhtnode.replica import caches_in_a_piece
 from services.dhtnode.turns import waiting_bytes_max
 from services.runtime.clock import FakeClock
 from services.runtime.link_limits import LinkCounters
@@ -231,6 +232,49 @@ def test_digests_are_worked_out_in_steps_while_a_cache_changes_sides(station: St
     empty = summary_of(bytes(512))
     for request_id in asked:
         assert station.world.answer(request_id) == (OK, empty * digests_max)
+
+
+# Caches.
+
+
+def test_a_list_of_as_many_caches_as_there_may_be_is_taken_in_turns(station: Station) -> None:
+    spaces = [namespace_prefix(7, b"cache-%04d" % number) for number in range(m.caches_max)]
+    told = m.encode_caches(m.Edition(1, 1), [m.Cache(space, 5) for space in spaces])
+    request_id = station.ask(m.CACHES, told)
+    # A turn on this clock is a step or two.
+    assert station.finish() > m.caches_max // caches_in_a_piece // 2
+    # It is answered once all of it is durable, and what others change meanwhile is not in its way.
+    assert station.world.answer(request_id) is None
+    station.world.settle(20.0)
+    assert station.world.answer(request_id) == (OK, m.encode_edition(m.Edition(1, 1)))
+    assert station.world.replica.caches == dict.fromkeys(spaces, 5)
+    frames = len(station.world.frames)
+    # Everybody tells it; once is enough, and an older one is answered with what is known.
+    for version_told in (1, 0):
+        edition = m.Edition(1, version_told)
+        known = m.encode_edition(m.Edition(1, 1))
+        assert station.told(m.CACHES, m.encode_caches(edition, [])) == (OK, known)
+    assert len(station.world.frames) == frames
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        bytes(15),
+        m.encode_edition(m.Edition(9, 9)),
+        m.encode_caches(m.Edition(9, 9), [m.Cache(b"", 1)]),
+        m.encode_caches(m.Edition(9, 9), [m.Cache(prefix + b"x", 1)]),
+        m.encode_caches(m.Edition(9, 9), [m.Cache(prefix, 0)]),
+        m.encode_caches(m.Edition(9, 9), [m.Cache(prefix, 1)] * (m.caches_max + 1)),
+    ],
+    ids=["nothing", "cut", "no list", "no name", "a broken name", "no items", "too many"],
+)
+def test_a_list_of_caches_that_makes_no_sense_changes_nothing(
+    station: Station, body: bytes
+) -> None:
+    assert station.told(m.CACHES, body)[0] == m.MALFORMED
+    assert (station.world.replica.caches, station.world.replica.edition) == ({}, m.no_edition)
 
 
 # Listings.

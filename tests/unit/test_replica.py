@@ -5,20 +5,24 @@ from __future__ import annotations
 import errno
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.core import messages as m
 from services.core.errors import PeerError
 from services.core.key import namespace_prefix, storage_key_bytes_max
+from services.core.paxos import Promise
 from services.core.record import head_bytes, value_body, value_bytes_max
 from services.core.ring import slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
-from services.dhtnode.replica import epochs_ahead_max
+from services.dhtnode.replica import caches_in_a_piece, epochs_ahead_max
 from services.runtime.clock import FakeClock
 from services.runtime.log.log import undurable_bytes_max
 from tests.unit.replica_world import (
     World,
     cached,
+    declare,
     key_of,
     replayed,
     tombstone,
@@ -286,8 +290,9 @@ def test_without_room_no_epoch_is_adopted_and_no_cache_declared() -> None:
     many = m.encode_write_many(2, [(key_of(1), value(9))])
     assert world.at_once("write_many", many)[0] == m.STORAGE_FULL
     with pytest.raises(PeerError, match="the log has no room"):
-        world.replica.declare_caches({cached: 3})
+        declare(world, 1, {cached: 3})
     assert (world.replica.epoch, world.replica.caches) == (1, {})
+    assert world.replica.edition == m.no_edition
     assert world.frames == frames
     assert world.at_once("get", key_of(1)) == (OK, value(1))
     assert world.log.idle
@@ -488,9 +493,9 @@ def test_the_epoch_is_logged_once_and_never_goes_back(world: World) -> None:
 
 def test_caches_are_declared_changed_and_forgotten_durably(world: World) -> None:
     other = namespace_prefix(8, b"other")
-    world.replica.declare_caches({cached: 10, other: 5})
-    world.replica.declare_caches({cached: 10, other: 5})
-    world.replica.declare_caches({cached: 3})
+    declare(world, 1, {cached: 10, other: 5})
+    declare(world, 2, {cached: 10, other: 5})
+    declare(world, 3, {cached: 3})
     assert [body for kind, body in world.frames if kind == frame.CACHE] == [
         m.u64.pack(10) + cached,
         m.u64.pack(5) + other,
@@ -499,19 +504,108 @@ def test_caches_are_declared_changed_and_forgotten_durably(world: World) -> None
     ]
     again = replayed(world.frames)
     assert again.caches == world.replica.caches == {cached: 3}
+    assert again.edition == world.replica.edition == m.Edition(1, 3)
 
 
-def test_a_cache_evicts_and_a_forgotten_one_is_a_store_again(world: World) -> None:
-    world.replica.declare_caches({cached: 3})
+def test_an_older_list_of_caches_changes_nothing(world: World) -> None:
+    declare(world, 5, {cached: 10})
+    frames = len(world.frames)
+    for number in (5, 4, 0):
+        declare(world, number, {})
+    assert world.replica.caches == {cached: 10}
+    assert len(world.frames) == frames
+    # A later epoch has other shares, whatever it counts.
+    for _ in world.replica.declare_caches(m.Edition(3, 1), {cached: 8}):
+        pass
+    assert world.replica.caches == {cached: 8}
+
+
+@given(st.lists(st.integers(0, 1), max_size=12))
+def test_of_lists_of_caches_that_come_at_the_same_time_the_newest_holds(turns: list[int]) -> None:
+    world = World()
+    spaces = [namespace_prefix(7, b"%d" % number) for number in range(4 * caches_in_a_piece)]
+    older = world.replica.declare_caches(m.Edition(1, 1), dict.fromkeys(spaces, 5))
+    newer = world.replica.declare_caches(m.Edition(1, 2), dict.fromkeys(spaces[1:], 7))
+    for which in turns:
+        next((older, newer)[which], None)
+    for steps in (older, newer):
+        for _ in steps:
+            pass
+    assert world.replica.caches == dict.fromkeys(spaces[1:], 7)
+    assert world.replica.edition == m.Edition(1, 2)
+    again = replayed(world.frames)
+    assert (again.caches, again.edition) == (world.replica.caches, world.replica.edition)
+
+
+def test_a_list_of_caches_that_was_not_logged_to_its_end_is_taken_once_more(world: World) -> None:
+    spaces = [namespace_prefix(7, b"%d" % number) for number in range(2 * caches_in_a_piece + 1)]
+    steps = world.replica.declare_caches(m.Edition(1, 1), dict.fromkeys(spaces, 5))
+    next(steps)
+    again = replayed(world.frames)
+    assert len(again.caches) == caches_in_a_piece
+    assert again.edition == m.no_edition
+    del steps
+    declare(world, 1, dict.fromkeys(spaces, 5))
+    assert replayed(world.frames).caches == dict.fromkeys(spaces, 5)
+
+
+def test_no_cache_is_forgotten_while_a_snapshot_is_written(world: World) -> None:
+    other = namespace_prefix(8, b"other")
+    declare(world, 1, {cached: 5})
+    snapshot = world.replica.frames()
+    next(snapshot)
+    declare(world, 2, {other: 5})
+    assert world.replica.caches == {cached: 5, other: 5}
+    assert world.replica.edition == m.Edition(1, 1)
+    for _ in snapshot:
+        pass
+    declare(world, 2, {other: 5})
+    assert world.replica.caches == {other: 5}
+    assert world.replica.edition == m.Edition(1, 2)
+
+
+def test_what_a_strong_operation_has_deleted_does_not_come_back_through_a_cache(
+    world: World,
+) -> None:
+    replica, table = world.replica, world.table
+    gone = [key_of(number, cached) for number in range(4)]
+    for number, key in enumerate(gone):
+        accepted = Promise(version(1), version(1), version(1), value(1))
+        replica.promises.put(slot_of(key), key, accepted)
+        world.write(key, tombstone(2 + number))
+    declare(world, 1, {cached: 3})
+    while not table.tend_slice(1_000):
+        pass
+    for number in range(100, 120):
+        world.write(key_of(number, cached), value(number))
+    assert [table.peek(slot_of(key), key) for key in gone] == [
+        tombstone(2 + number) for number in range(4)
+    ]
+    # They count for nothing, and the cache has its keys beside them.
+    present = [n for n in range(100, 120) if world.get(key_of(n, cached)) != (OK, b"")]
+    assert present == [117, 118, 119]
+    assert wrong_leaves(table) == []
+    declare(world, 2, {})
+    while not table.tend_slice(1_000):
+        pass
+    counts = table.namespace(cached)
+    assert (counts.keys, counts.tombstones) == (0, 4)
+    assert wrong_leaves(table) == []
+    table.remove(slot_of(gone[0]), gone[0])
+    assert wrong_leaves(table) == []
+
+
+def test_a_cache_evicts_and_a_forgotten_one_is_an_empty_store(world: World) -> None:
+    declare(world, 1, {cached: 3})
     for number in range(10):
         world.write(key_of(number, cached), value(number))
         world.write(key_of(number), value(number))
     present = [n for n in range(10) if world.get(key_of(n, cached)) != (OK, b"")]
     assert present == [7, 8, 9]
-    world.replica.declare_caches({})
+    declare(world, 2, {})
     while not world.table.tend_slice(1_000):
         pass
     for number in range(10, 20):
         world.write(key_of(number, cached), value(number))
-    assert world.table.namespace(cached).keys == 13
+    assert world.table.namespace(cached).keys == 10
     assert wrong_leaves(world.table) == []

@@ -19,6 +19,7 @@ from tests.unit.replica_world import (
     World,
     assert_equal,
     cached,
+    declare,
     key_of,
     records_of,
     replayed,
@@ -44,6 +45,8 @@ def test_every_kind_of_frame_comes_back(world: World) -> None:
             (frame.EPOCH, m.u64.pack(9)),
             (frame.EPOCH, m.u64.pack(8)),
             (frame.CACHE, m.u64.pack(5) + cached),
+            (frame.EDITION, m.encode_edition(m.Edition(3, 4))),
+            (frame.EDITION, m.encode_edition(m.Edition(2, 9))),
             (frame.CLOCK, version(6)),
         ]
     )
@@ -51,6 +54,7 @@ def test_every_kind_of_frame_comes_back(world: World) -> None:
     assert replica.floors == {slot: version(4)}
     assert replica.epoch == 9
     assert replica.caches == {cached: 5}
+    assert replica.edition == m.Edition(3, 4)
     told = dict(replica.frames())
     assert told[frame.CLOCK] == version(6)
 
@@ -81,6 +85,7 @@ def test_a_record_is_replayed_only_over_a_lesser_one() -> None:
         (frame.EPOCH, bytes(9)),
         (frame.CACHE, m.u64.pack(4) + b"no prefix"),
         (frame.CACHE, b"\0"),
+        (frame.EDITION, b"\0"),
         (frame.CLOCK, bytes(11)),
         (frame.SLOT, b"\0"),
         (frame.SLOT, b"\xff\xff\0\0"),
@@ -141,10 +146,13 @@ def change_one(world: World, change: Change) -> None:
         body = m.encode_write(world.replica.epoch, key_of(number, cached), value(counter))
         world.ask("write", body)
     elif what == "declare":
-        # Never full: evictions are not logged, so that two replicas would rightly differ.
-        world.replica.declare_caches({cached: 100 + number})
+        # Of a namespace with keys no cache is made. And it is never full: evictions are not logged,
+        # so that two replicas would rightly differ.
+        if cached in world.replica.caches or not world.table.namespace(cached).records:
+            version_told = world.replica.edition.version + 1
+            declare(world, version_told, {cached: 100 + number})
     elif what == "forget":
-        world.replica.declare_caches({})
+        declare(world, world.replica.edition.version + 1, {})
     elif what == "epoch":
         world.replica.adopt_epoch(number)
 
