@@ -143,6 +143,34 @@ CREATE TABLE public.key_events (
 
 COMMENT ON TABLE public.key_events IS 'What gateways have to look up again: one API key, or all of an account where key_id is null. In the order in which they were committed.';
 
+-- Name: namespace_version; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.namespace_version (
+    only_row boolean DEFAULT true NOT NULL,
+    version bigint NOT NULL,
+    CONSTRAINT namespace_version_only_row_check CHECK (only_row)
+);
+
+-- Name: TABLE namespace_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.namespace_version IS 'One row, which counts the changes of namespaces. Who changes them by hand adds 1, or no service sees it.';
+
+-- Name: namespaces; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.namespaces (
+    tenant numeric(20,0) NOT NULL,
+    name text NOT NULL COLLATE pg_catalog."C",
+    max_items bigint,
+    declared_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT namespaces_max_items_check CHECK ((max_items > 0)),
+    CONSTRAINT namespaces_name_check CHECK (((octet_length(name) >= 1) AND (octet_length(name) <= 255))),
+    CONSTRAINT namespaces_tenant_check CHECK (((tenant >= (0)::numeric) AND (tenant <= '18446744073709551615'::numeric)))
+);
+
+-- Name: TABLE namespaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.namespaces IS 'Namespaces that were declared before use: caches with how many keys they may have, and stores, which have none. Others spring up when they are used and do not stand here.';
+
 -- Name: nodes; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.nodes (
@@ -350,6 +378,16 @@ ALTER TABLE ONLY public.key_event_ids
 
 ALTER TABLE ONLY public.key_events
     ADD CONSTRAINT key_events_pkey PRIMARY KEY (id);
+
+-- Name: namespace_version namespace_version_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.namespace_version
+    ADD CONSTRAINT namespace_version_pkey PRIMARY KEY (only_row);
+
+-- Name: namespaces namespaces_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.namespaces
+    ADD CONSTRAINT namespaces_pkey PRIMARY KEY (tenant, name);
 
 -- Name: nodes nodes_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 

@@ -7,17 +7,23 @@
                · ttl_ms u64 · by i64 · key_len u16 · meta_len u16 · key · meta · value
     BATCH      count u16 · (kind u8 · size u32 · body)…          each as if it came alone
     DELETE_PREFIX    msgpack PrefixDeletion
-    LIST_NAMESPACES  msgpack NamespacesQuery, of messages.py
+    LIST_NAMESPACES    msgpack NamespacesQuery, of messages.py
+    DESCRIBE_NAMESPACE namespace prefix
+    DECLARE_NAMESPACE  msgpack Declaration
+    DELETE_NAMESPACE   msgpack NamespaceDeletion
     MAP        nothing
 
     → OK       FETCH: record, or nothing · BATCH: count u16 · (kind u8 · size u32 · body)…
-               DELETE_PREFIX: msgpack PrefixDeleted · LIST_NAMESPACES: msgpack NamespacesPage
+               DELETE_PREFIX, DELETE_NAMESPACE: msgpack PrefixDeleted
+               LIST_NAMESPACES: msgpack NamespacesTold · DESCRIBE_NAMESPACE: msgpack NamespaceTold
+               DECLARE_NAMESPACE: msgpack DeclaredAnswer
                MAP: a cluster map, or nothing while forming
     → CHANGED  version 12 · expires_at_ms u64 · (value i64 if it was an increment)
     → ABSENT, NOT_AN_INTEGER              nothing was changed; the latter with a text
     → PRECONDITION_FAILED  version 12     of the value that is there; zeros if none is
     → UNKNOWN  operation 12 · text        it may or may not have been done
     → REFUSED  code_len u8 · code · text  nothing was done; a code of the catalogue of errors
+    → INVALID  code_len u8 · code · text  nothing was done; a code of what a client has to mend
     → TOO_LARGE                           of an item alone: what it read did not fit the answer
 
 Keys are storage keys. A ttl of 0 is none, and takes an expiry away if the action is EXPIRE. The
@@ -48,6 +54,9 @@ BATCH: Final = 68
 DELETE_PREFIX: Final = 69
 MAP: Final = 70
 LIST_NAMESPACES: Final = 71
+DESCRIBE_NAMESPACE: Final = 72
+DECLARE_NAMESPACE: Final = 73
+DELETE_NAMESPACE: Final = 74
 
 CHANGED: Final = 160
 ABSENT: Final = 161
@@ -56,6 +65,7 @@ NOT_AN_INTEGER: Final = 163
 UNKNOWN: Final = 164
 REFUSED: Final = 165
 TOO_LARGE: Final = 166
+INVALID: Final = 167
 
 integer_max: Final = (1 << 63) - 1
 integer_min: Final = -(1 << 63)
@@ -223,6 +233,64 @@ def decode_prefix_deletion(body: bytes) -> PrefixDeletion:
     return request
 
 
+class Declaration(msgspec.Struct, frozen=True, array_like=True):
+    """What a namespace, named by its prefix, is to be: a cache of at most so many keys, or with
+    None a store. Declaring again what it is changes nothing, and a cache may become larger or
+    smaller. INVALID with `already_exists` if it is declared the other kind, or if a cache is to be
+    made of a namespace that has keys; with `invalid_namespace` or `invalid_body` for a name that
+    may not be, one too many, or a number that may not be."""
+
+    namespace: bytes
+    max_items: int | None
+
+
+def decode_declaration(body: bytes) -> Declaration:
+    request = decode_body(body, Declaration)
+    check_namespace_prefix(request.namespace)
+    return request
+
+
+class DeclaredAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """It is what was asked for. `changed` unless it was so before. `untold` names the nodes that
+    are connected and did not say in time that they know: what is put there until they do is kept
+    as a store keeps it, and counts for the cache from then on."""
+
+    changed: bool
+    untold: list[str]
+
+
+class NamespaceTold(msgspec.Struct, frozen=True, array_like=True):
+    """A namespace that has keys or was declared; of a cache its `max_items`, of a store None."""
+
+    name: bytes
+    keys: int
+    size_bytes: int
+    max_items: int | None
+
+
+class NamespacesTold(msgspec.Struct, frozen=True, array_like=True):
+    """As NamespacesPage, with what was declared."""
+
+    found: list[NamespaceTold]
+    next: bytes | None
+
+
+class NamespaceDeletion(msgspec.Struct, frozen=True, array_like=True):
+    """Empty a namespace from `start` on, in the order of its keys; once it is empty its
+    declaration goes, too. PrefixDeleted tells in `next` where the next call goes on; None once all
+    of it is gone. To repeat a call is no harm."""
+
+    namespace: bytes
+    start: bytes = b""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=prefix_keys_max)] = prefix_keys_max
+
+
+def decode_namespace_deletion(body: bytes) -> NamespaceDeletion:
+    request = decode_body(body, NamespaceDeletion)
+    check_namespace_prefix(request.namespace)
+    return request
+
+
 def changed_answer(version: Version, expires_at_ms: int) -> bytes:
     return _changed.pack(version, expires_at_ms)
 
@@ -245,6 +313,7 @@ def decode_changed(body: bytes) -> ChangedAnswer:
 
 
 def refused_answer(code: str, text: str) -> bytes:
+    """Of REFUSED and of INVALID."""
     return bytes((len(code),)) + code.encode() + text.encode()[:text_bytes_max]
 
 

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 
 from services.replicator.figures import add_figures, health
 from services.replicator.map_store import PostgresMapStore
+from services.replicator.namespace_store import PostgresNamespaceStore
 from services.replicator.readiness import add_conditions
 from services.replicator.replicator import Replicator
 from services.replicator.routes import routes
@@ -26,11 +27,13 @@ def build_app(settings: ReplicatorSettings, service: Service) -> Starlette:
     address = choose_address(
         settings.data_dir, settings.database_url, settings.embedded_db_password
     )
-    # A replicator asks one thing at a time: the map, and for one node that registers.
-    database = Database(address, connections_max=3)
+    # A replicator asks one thing at a time: the map, for one node that registers, and which
+    # namespaces are declared; and what clients declare has one more.
+    database = Database(address, connections_max=5)
     database.add_to(service.metrics)
     store = PostgresMapStore(database, settings.cluster_size, settings.replication_factor)
-    replicator = Replicator(settings, service, SystemDisk(), store)
+    namespaces = PostgresNamespaceStore(database)
+    replicator = Replicator(settings, service, SystemDisk(), store, namespaces)
     add_figures(service.metrics, replicator)
     add_conditions(service.readiness, replicator)
 

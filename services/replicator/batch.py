@@ -13,6 +13,7 @@ answered TOO_LARGE.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from functools import partial
 from typing import Final
 
@@ -31,7 +32,7 @@ from services.core.paxos import Change
 from services.core.wire import OK
 from services.replicator.answers import Done, refusal
 from services.replicator.eventual import EventualWrites
-from services.replicator.items import eventual_of, strong_of
+from services.replicator.items import eventual_of, not_of_caches, strong_of
 from services.replicator.strong import StrongOperations
 from services.runtime.clock import Clock
 from services.runtime.peer import body_bytes_max
@@ -56,6 +57,7 @@ class Batch:
         body: bytes,
         writes: EventualWrites,
         strong: StrongOperations,
+        caches: Container[bytes],
         clock: Clock,
         done: Done,
     ) -> None:
@@ -67,6 +69,8 @@ class Batch:
         self._waiting: deque[tuple[bytes, Change, bool, Done]] = deque()
         # Keys that strong items of this batch change.
         self._changed: set[bytes] = set()
+        # Strong items of caches, by their places.
+        self._invalid: list[int] = []
         self._under_way = 0
         self._beginning = False
         self._begin_until_s = clock.monotonic_s() + begin_s_max
@@ -76,8 +80,11 @@ class Batch:
             written = eventual_of(kind, content, now_ms)
             if written is not None:
                 self._eventual.append((*written, partial(self._answered, index)))
+                continue
+            key, change, grows = strong_of(kind, content, now_ms)
+            if key[: 9 + key[8]] in caches:
+                self._invalid.append(index)
             else:
-                key, change, grows = strong_of(kind, content, now_ms)
                 self._waiting.append((key, change, grows, partial(self._ended, index)))
                 if change is not read:
                     self._changed.add(key)
@@ -89,6 +96,8 @@ class Batch:
         if not self._left:
             self._done(OK, encode_batch(()))
             return
+        for index in self._invalid:
+            self._answered(index, *not_of_caches)
         self._writes.write_many(self._eventual)
         self._begin_more()
 

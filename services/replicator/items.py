@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from services.core.change import (
     Condition,
     Delete,
@@ -17,14 +19,26 @@ from services.core.operations import (
     CHANGE,
     DELETE,
     FETCH,
+    INVALID,
     PUT,
     Action,
     ChangeRequest,
     decode_change,
     put_record,
+    refused_answer,
 )
-from services.core.paxos import Change
+from services.core.paxos import Answer, Change
 from services.core.record import tombstone_body
+
+# To whatever is strong and of a cache: each node evicts by itself, so that no two need agree.
+not_of_caches: Final[Answer] = (
+    INVALID,
+    refused_answer(
+        "invalid_consistency",
+        "the namespace is a cache, which is eventual alone: strong, conditional, PATCH and "
+        "increment are for stores",
+    ),
+)
 
 
 def eventual_of(kind: int, body: bytes, now_ms: int) -> tuple[bytes, bytes] | None:

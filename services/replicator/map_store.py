@@ -105,13 +105,13 @@ class PostgresMapStore:
         self._found = PlacedMap()
 
     async def newest(self) -> ClusterMap | None:
-        with _telling_what_is_wrong():
+        with telling_what_is_wrong():
             async with self._database.connection() as connection:
                 found = await _newest(connection)
         return await self._found.place(found)
 
     async def register(self, member: Member) -> Registered:
-        with _telling_what_is_wrong():
+        with telling_what_is_wrong():
             async with self._database.transaction() as connection:
                 await connection.execute(_LOCK, lock_key)
                 decision = decide(
@@ -130,12 +130,12 @@ class PostgresMapStore:
         return replace(answer, map=await self._found.place(answer.map))
 
     async def allot_stamper(self, replicator_id: str) -> int:
-        with _telling_what_is_wrong():
+        with telling_what_is_wrong():
             async with self._database.transaction() as connection:
                 return int(await connection.fetchval(_ALLOT_STAMPER, replicator_id))
 
     async def stampers_of(self, replicator_id: str) -> int:
-        with _telling_what_is_wrong():
+        with telling_what_is_wrong():
             async with self._database.connection() as connection:
                 return int(await connection.fetchval(_STAMPERS_OF, replicator_id))
 
@@ -169,7 +169,7 @@ async def _registrations(connection: Connection) -> dict[str, Member]:
 
 
 @contextmanager
-def _telling_what_is_wrong() -> Iterator[None]:
+def telling_what_is_wrong() -> Iterator[None]:
     """What no retry mends, in words for the person who runs this replicator."""
     try:
         yield

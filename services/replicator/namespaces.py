@@ -13,27 +13,32 @@ these have on average. That is exact where all owners speak and are alike: alway
 as many nodes as replicas, and in any other while no node is away. Else it is an estimate, which is
 off by what a node more or less would have of this namespace in particular. Expired values count
 until nodes have trimmed them, so that a namespace may be shown in which there is nothing to see.
+
+Namespaces that were declared are told as well, with what they are and whether they have keys or
+not, as this replicator knows them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Final
 
 from services.core.errors import PeerError
+from services.core.key import tenant_prefix
 from services.core.messages import (
     NAMESPACES,
-    NamespaceCount,
     NamespacesPage,
     NamespacesQuery,
     decode_body,
     encode_body,
 )
+from services.core.operations import INVALID, NamespacesTold, NamespaceTold, refused_answer
 from services.core.ring import slot_count
 from services.core.wire import FAILED, OK
 from services.replicator.answers import Done, Failures, refusal
+from services.replicator.declared import Declared
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet, FleetNode
 from services.runtime.peer import SENT
@@ -46,32 +51,49 @@ page_s: Final = 1.0
 # Each may hold a page of a thousand names, some 100 KB, from every node.
 calls_max: Final = 16
 
+Told = Callable[[NamespacesTold], None]
+
 
 class NamespaceListings:
-    def __init__(self, fleet: Fleet, clock: Clock) -> None:
+    def __init__(self, fleet: Fleet, clock: Clock, declared: Declared) -> None:
         self.under_way = 0
         self.fleet = fleet
         self.speakers = Speakers(fleet)
         self.clock = clock
+        self.declared = declared
 
     def run(self, query: NamespacesQuery, done: Done) -> None:
-        """Answer with one NamespacesPage, or a refusal."""
+        """Answer with one page, or a refusal."""
+        self._look(query, lambda page: done(OK, encode_body(page)), done)
+
+    def describe(self, prefix: bytes, done: Done) -> None:
+        """Answer with the namespace, or a refusal; INVALID if it has no keys and no declaration."""
+        name = prefix[9:]
+
+        def told(page: NamespacesTold) -> None:
+            if page.found and page.found[0].name == name:
+                done(OK, encode_body(page.found[0]))
+            else:
+                done(INVALID, refused_answer("not_found", "there is no namespace of this name"))
+
+        self._look(NamespacesQuery(int.from_bytes(prefix[:8], "big"), name, 1), told, done)
+
+    def _look(self, query: NamespacesQuery, told: Told, refused: Done) -> None:
         if self.under_way >= calls_max:
-            done(*refusal("overloaded", f"{calls_max} listings of namespaces are under way"))
+            refused(*refusal("overloaded", f"{calls_max} listings of namespaces are under way"))
             return
         self.under_way += 1
-        _Call(self, query, partial(self._done, done)).go_on()
-
-    def _done(self, done: Done, kind: int, body: bytes) -> None:
-        self.under_way -= 1
-        done(kind, body)
+        _Call(self, query, told, refused).go_on()
 
 
 class _Call:
-    def __init__(self, listings: NamespaceListings, query: NamespacesQuery, done: Done) -> None:
+    def __init__(
+        self, listings: NamespaceListings, query: NamespacesQuery, told: Told, refused: Done
+    ) -> None:
         self._listings = listings
         self._query = query
-        self._done = done
+        self._tell = told
+        self._refused = refused
         self._until_s = listings.clock.monotonic_s() + work_s
         self._pages: dict[FleetNode, NamespacesPage] = {}
         self._failures = Failures()
@@ -83,8 +105,7 @@ class _Call:
         try:
             speakers = listings.speakers.assign(failed.by_node.keys())
         except UnspokenError as error:
-            why = f"{error}; {failed}" if failed.by_node else str(error)
-            self._done(*refusal("no_quorum", why))
+            self._refuse(f"{error}; {failed}" if failed.by_node else str(error))
             return
         unheard = [node for node in speakers if node not in self._pages]
         if not unheard:
@@ -92,7 +113,7 @@ class _Call:
             return
         left_s = self._until_s - listings.clock.monotonic_s()
         if left_s <= 0:
-            self._done(*refusal("no_quorum", f"no answer within {work_s:g} s: {failed}"))
+            self._refuse(f"no answer within {work_s:g} s: {failed}")
             return
         body = encode_body(self._query)
         self._waiting = len(unheard)
@@ -141,15 +162,29 @@ class _Call:
                 if bound is None or found.name < bound:
                     keys[found.name] = keys.get(found.name, 0) + found.keys
                     size[found.name] = size.get(found.name, 0) + found.size_bytes
+        listings, query = self._listings, self._query
+        declared = listings.declared.now
+        tenant = tenant_prefix(query.tenant)
+        for name in declared.names_from(tenant, query.start):
+            if bound is None or name < bound:
+                keys.setdefault(name, 0)
         names = sorted(keys)
-        if len(names) > self._query.limit:
-            bound = names[self._query.limit]
-        copies = max(1.0, self._listings.speakers.owned(speakers) / slot_count)
-        page = NamespacesPage(
-            [
-                NamespaceCount(name, max(1, round(keys[name] / copies)), round(size[name] / copies))
-                for name in names[: self._query.limit]
-            ],
-            bound,
-        )
-        self._done(OK, encode_body(page))
+        if len(names) > query.limit:
+            bound = names[query.limit]
+        copies = max(1.0, listings.speakers.owned(speakers) / slot_count)
+        found_all = [
+            NamespaceTold(
+                name,
+                # One that has any has one at least.
+                min(keys[name], max(1, round(keys[name] / copies))),
+                round(size.get(name, 0) / copies),
+                declared.caches.get(tenant + bytes((len(name),)) + name),
+            )
+            for name in names[: query.limit]
+        ]
+        listings.under_way -= 1
+        self._tell(NamespacesTold(found_all, bound))
+
+    def _refuse(self, why: str) -> None:
+        self._listings.under_way -= 1
+        self._refused(*refusal("no_quorum", why))

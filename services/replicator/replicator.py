@@ -25,12 +25,16 @@ from services.core.messages import (
 from services.core.operations import MAP
 from services.core.wire import OK, Role
 from services.replicator.adoption import Adoption
+from services.replicator.cache_news import CacheNews
 from services.replicator.counters import Counters
+from services.replicator.declared import Declared
+from services.replicator.declaring import Declaring
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership
+from services.replicator.namespace_store import NamespaceStore
 from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.registration import Registrations
@@ -76,7 +80,12 @@ class Coordinator:
 
 class Replicator:
     def __init__(
-        self, settings: ReplicatorSettings, service: Service, disk: Disk, store: MapStore
+        self,
+        settings: ReplicatorSettings,
+        service: Service,
+        disk: Disk,
+        store: MapStore,
+        namespaces: NamespaceStore,
     ) -> None:
         self.settings = settings
         self.service = service
@@ -89,7 +98,13 @@ class Replicator:
             store, self.fleet, settings.cluster_size, self._keep_map, self.draw
         )
         self.registrations = Registrations(self.membership, self.fleet, store)
-        self.requests = Requests(lambda: self.refusal, service.clock, self.counters)
+        self.declared = Declared()
+        self.news = CacheNews(self.declared, self.fleet, self.membership.is_member, service.clock)
+        self.declared.on_change = self.membership.on_map = self.news.remind
+        self.declaring = Declaring(namespaces, self.declared, self.news, service.clock, self.draw)
+        self.requests = Requests(
+            lambda: self.refusal, self.declared, self.declaring, service.clock, self.counters
+        )
         self.coordinator: Coordinator | None = None
         # Those of the coordinator, from when they are made until they are closed.
         self._stamps: Stamps | None = None
@@ -119,6 +134,7 @@ class Replicator:
         except OSError as error:
             raise disk_failure(error) from error
         self._remember_map()
+        self.declared.remember(self._disk, self.directory.path)
 
     @property
     def directory(self) -> ReplicatorDirectory:
@@ -136,6 +152,8 @@ class Replicator:
         loops.start("map", self.membership.follow)
         loops.start("registrations", self.registrations.serve)
         loops.start("stamper", self._begin_stamping)
+        loops.start("namespaces", self.declaring.follow)
+        loops.start("declarations", self.declaring.run)
 
     async def _begin_stamping(self) -> None:
         """Find out who we are to the clocks of others, and coordinate from then on."""
@@ -159,7 +177,8 @@ class Replicator:
         sweeper = Sweeper(self.fleet, strong, clock, self.draw)
         sweeper.start()
         prefixes = PrefixDeletions(self.fleet, stamps, writes, clock)
-        self.requests.serve(writes, strong, prefixes, NamespaceListings(self.fleet, clock))
+        listings = NamespaceListings(self.fleet, clock, self.declared)
+        self.requests.serve(writes, strong, prefixes, listings)
         self.coordinator = Coordinator(stamps, hints, adoption, writes, strong, sweeper)
         self._said.info("coordinating", replicator=settings.replicator_id, stamper=stamper)
 
@@ -292,10 +311,12 @@ class Replicator:
         hello = peer.hello
         self._said.info("link opened", peer=hello.id, role=hello.role.name.lower())
         self.membership.came(peer)
+        self.news.came(peer)
         self._notice(peer)
 
     def _went(self, peer: Peer) -> None:
         self.membership.went(peer)
+        self.news.went(peer)
         node = self.fleet.nodes.get(peer.hello.id)
         if node is not None and not node.link.connected:
             # It says how it is when it is back; until then it may have missed something.
@@ -334,6 +355,7 @@ class Replicator:
         """Take no more requests, answer those under way, and give the directory back."""
         self._closing = True
         self.registrations.close()
+        self.declaring.close()
         coordinator, clock = self.coordinator, self.service.clock
         ends_s = clock.monotonic_s() + close_s_max
         # Once the disk has failed, what is under way cannot be answered any more.

@@ -2,12 +2,13 @@
 
     a request ──admitted──► decoded ──► EventualWrites · StrongOperations · Batch
         └── REFUSED, at once: not ready    PrefixDeletions · NamespaceListings  │
-            yet, ending, or too much                                            │
+            yet, ending, or too much       Declaring                            │
             under way                                                           │
     peer.reply ◄────────────────────────────────────────────────────────────────┘
 
 Every request is answered once: what makes no sense with MALFORMED, what cannot be taken with
-REFUSED, and the rest with what became of it. Times to live become times here, once, by the wall
+REFUSED, what is strong and would be done to a cache with INVALID, and the rest with what became of
+it. Times to live become times here, once, by the wall
 clock of this replicator, so that all replicas and all rounds agree on them.
 
 A put passes through here on the platform's hot path: one callback made by `partial`, and bytes
@@ -23,12 +24,20 @@ from typing import Final
 from services.core.change import read
 from services.core.errors import PeerError, RetryLater
 from services.core.key import check_storage_key
-from services.core.messages import MALFORMED, decode_namespaces_query, u16
+from services.core.messages import (
+    MALFORMED,
+    check_namespace_prefix,
+    decode_namespaces_query,
+    u16,
+)
 from services.core.operations import (
     BATCH,
     CHANGE,
+    DECLARE_NAMESPACE,
     DELETE,
+    DELETE_NAMESPACE,
     DELETE_PREFIX,
+    DESCRIBE_NAMESPACE,
     FETCH,
     LIST_NAMESPACES,
     PUT,
@@ -42,8 +51,10 @@ from services.core.wire import Role, frame_bytes_max
 from services.replicator.answers import Done, refusal, refusal_of
 from services.replicator.batch import Batch
 from services.replicator.counters import Counters
+from services.replicator.declared import Declared
+from services.replicator.declaring import Declaring
 from services.replicator.eventual import EventualWrites
-from services.replicator.items import strong_of
+from services.replicator.items import not_of_caches, strong_of
 from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.strong import StrongOperations
@@ -68,12 +79,19 @@ class Requests:
     have one until `serve` was called."""
 
     def __init__(
-        self, objection: Callable[[], RetryLater | None], clock: Clock, counters: Counters
+        self,
+        objection: Callable[[], RetryLater | None],
+        declared: Declared,
+        declaring: Declaring,
+        clock: Clock,
+        counters: Counters,
     ) -> None:
         self.under_way = 0
         self.under_way_bytes = 0
         self.malformed = 0
         self._objection = objection
+        self._declared = declared
+        self._declaring = declaring
         self._clock = clock
         self._counters = counters
         self._writes: EventualWrites
@@ -91,6 +109,7 @@ class Requests:
         """Put requests through by these from now on."""
         self._writes, self._strong = writes, strong
         self._prefixes, self._namespaces = prefixes, namespaces
+        self._declaring.serve(namespaces, prefixes)
 
     def handlers(self) -> Handlers:
         single: dict[int, Handle] = {
@@ -100,6 +119,9 @@ class Requests:
             CHANGE: partial(self._change, CHANGE),
             DELETE_PREFIX: self._delete_prefix,
             LIST_NAMESPACES: self._list_namespaces,
+            DESCRIBE_NAMESPACE: self._describe_namespace,
+            DECLARE_NAMESPACE: self._declaring.declare,
+            DELETE_NAMESPACE: self._declaring.delete,
         }
         handlers: dict[int, Handler] = {
             kind: partial(self._handle, handle, 1) for kind, handle in single.items()
@@ -160,16 +182,22 @@ class Requests:
 
     def _change(self, kind: int, body: bytes, done: Done) -> None:
         key, change, grows = strong_of(kind, body, self._clock.wall_ms())
-        if change is read:
+        if key[: 9 + key[8]] in self._declared.now.caches:
+            done(*not_of_caches)
+        elif change is read:
             self._strong.fetch(key, done)
         else:
             self._strong.change(key, change, done, grows=grows)
 
     def _batch(self, body: bytes, done: Done) -> None:
-        Batch(body, self._writes, self._strong, self._clock, done).start()
+        caches = self._declared.now.caches
+        Batch(body, self._writes, self._strong, caches, self._clock, done).start()
 
     def _delete_prefix(self, body: bytes, done: Done) -> None:
         self._prefixes.run(decode_prefix_deletion(body), done)
 
     def _list_namespaces(self, body: bytes, done: Done) -> None:
         self._namespaces.run(decode_namespaces_query(body), done)
+
+    def _describe_namespace(self, body: bytes, done: Done) -> None:
+        self._namespaces.describe(check_namespace_prefix(body), done)

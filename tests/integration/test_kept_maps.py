@@ -34,7 +34,7 @@ async def test_a_changed_map_is_put_aside_and_the_right_one_taken(
             right = (directory / "map").read_bytes()
             change_a_digit(directory / "map")
             await process.serve()
-            assert "the kept map is put aside" in process.said
+            assert "a kept file is put aside" in process.said
             assert (directory / "map.damaged").exists()
             await wait_until((directory / "map").exists, "the right one is kept")
             assert (directory / "map").read_bytes() == right

@@ -11,6 +11,7 @@ from services.core.hlc import pack_version
 from services.core.record import value_body
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.memory_map_store import MemoryMapStore, Rows
+from services.replicator.memory_namespace_store import MemoryNamespaceStore, NamespaceRows
 from services.replicator.replicator import Replicator
 from services.replicator.settings import ReplicatorSettings
 from services.runtime.clock import SystemClock
@@ -49,7 +50,8 @@ def replicator_on(data_dir: Path, disk: SystemDisk) -> Replicator:
     }
     service = Service("replicator", SystemClock())
     settings = load(ReplicatorSettings, environment)
-    return Replicator(settings, service, disk, MemoryMapStore(Rows(), 3, 3))
+    namespaces = MemoryNamespaceStore(NamespaceRows())
+    return Replicator(settings, service, disk, MemoryMapStore(Rows(), 3, 3), namespaces)
 
 
 async def live(replicator: Replicator, until: Callable[[], Awaitable[object]]) -> None:

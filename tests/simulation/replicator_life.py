@@ -11,12 +11,16 @@ from typing import Any, TypeVar
 from services.core.cluster import Member
 from services.core.messages import STATE, decode_state
 from services.core.wire import OK, Role
+from services.replicator.cache_news import CacheNews
 from services.replicator.counters import Counters
+from services.replicator.declared import Declared
+from services.replicator.declaring import Declaring
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, dropped_drain_s, poll_s
+from services.replicator.memory_namespace_store import MemoryNamespaceStore, NamespaceRows
 from services.replicator.namespaces import NamespaceListings
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.requests import Requests
@@ -128,9 +132,15 @@ class ReplicatorLife:
         self.strong = StrongOperations(*shared)
         self.sweeper = Sweeper(self.fleet, self.strong, self.clock, draw)
         identity = Identity(Role.REPLICATOR, replicator_id, secret, lambda: self.fleet.epoch)
-        requests = Requests(lambda: self.membership.forming, self.clock, self.counters)
+        declared = Declared()
+        news = CacheNews(declared, self.fleet, self.membership.is_member, self.clock)
+        namespaces = MemoryNamespaceStore(NamespaceRows())
+        declaring = Declaring(namespaces, declared, news, self.clock, draw)
+        requests = Requests(
+            lambda: self.membership.forming, declared, declaring, self.clock, self.counters
+        )
         prefixes = PrefixDeletions(self.fleet, self.stamps, self.eventual, self.clock)
-        listings = NamespaceListings(self.fleet, self.clock)
+        listings = NamespaceListings(self.fleet, self.clock, declared)
         requests.serve(self.eventual, self.strong, prefixes, listings)
         handlers: dict[int, Handler] = {STATE: self._state, **requests.handlers()}
         self.station = Station(identity, handlers, on_up=self._came, on_down=self._went)

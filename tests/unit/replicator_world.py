@@ -28,6 +28,7 @@ from services.dhtnode.recovery import Recovery
 from services.dhtnode.replica import Replica
 from services.dhtnode.table import Table
 from services.replicator.counters import Counters
+from services.replicator.declared import Declared
 from services.replicator.directory import ReplicatorDirectory
 from services.replicator.eventual import EventualWrites
 from services.replicator.namespaces import NamespaceListings
@@ -217,7 +218,8 @@ class Coordinator:
         self.writes = EventualWrites(*shared, self.draw)
         self.strong = StrongOperations(*shared, self.draw)
         self.prefixes = PrefixDeletions(self.fleet, self.stamps, self.writes, self.clock)
-        self.namespaces = NamespaceListings(self.fleet, self.clock)
+        self.declared = Declared()
+        self.namespaces = NamespaceListings(self.fleet, self.clock, self.declared)
         self.fleet.adopt(world.map)
         self.fleet.start()
 

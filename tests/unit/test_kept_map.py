@@ -61,7 +61,7 @@ def test_every_flipped_bit_is_found_put_aside_and_told_once() -> None:
         with log_lines() as lines:
             assert world.kept.read_or_put_aside() is None
             assert world.kept.read_or_put_aside() is None
-        assert [line["event"] for line in lines] == ["the kept map is put aside"]
+        assert [line["event"] for line in lines] == ["a kept file is put aside"]
         world.disk.crash()
         assert world.disk.names(place) == ["map.damaged"]
         assert world.keep() == [None]

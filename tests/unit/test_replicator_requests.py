@@ -9,12 +9,17 @@ import pytest
 
 from services.core import messages as m
 from services.core import operations as o
-from services.core.ballots import READ
+from services.core.ballots import PREPARE, READ
 from services.core.errors import RetryLater
 from services.core.hlc import version_bytes
+from services.core.key import namespace_prefix
 from services.core.record import expires_at_ms, is_tombstone, meta, value
 from services.core.wire import OK, Role
 from services.replicator import batch, requests
+from services.replicator.cache_news import CacheNews
+from services.replicator.declarations import Declarations
+from services.replicator.declaring import Declaring
+from services.replicator.memory_namespace_store import MemoryNamespaceStore, NamespaceRows
 from services.replicator.requests import Requests
 from services.runtime.fake_link import FakeLink
 from services.runtime.link import Station
@@ -33,8 +38,12 @@ class Front:
         self.world = World()
         self.trouble: RetryLater | None = None
         self.replicator = replicator = self.world.replicator
+        clock, declared = replicator.clock, replicator.declared
+        news = CacheNews(declared, replicator.fleet, lambda peer: True, clock)
+        rows = MemoryNamespaceStore(NamespaceRows())
+        declaring = Declaring(rows, declared, news, clock, random.Random(1))
         self.requests = Requests(
-            lambda: self.trouble, replicator.clock, self.world.replicator.counters
+            lambda: self.trouble, declared, declaring, clock, replicator.counters
         )
         self.requests.serve(
             replicator.writes, replicator.strong, replicator.prefixes, replicator.namespaces
@@ -390,3 +399,85 @@ def test_a_batch_has_the_times_of_one_moment(front: Front) -> None:
     other = (o.CHANGE, changed(o.ChangeRequest(o.Action.PUT, key_of(2), b"x", ttl_ms=1_000)))
     answers = front.batch(put, other)
     assert len({o.decode_changed(body).expires_at_ms for _, body in answers}) == 1
+
+
+# Caches.
+
+cached = namespace_prefix(7, b"cached")
+strong_changes = [
+    o.ChangeRequest(o.Action.PUT, cached + b"key", b"value"),
+    o.ChangeRequest(o.Action.DELETE, cached + b"key", if_present=True),
+    o.ChangeRequest(o.Action.EXPIRE, cached + b"key", ttl_ms=5),
+    o.ChangeRequest(o.Action.INCREMENT, cached + b"key", by=1),
+]
+
+
+def invalid(answer: o.Item) -> str:
+    assert answer[0] == o.INVALID, answer
+    return o.decode_refused(answer[1])[0]
+
+
+def test_nothing_strong_is_done_to_a_cache_and_everything_eventual_is(front: Front) -> None:
+    front.replicator.declared.adopt(Declarations.of(1, [(cached, 100)]))
+    cached_key = cached + b"key"
+    assert invalid(front.told(o.FETCH, cached_key).answers[0]) == "invalid_consistency"
+    for request in strong_changes:
+        answers = front.told(o.CHANGE, changed(request)).answers
+        assert invalid(answers[0]) == "invalid_consistency"
+    assert front.world.messages(READ, PREPARE) == 0
+    assert front.told(o.PUT, o.encode_put(cached_key, b"value")).kind == o.CHANGED
+    assert value(front.record(cached_key)) == b"value"
+    assert front.told(o.DELETE, cached_key).kind == o.CHANGED
+    deletion = o.PrefixDeletion(cached, b"k")
+    assert front.told(o.DELETE_PREFIX, m.encode_body(deletion)).kind == OK
+    # A namespace that is a store goes on beside it, and so does one of the same name elsewhere.
+    for other in (key, namespace_prefix(8, b"cached") + b"key"):
+        assert front.told(o.FETCH, other).answers == [(OK, b"")]
+
+
+def test_in_a_batch_the_strong_items_of_a_cache_are_refused_and_no_others(front: Front) -> None:
+    front.replicator.declared.adopt(Declarations.of(1, [(cached, 100)]))
+    items = [
+        (o.PUT, o.encode_put(cached + b"key", b"value")),
+        (o.FETCH, cached + b"key"),
+        *((o.CHANGE, changed(request)) for request in strong_changes),
+        (o.FETCH, key),
+        (o.DELETE, cached + b"other"),
+    ]
+    answers = front.batch(*items)
+    assert [invalid(answer) for answer in answers[1:6]] == ["invalid_consistency"] * 5
+    assert [kind for kind, _ in answers[:1] + answers[6:]] == [o.CHANGED, OK, o.CHANGED]
+    only_refused = front.batch(items[1], items[2])
+    assert [invalid(answer) for answer in only_refused] == ["invalid_consistency"] * 2
+
+
+def test_a_namespace_is_described_with_its_keys_and_what_it_was_declared(front: Front) -> None:
+    front.replicator.declared.adopt(
+        Declarations.of(3, [(cached, 100), (namespace_prefix(7, b"empty"), 0)])
+    )
+    front.told(o.PUT, o.encode_put(cached + b"key", b"value"))
+    front.told(o.PUT, o.encode_put(key, b"value"))
+    store = o.NamespaceTold(b"default", 1, len(key) - len(prefix) + 5, None)
+    cache, empty = o.NamespaceTold(b"cached", 1, 8, 100), o.NamespaceTold(b"empty", 0, 0, None)
+    for space, expected in ((cached, cache), (prefix, store)):
+        asked = front.told(o.DESCRIBE_NAMESPACE, space)
+        assert asked.answers == [(OK, m.encode_body(expected))]
+    absent = front.told(o.DESCRIBE_NAMESPACE, namespace_prefix(7, b"cache"))
+    assert invalid(absent.answers[0]) == "not_found"
+    assert front.told(o.DESCRIBE_NAMESPACE, b"short").kind == m.MALFORMED
+
+    def listed(start: bytes = b"", limit: int = 1_000) -> o.NamespacesTold:
+        asked = front.told(o.LIST_NAMESPACES, m.encode_body(m.NamespacesQuery(7, start, limit)))
+        return m.decode_body(asked.body, o.NamespacesTold)
+
+    assert listed() == o.NamespacesTold([cache, store, empty], None)
+    assert listed(limit=1) == o.NamespacesTold([cache], b"default")
+    assert listed(b"default", 1) == o.NamespacesTold([store], b"empty")
+    assert listed(b"empty", 1) == o.NamespacesTold([empty], None)
+    # Who knows nothing of declarations reads the same answer.
+    asked = front.told(o.LIST_NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+    assert [found.name for found in m.decode_body(asked.body, m.NamespacesPage).found] == [
+        b"cached",
+        b"default",
+        b"empty",
+    ]
