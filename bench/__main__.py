@@ -7,10 +7,11 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import gateway, link, logins, node, replicator, table, usage, usermanager
+from bench import fastlane, gateway, link, logins, node, replicator, table, usage, usermanager
 from bench.report import Row, quiet, show
 
 suites: dict[str, Callable[[], list[Row]]] = {
+    "fastlane": fastlane.rows,
     "gateway": gateway.rows,
     "link": link.rows,
     "table": table.rows,
