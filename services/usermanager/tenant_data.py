@@ -10,10 +10,10 @@ from services.core.errors import PeerError, RetryLater, UnknownOutcome
 from services.core.key import namespace_prefix
 from services.core.messages import NamespacesPage, NamespacesQuery, decode_body, encode_body
 from services.core.operations import (
-    DELETE_PREFIX,
+    DELETE_NAMESPACE,
     LIST_NAMESPACES,
+    NamespaceDeletion,
     PrefixDeleted,
-    PrefixDeletion,
 )
 from services.core.wire import OK
 from services.runtime.replicators import Replicators
@@ -46,7 +46,7 @@ class TenantData:
         self._replicators = replicators
 
     async def namespaces(self, tenant: int, start: bytes) -> Names:
-        """Those that have keys, in order, from a name on."""
+        """Those that have keys or were declared, in order, from a name on."""
         query = encode_body(NamespacesQuery(tenant, start))
         page = await self._told(LIST_NAMESPACES, query, NamespacesPage)
         if page.next is not None and page.next <= start:
@@ -54,10 +54,10 @@ class TenantData:
         return Names([found.name for found in page.found], page.next)
 
     async def delete(self, tenant: int, namespace: bytes, start: bytes) -> PrefixDeleted:
-        """Delete the next keys of a namespace from one on; `next` tells where to go on."""
-        prefix = namespace_prefix(tenant, namespace)
-        deletion = PrefixDeletion(prefix, b"", start, keys_at_once, whole=True)
-        told = await self._told(DELETE_PREFIX, encode_body(deletion), PrefixDeleted)
+        """Delete the next keys of a namespace from one on, and with the last what was declared of
+        it; `next` tells where to go on."""
+        deletion = NamespaceDeletion(namespace_prefix(tenant, namespace), start, keys_at_once)
+        told = await self._told(DELETE_NAMESPACE, encode_body(deletion), PrefixDeleted)
         if told.next is not None and told.next <= start and not told.matched:
             raise TroubleError("a replicator looked for keys and got nowhere in its time")
         return told

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.core.key import namespace_prefix
-from services.core.messages import Count
+from services.core.messages import Count, encode_body
+from services.core.operations import DECLARE_NAMESPACE, Declaration
+from services.core.wire import OK
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager.deletion import Pace, sweeps_max
 from services.usermanager.tenant_data import keys_at_once
@@ -50,6 +52,21 @@ async def test_an_account_that_stored_nothing_is_done_with_too(desk: Desk) -> No
     async with desk.worker():
         (row,) = await desk.until_done(7)
     assert row["keys_deleted"] == 0
+
+
+async def test_what_an_account_has_declared_goes_with_it(desk: Desk) -> None:
+    spaces = [namespace_prefix(tenant, name) for tenant in (7, 8) for name in (b"a", b"b")]
+    async with desk.client() as client:
+        for prefix, max_items in zip(spaces, (10, None, 10, None), strict=True):
+            declaration = encode_body(Declaration(prefix, max_items))
+            assert (await client.ask(DECLARE_NAMESPACE, declaration))[0] == OK
+    await desk.fill(7, {b"a": 30, b"c": 5})
+    await desk.close(7)
+    async with desk.worker():
+        await desk.until_done(7)
+    rows = await desk.connection.fetch("SELECT tenant::bigint, name FROM namespaces ORDER BY name")
+    assert [tuple(row) for row in rows] == [(8, "a"), (8, "b")]
+    assert (await desk.left(7)).keys == 0
 
 
 async def test_the_first_pass_is_at_once_and_the_last_when_nobody_can_write_any_more(
