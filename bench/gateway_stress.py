@@ -225,10 +225,10 @@ def show_summary(
     print(
         f"{tally.requests:,} requests in {took_s:.0f} s: {tally.requests / took_s:,.0f} per second"
     )
-    print(f"  {'':<16}{'answered':>12}{'p50 ms':>10}{'p99 ms':>10}{'p99.9 ms':>10}{'longest':>10}")
+    print(f"  {'':<18}{'answered':>12}{'p50 ms':>10}{'p99 ms':>10}{'p99.9 ms':>10}{'longest':>10}")
     for name, times in sorted(tally.times.items(), key=lambda item: -item[1].count):
         took = [*(times.percentile_ms(share) for share in (50, 99, 99.9)), times.longest_s * 1e3]
-        print(f"  {name:<16}{times.count:>12,}" + "".join(f"{ms:>10.1f}" for ms in took))
+        print(f"  {name:<18}{times.count:>12,}" + "".join(f"{ms:>10.1f}" for ms in took))
     show_counts("errors", tally.errors, tally)
     show_counts("wrong answers", tally.wrong, tally)
     print(f"{tally.late:,} eventual reads of an older state after {hedge_s * 1e3:.0f} ms or more,")
