@@ -175,7 +175,15 @@ class FastLane(ServiceProtocol):
             return False
         if head.length:
             exchange.body = data[start + len(head.block) :]
-        self._begin(exchange, act)
+        self._turn = exchange
+        self._counters.in_flight += 1
+        self._idle_since.pop(self, None)
+        exchange.began_s = perf_counter()
+        try:
+            act(exchange)
+        except Exception:
+            # As in `_begin`.
+            exchange.excuse(exchange.lament())
         return True
 
     def _parse_at_once(self, data: bytes) -> None:
@@ -209,6 +217,9 @@ class FastLane(ServiceProtocol):
     def resume_writing(self) -> None:
         self._stalled = False
         super().resume_writing()
+        if isinstance(self._turn, RequestResponseCycle):
+            # It may be waiting for more of its body by now.
+            self.flow.resume_reading()
         self._advance()
 
     @property

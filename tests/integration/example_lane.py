@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Lifespan
+from starlette.types import Lifespan, Receive, Scope, Send
 
 from services.core.errors import ClientError, FixRequest
 from services.runtime import setting_values as values
@@ -141,6 +141,20 @@ async def application_slow(request: Request) -> Response:
     return JSONResponse({"slept": True})
 
 
+class ApplicationStream:
+    """Answers each part of a body with a large one, while more of the body may come."""
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        more = True
+        while more:
+            message = await receive()
+            more = message.get("more_body", False)
+            part = message.get("body", b"")[:1] * 8_000_000
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def application(
     counters: RequestCounters,
     routes: list[BaseRoute],
@@ -152,6 +166,7 @@ def application(
         routes=[
             *routes,
             Route("/app/slow", application_slow),
+            Route("/app/stream", ApplicationStream()),
             Route("/app/{any:path}", application_echo, methods=methods),
         ],
         middleware=[

@@ -238,6 +238,23 @@ async def test_a_client_that_reads_late_gets_every_answer(world: World) -> None:
     assert world.connections.idle_count == 1
 
 
+async def test_an_application_that_answers_while_it_reads_goes_on_after_a_stall(
+    world: World,
+) -> None:
+    client = await world.connect_slowly_reading()
+    client.send(request("POST", "/app/stream", "Content-Length: 3") + b"a")
+    await eventually(lambda: world.connections.stalled_count == 1)
+    client.send(b"b")
+    await asyncio.sleep(0.05)
+    received = 0
+    async with asyncio.timeout(10):
+        while received < 16_000_000:
+            received += len(await client.reader.read(1 << 16))
+        client.send(b"c")
+        while received < 24_000_000:
+            received += len(await client.reader.read(1 << 16))
+
+
 async def test_nothing_follows_the_answer_to_a_request_that_closes(world: World) -> None:
     for last in (get("a", "Connection: close"), app("a", "Connection: close")):
         client = await world.connect()
