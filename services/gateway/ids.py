@@ -57,6 +57,8 @@ class IdSource:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = keygen_url
+        # Said once when it goes and once when it comes back, however many ask meanwhile.
+        self._is_away = False
         self._client = httpx.AsyncClient(
             base_url=keygen_url,
             auth=SignedAuth(Signer(cluster_secret, clock)),
@@ -100,9 +102,14 @@ class IdSource:
             )
         except httpx.HTTPError as error:
             # Clients are told no addresses of ours.
-            why = str(error) or type(error).__name__
-            log.warning("keygen cannot be asked", url=self._url, reason=why)
+            if not self._is_away:
+                self._is_away = True
+                why = str(error) or type(error).__name__
+                log.warning("keygen cannot be asked", url=self._url, reason=why)
             raise _unavailable("keygen cannot be reached") from error
+        if self._is_away:
+            self._is_away = False
+            log.info("keygen answers again", url=self._url)
         if answer.status_code != 200:
             raise self._refusal(answer)
         try:
