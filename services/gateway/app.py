@@ -9,7 +9,7 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from services.core.api_key import lookup_subkey
 from services.core.plans import Limits
@@ -17,18 +17,21 @@ from services.gateway.answers import Dates
 from services.gateway.calls import Places, Platform
 from services.gateway.cluster import Cluster, Doors
 from services.gateway.console_lane import ConsoleLane
-from services.gateway.cors import Cors, Preflights
+from services.gateway.cors import Cors, CorsAnswers, Preflights
+from services.gateway.json_api import JsonApi, Surroundings
 from services.gateway.kv import KeyValue
 from services.gateway.readiness import add_conditions, health
 from services.gateway.reads import Reads
 from services.gateway.settings import GatewaySettings
 from services.runtime.allowance import Allowances
 from services.runtime.client_address import ClientAddresses
+from services.runtime.clock import Clock
 from services.runtime.console_requests import ConsoleRequests
 from services.runtime.credentials import Credentials
 from services.runtime.disk import SystemDisk
 from services.runtime.edge import RequestCounters
 from services.runtime.http import application
+from services.runtime.key_access import KeyAccess
 from services.runtime.lane_route import LaneRoute
 from services.runtime.link_tls import tls_files
 from services.runtime.loops import Loops
@@ -74,6 +77,11 @@ class Gateway:
         )
         self.addresses = ClientAddresses(settings.trusted_proxies or ())
         self.keys = KeyValue(platform, self.credentials, self.addresses)
+        self.json_api = JsonApi(
+            self.cluster,
+            Surroundings(settings.cluster_secret, settings.keygen_url, settings.public_url),
+            clock,
+        )
 
     def add_to(self, metrics: Metrics) -> None:
         for part in (
@@ -86,6 +94,13 @@ class Gateway:
         ):
             part.add_to(metrics)
 
+    def routes(self, clock: Clock) -> list[BaseRoute]:
+        access = KeyAccess(self.credentials, self.console, self.meters, clock)
+        return [
+            Route("/v1/kv/{key:path}", LaneRoute(ConsoleLane(self.keys, self.console))),
+            *self.json_api.routes(access, self.verifier, self.addresses),
+        ]
+
     async def open(self, stack: AsyncExitStack, loops: Loops) -> None:
         await stack.enter_async_context(self.user_manager)
         # Behind the loops, so that nothing is counted any more when the last is reported.
@@ -94,6 +109,7 @@ class Gateway:
         stack.push_async_callback(self.cluster.close, drain_s)
         await stack.enter_async_context(self.credentials)
         stack.push_async_callback(self.keys.close)
+        stack.push_async_callback(self.json_api.close)
         await stack.enter_async_context(loops)
         loops.start("cluster map", self.cluster.follow)
         loops.start("API keys", self.credentials.run)
@@ -115,9 +131,9 @@ def build_app(settings: GatewaySettings, service: Service) -> Starlette:
             await gateway.open(stack, loops)
             yield {"lane": gateway.keys, "counters": counters, "access_log": settings.access_log}
 
-    return application(
+    app = application(
         settings.service,
-        [Route("/v1/kv/{key:path}", LaneRoute(ConsoleLane(gateway.keys, gateway.console)))],
+        gateway.routes(service.clock),
         metrics=service.metrics,
         readiness=service.readiness,
         lifespan=lifespan,
@@ -126,3 +142,6 @@ def build_app(settings: GatewaySettings, service: Service) -> Starlette:
         access_log=settings.access_log,
         counters=counters,
     )
+    # Around everything, for a page has to be let read refusals too.
+    app.add_middleware(CorsAnswers, cors=gateway.cors)
+    return app

@@ -11,7 +11,7 @@ from typing import Final
 
 from services.core.cluster import ClusterMap
 from services.core.errors import CATALOGUE, ClientError, FixRequest, InternalError, RetryLater
-from services.core.operations import REFUSED, decode_refused
+from services.core.operations import INVALID, REFUSED, decode_refused
 from services.core.wire import OVERLOADED
 from services.gateway.answers import Dates, placed_members, problem_answer
 from services.gateway.cluster import Cluster
@@ -171,7 +171,7 @@ class KeyCall:
         self._ask_next()
 
     def told(self, kind: int, body: bytes) -> None:
-        """What became of it, of all kinds but REFUSED."""
+        """What became of it, unless nothing was done."""
         raise NotImplementedError
 
     def ask_again(self, unless: ClientError) -> None:
@@ -194,6 +194,8 @@ class KeyCall:
         try:
             if kind == REFUSED:
                 self._refused(body)
+            elif kind == INVALID:
+                self.refuse(FixRequest(*decode_refused(body)))
             elif kind == OVERLOADED:
                 self._refusal = _overloaded()
                 self._ask_next()

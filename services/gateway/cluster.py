@@ -4,7 +4,7 @@
     EPOCH of a replicator ──────┘ ──► the file, for a start without replicators
 
 A gateway never chooses a map. It takes what replicators tell, as long as that can follow the map it
-has, and tells how far it is.
+has, and tells how far it is. They tell it too which namespaces are caches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from typing import Final
 
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import PeerError, RetryLater
-from services.core.messages import EPOCH, MALFORMED, STATE, decode_state, u64
+from services.core.messages import (
+    CACHES,
+    EPOCH,
+    MALFORMED,
+    STATE,
+    decode_caches,
+    decode_state,
+    encode_edition,
+    no_edition,
+    u64,
+)
 from services.core.wire import OK, Role
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -73,6 +83,7 @@ class Cluster:
         self.speakers = Speakers(self.fleet)
         # What the storage keys of namespaces that are caches begin with.
         self.caches: frozenset[bytes] = frozenset()
+        self._edition = no_edition
         # What is wrong with a map that replicators have.
         self.objection: str | None = None
         self._station = Station(
@@ -213,7 +224,23 @@ class Cluster:
     # -- links
 
     def _handlers(self) -> Handlers:
-        return {EPOCH: self._epoch, STATE: self._state}
+        return {EPOCH: self._epoch, CACHES: self._caches, STATE: self._state}
+
+    def _caches(self, peer: Peer, request_id: int, body: bytes) -> None:
+        """Which namespaces are caches, told by a replicator: it refuses what they cannot promise
+        itself, so this need not be kept for a start without replicators."""
+        if peer.hello.role is not Role.REPLICATOR:
+            peer.reply(request_id, MALFORMED, b"caches are told by replicators")
+            return
+        try:
+            told = decode_caches(body)
+        except PeerError as error:
+            peer.reply(request_id, MALFORMED, str(error).encode())
+            return
+        if told.edition > self._edition:
+            self._edition = told.edition
+            self.caches = frozenset(cache.namespace for cache in told.caches)
+        peer.reply(request_id, OK, encode_edition(self._edition))
 
     def _state(self, peer: Peer, request_id: int, body: bytes) -> None:
         try:
