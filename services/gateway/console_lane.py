@@ -10,6 +10,7 @@ from time import monotonic_ns
 
 from services.core.errors import ClientError
 from services.gateway.kv import KeyValue, options_of, path_prefix
+from services.runtime import telemetry
 from services.runtime.console_requests import ConsoleRequests
 from services.runtime.exchange import Exchange, Headers
 
@@ -24,7 +25,12 @@ class ConsoleLane:
         return self._keys.body_bytes_max
 
     def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
-        return path.startswith(path_prefix)
+        if not path.startswith(path_prefix):
+            return False
+        # Answers of the application carry the id that its edge has given the request, and problems
+        # name the same one.
+        options_of(headers).request_id = telemetry.request_id.get().encode("ascii")
+        return True
 
     def begin(self, exchange: Exchange) -> None:
         options = options_of(exchange.headers)

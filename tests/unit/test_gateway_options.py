@@ -143,9 +143,8 @@ def test_metadata_are_bounded_and_named_once() -> None:
 def test_a_request_id_is_echoed_if_it_can_be() -> None:
     assert options((b"x-request-id", b"abc-1")).request_id == b"abc-1"
     for unfit in (b"a b", b"", b"x" * 129, b"\xff"):
-        made = options((b"x-request-id", unfit)).request_id
-        assert made is not None
-        assert made != unfit
+        # Each request with these headers gets its own.
+        assert options((b"x-request-id", unfit)).request_id is None
 
 
 def test_whose_it_is_stands_whatever_else_is_wrong() -> None:
