@@ -110,6 +110,10 @@ class Caller:
         more = {name.replace("_", "-"): value for name, value in headers.items()}
         return replace(self, headers={**self.headers, **more})
 
+    def without(self, header: str) -> Caller:
+        kept = {name: value for name, value in self.headers.items() if name != header}
+        return replace(self, headers=kept)
+
     def at(self, gateway: GatewayProcess) -> Caller:
         return replace(self, gateway=gateway)
 
@@ -117,7 +121,15 @@ class Caller:
         self, method: str, target: str, body: bytes | None = None, **more: Any
     ) -> httpx.Response:
         return await self.http.request(
-            method, self.gateway.url + target, content=body, headers=dict(self.headers), **more
+            method,
+            self.gateway.url + target,
+            content=body,
+            # Characters stand for bytes, as in HTTP itself.
+            headers={
+                name.encode("ascii"): value.encode("latin-1")
+                for name, value in self.headers.items()
+            },
+            **more,
         )
 
     async def get(self, target: str) -> httpx.Response:

@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import re
-import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
 
-import httpx
 import pytest
 
+from tests.cluster.gateway.answers import found, gone, problem, put, raw, seconds_until, told
 from tests.cluster.gateway_platform import Caller
 from tests.integration.replicator_process import until_told
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 etag_form = re.compile(r"[0-9a-f]{24}")
-time_form = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 octets = "application/octet-stream"
-
-
-def told(answer: httpx.Response, status: int = 200) -> Any:
-    """The JSON of the answer, once its status is what it should be."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["Content-Type"] == "application/json"
-    return answer.json()
-
-
-def problem(answer: httpx.Response) -> tuple[int, str]:
-    assert answer.headers["Content-Type"] == "application/problem+json", answer.text
-    found = answer.json()
-    assert found["status"] == answer.status_code
-    return answer.status_code, found["code"]
-
-
-def raw(answer: httpx.Response) -> bytes:
-    """The value, once it has been found."""
-    assert answer.status_code == 200, answer.text
-    return answer.content
-
-
-def seconds_until(text: str) -> float:
-    assert time_form.fullmatch(text), text
-    return datetime.fromisoformat(text).timestamp() - time.time()
-
-
-async def put(robot: Caller, target: str, body: bytes = b"v") -> str:
-    """Put a value; its etag."""
-    etag: str = told(await robot.put(target, body))["etag"]
-    return etag
 
 
 # -- PUT
@@ -72,8 +39,8 @@ async def test_a_put_tells_where_its_value_is_and_which_version_it_is(
         "consistency": consistency or "eventual",
         "expires_at": None,
     }
-    assert raw(await robot.get("/v1/kv/user:123")) == b"value"
-    assert raw(await robot.saying(X_Consistency="strong").get("/v1/kv/user:123")) == b"value"
+    for reader in (robot, robot.saying(X_Consistency="strong")):
+        assert raw(await found(reader, "/v1/kv/user:123", document["etag"])) == b"value"
 
 
 @pytest.mark.parametrize("consistency", ["eventual", "strong"])
@@ -82,8 +49,8 @@ async def test_a_value_is_whatever_bytes_were_put(
     robot: Caller, consistency: str, value: bytes
 ) -> None:
     said = robot.saying(X_Consistency=consistency)
-    await put(said, "/v1/kv/bytes", value)
-    assert raw(await said.get("/v1/kv/bytes")) == value
+    etag = await put(said, "/v1/kv/bytes", value)
+    assert raw(await found(said, "/v1/kv/bytes", etag)) == value
 
 
 async def test_each_put_makes_a_later_version(robot: Caller) -> None:
@@ -105,7 +72,7 @@ async def test_a_get_tells_all_that_is_known_of_the_value(robot: Caller, consist
     said = robot.saying(X_Consistency=consistency)
     writer = said.saying(Content_Type="text/plain; charset=utf-8", X_Metadata_Colour="green")
     document = told(await writer.put("/v1/kv/a?ttl=1h", "café".encode()))
-    answer = await said.get("/v1/kv/a")
+    answer = await found(said, "/v1/kv/a", document["etag"])
     assert raw(answer) == "café".encode()
     headers = answer.headers
     assert headers["ETag"] == f'"{document["etag"]}"'
@@ -121,8 +88,7 @@ async def test_a_get_tells_all_that_is_known_of_the_value(robot: Caller, consist
 
 
 async def test_a_plain_value_has_no_expiry_and_no_metadata(robot: Caller) -> None:
-    await put(robot, "/v1/kv/a")
-    headers = (await robot.get("/v1/kv/a")).headers
+    headers = (await found(robot, "/v1/kv/a", await put(robot, "/v1/kv/a"))).headers
     assert "X-Expires-At" not in headers
     assert not [name for name in headers if name.startswith("x-metadata-")]
     assert headers["Content-Type"] == octets
@@ -144,31 +110,32 @@ async def test_a_plain_value_has_no_expiry_and_no_metadata(robot: Caller) -> Non
 async def test_a_value_has_the_type_that_it_was_put_with(
     robot: Caller, sent: str, kept: str
 ) -> None:
-    await put(robot.saying(Content_Type=sent), "/v1/kv/a")
-    assert (await robot.get("/v1/kv/a")).headers["Content-Type"] == kept
     # The next value has its own type, or none.
-    await put(robot, "/v1/kv/a")
-    assert (await robot.get("/v1/kv/a")).headers["Content-Type"] == octets
+    for writer, expected in ((robot.saying(Content_Type=sent), kept), (robot, octets)):
+        answer = await found(robot, "/v1/kv/a", await put(writer, "/v1/kv/a"))
+        assert answer.headers["Content-Type"] == expected
 
 
 @pytest.mark.parametrize("consistency", ["eventual", "strong"])
 @pytest.mark.parametrize("key", ["there", "expiring", "absent"])
 async def test_head_is_get_without_the_body(robot: Caller, consistency: str, key: str) -> None:
     said = robot.saying(X_Consistency=consistency, X_Request_ID="one-id")
-    await put(said, "/v1/kv/there", b"v" * 2000)
-    await put(said.saying(X_Metadata_A="b"), "/v1/kv/expiring?ttl=1h", b"")
-    found = await said.get(f"/v1/kv/{key}")
-    headed = await said.ask("HEAD", f"/v1/kv/{key}")
-    assert headed.status_code == found.status_code == (404 if key == "absent" else 200)
+    etags = {
+        "there": await put(said, "/v1/kv/there", b"v" * 2000),
+        "expiring": await put(said.saying(X_Metadata_A="b"), "/v1/kv/expiring?ttl=1h", b""),
+    }
+    got = await found(said, f"/v1/kv/{key}", etags.get(key))
+    headed = await found(said, f"/v1/kv/{key}", etags.get(key), method="HEAD")
+    assert headed.status_code == got.status_code == (404 if key == "absent" else 200)
     assert headed.content == b""
     # A read may be answered by another replica than the one before.
     varies = ("date", "x-node-id", "ratelimit")
     one, other = (
         [pair for pair in answer.headers.multi_items() if pair[0] not in varies]
-        for answer in (found, headed)
+        for answer in (got, headed)
     )
     assert one == other
-    assert ("content-length", str(len(found.content))) in one
+    assert ("content-length", str(len(got.content))) in one
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -189,9 +156,8 @@ async def test_who_has_the_value_is_told_so_and_nothing_else(
         ('""', 200),
         (f'"{etag[:-1]}"', 200),
     ):
-        answer = await said.saying(If_None_Match=tags).ask(method, "/v1/kv/a")
+        answer = await found(said.saying(If_None_Match=tags), "/v1/kv/a", etag, method=method)
         assert answer.status_code == status, tags
-        assert answer.headers["ETag"] == f'"{etag}"'
         assert answer.headers["X-Metadata-A"] == "b"
         assert answer.content == (b"value" if (status, method) == (200, "GET") else b"")
     absent = await said.saying(If_None_Match="*").ask(method, "/v1/kv/absent")
@@ -219,7 +185,7 @@ async def test_deleting_answers_as_putting_does_and_also_of_what_is_not_there(
             "consistency": consistency,
             "expires_at": None,
         }
-        assert problem(await said.get("/v1/kv/a")) == (404, "key_not_found")
+        await gone(said, "/v1/kv/a")
         etag = document["etag"]
 
 
@@ -289,7 +255,7 @@ async def test_if_none_match_creates_a_key_and_never_overwrites_one(robot: Calle
     assert answer.json()["etag"] == document["etag"]
     strong = robot.saying(X_Consistency="strong")
     assert raw(await strong.get("/v1/kv/a")) == b"mine"
-    told(await robot.delete("/v1/kv/a"))
+    told(await strong.delete("/v1/kv/a"))
     assert told(await said.put("/v1/kv/a", b"again"))["etag"] > document["etag"]
 
 
@@ -316,10 +282,12 @@ async def test_a_ttl_is_a_duration_or_seconds(
     said = robot.saying(X_Consistency=consistency)
     document = told(await said.put(f"/v1/kv/a?ttl={ttl}", b"v"))
     assert seconds - 30 < seconds_until(document["expires_at"]) <= seconds + 1
-    assert (await said.get("/v1/kv/a")).headers["X-Expires-At"] == document["expires_at"]
+    answer = await found(said, "/v1/kv/a", document["etag"])
+    assert answer.headers["X-Expires-At"] == document["expires_at"]
     # A put without one never expires, whatever was there.
-    assert told(await said.put("/v1/kv/a", b"v"))["expires_at"] is None
-    assert "X-Expires-At" not in (await said.get("/v1/kv/a")).headers
+    document = told(await said.put("/v1/kv/a", b"v"))
+    assert document["expires_at"] is None
+    assert "X-Expires-At" not in (await found(said, "/v1/kv/a", document["etag"])).headers
 
 
 @pytest.mark.parametrize("consistency", ["eventual", "strong"])
@@ -327,14 +295,10 @@ async def test_what_has_expired_is_gone_for_everybody(robot: Caller, consistency
     said = robot.saying(X_Consistency=consistency)
     document = told(await said.put("/v1/kv/a?ttl=300ms", b"v"))
     assert etag_form.fullmatch(document["etag"])
-
-    async def gone() -> bool | None:
-        return (await said.get("/v1/kv/a")).status_code == 404 or None
-
-    await until_told(gone, "the value has expired")
+    await gone(said, "/v1/kv/a")
     assert seconds_until(document["expires_at"]) < 0.5, "not before its time"
     for caller in (robot, robot.saying(X_Consistency="strong")):
-        assert problem(await caller.get("/v1/kv/a")) == (404, "key_not_found")
+        await gone(caller, "/v1/kv/a")
         assert (await caller.ask("HEAD", "/v1/kv/a")).status_code == 404
     assert problem(await robot.ask("PATCH", "/v1/kv/a?ttl=1h")) == (404, "key_not_found")
     # An increment begins anew, and so does who wants to be the first.
@@ -404,7 +368,7 @@ async def test_an_increment_counts_from_nothing_and_keeps_the_expiry(robot: Call
 async def test_what_is_no_integer_cannot_be_incremented(robot: Caller, value: bytes) -> None:
     etag = await put(robot, "/v1/kv/n", value)
     assert problem(await robot.post("/v1/kv/n/incr")) == (409, "not_an_integer")
-    answer = await robot.get("/v1/kv/n")
+    answer = await robot.saying(X_Consistency="strong").get("/v1/kv/n")
     assert (answer.content, answer.headers["ETag"]) == (value, f'"{etag}"')
 
 
@@ -443,49 +407,52 @@ async def test_counting_ends_with_64_bits(
 
 async def test_namespaces_are_apart(robot: Caller) -> None:
     others = [robot.saying(X_Namespace=name) for name in ("one", "two", "default", "x" * 255)]
-    for number, caller in enumerate(others):
-        await put(caller, "/v1/kv/apart", b"%d" % number)
-    for number, caller in enumerate(others):
-        assert raw(await caller.get("/v1/kv/apart")) == b"%d" % number
-    nameless = {name: value for name, value in robot.headers.items() if name != "X-Namespace"}
-    default = await robot.http.get(f"{robot.gateway.url}/v1/kv/apart", headers=nameless)
-    assert raw(default) == b"2"
+    etags = [
+        await put(caller, "/v1/kv/apart", b"%d" % number) for number, caller in enumerate(others)
+    ]
+    for number, (caller, etag) in enumerate(zip(others, etags, strict=True)):
+        assert raw(await found(caller, "/v1/kv/apart", etag)) == b"%d" % number
+    nameless = robot.without("X-Namespace")
+    assert raw(await found(nameless, "/v1/kv/apart", etags[2])) == b"2"
     told(await others[0].delete("/v1/kv/apart"))
-    assert (await others[0].get("/v1/kv/apart")).status_code == 404
-    assert raw(await others[1].get("/v1/kv/apart")) == b"1"
+    await gone(others[0], "/v1/kv/apart")
+    assert raw(await found(others[1], "/v1/kv/apart", etags[1])) == b"1"
 
 
 async def test_a_namespace_may_be_named_in_any_script(robot: Caller) -> None:
     names = ("café".encode(), "名前空間".encode(), b"a b", b"a/b?c=d", b"'\"`;--")
-    for number, name in enumerate(names):
-        headers = {**robot.headers, "X-Namespace": name}
-        target = f"{robot.gateway.url}/v1/kv/a"
-        await robot.http.put(target, headers=headers, content=b"%d" % number)
-        assert raw(await robot.http.get(target, headers=headers)) == b"%d" % number
+    callers = [robot.saying(X_Namespace=name.decode("latin-1")) for name in names]
+    etags = [
+        await put(caller, "/v1/kv/a", name) for name, caller in zip(names, callers, strict=True)
+    ]
+    for name, caller, etag in zip(names, callers, etags, strict=True):
+        assert raw(await found(caller, "/v1/kv/a", etag)) == name
 
 
 # -- metadata
 
 
 async def test_metadata_is_kept_with_the_value(robot: Caller) -> None:
-    text = "caf\xe9 \x80\xff".encode("latin-1")
-    headers = {
-        **robot.headers,
-        "X-Metadata-Owner": "Ada",
-        "x-metadata-empty": "",
-        "X-METADATA-with.dots_and~more!": 'a, b;  c="d"',
-        "X-Metadata-Bytes": text,
-    }
-    target = f"{robot.gateway.url}/v1/kv/a"
-    told(await robot.http.put(target, headers=headers, content=b"v"))
+    text = "caf\xe9 \x80\xff"
+    writer = replace(
+        robot,
+        headers={
+            **robot.headers,
+            "X-Metadata-Owner": "Ada",
+            "x-metadata-empty": "",
+            "X-METADATA-with.dots_and~more!": 'a, b;  c="d"',
+            "X-Metadata-Bytes": text,
+        },
+    )
     for consistency in ("eventual", "strong"):
-        found = (await robot.saying(X_Consistency=consistency).get("/v1/kv/a")).headers
-        kept = {name: value for name, value in found.raw if name.lower().startswith(b"x-metadata-")}
-        assert {name.lower(): value for name, value in kept.items()} == {
+        said, reader = (one.saying(X_Consistency=consistency) for one in (writer, robot))
+        answer = await found(reader, "/v1/kv/a", await put(said, "/v1/kv/a"))
+        kept = {name.lower(): value for name, value in answer.headers.raw}
+        assert {name: kept[name] for name in kept if name.startswith(b"x-metadata-")} == {
             b"x-metadata-owner": b"Ada",
             b"x-metadata-empty": b"",
             b"x-metadata-with.dots_and~more!": b'a, b;  c="d"',
-            b"x-metadata-bytes": text,
+            b"x-metadata-bytes": text.encode("latin-1"),
         }
-    await put(robot, "/v1/kv/a")
-    assert not [name for name in (await robot.get("/v1/kv/a")).headers if "metadata" in name]
+        answer = await found(reader, "/v1/kv/a", await put(reader, "/v1/kv/a"))
+        assert not [name for name in answer.headers if "metadata" in name]
