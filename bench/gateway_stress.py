@@ -66,9 +66,10 @@ class Share:
 
     async def run(self) -> None:
         telling = asyncio.create_task(self._tell())
+        deleting = asyncio.Lock()
         async with asyncio.TaskGroup() as working:
             for identity in self._identities:
-                worker = Worker(identity, self.tally)
+                worker = Worker(identity, self.tally, deleting)
                 working.create_task(worker.run(self._goes_on))
         telling.cancel()
         self._pipe.send(self.tally)

@@ -32,8 +32,11 @@ _wrong_etag: Final = "0123456789abcdef01234567"
 
 
 class Worker(Client):
-    def __init__(self, identity: Identity, tally: Tally) -> None:
+    """`deleting` is shared by those who delete by prefix, which a gateway does for few at once."""
+
+    def __init__(self, identity: Identity, tally: Tally, deleting: asyncio.Lock) -> None:
         super().__init__(identity, tally)
+        self._deleting = deleting
         # Each asks something else, and the same in each run.
         self._draw = random.Random(identity.owner)
         # By key: what a counter may stand at.
@@ -65,7 +68,8 @@ class Worker(Client):
             [work] = self._draw.choices(self._works, self._weights)
             await work()
         await self._look_at_all()
-        await self._delete_listed()
+        async with self._deleting:
+            await self._delete_listed()
         self.close()
 
     def _key(self, kind: str) -> str:
