@@ -20,6 +20,7 @@ from services.gateway.console_lane import ConsoleLane
 from services.gateway.cors import Cors, CorsAnswers, Preflights
 from services.gateway.json_api import JsonApi, Surroundings
 from services.gateway.kv import KeyValue
+from services.gateway.messages_batch import batch_bytes_max
 from services.gateway.readiness import add_conditions, health
 from services.gateway.reads import Reads
 from services.gateway.settings import GatewaySettings
@@ -141,6 +142,7 @@ def build_app(settings: GatewaySettings, service: Service) -> Starlette:
         middleware=[Middleware(Preflights, cors=gateway.cors)],
         access_log=settings.access_log,
         counters=counters,
+        body_bytes_max=batch_bytes_max,
     )
     # Around everything, for a page has to be let read refusals too.
     app.add_middleware(CorsAnswers, cors=gateway.cors)
