@@ -89,7 +89,7 @@ bench: $(INSTALLED) ## Measure, beside what each figure is compared with
 
 .PHONY: stress
 stress: $(INSTALLED) ## Load it with millions of requests and sum up
-	@$(BIN)/python -m bench.stress $(ARGS)
+	@$(BIN)/python -m bench.gateway_stress $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was installed and built here; data stays

@@ -17,6 +17,12 @@ go to the application. Those of one connection are answered strictly one after t
 
 This is a hot path and looks like one: callbacks and bytes, and for a request no task, future,
 timer or log line. Answers that are ready while one read is handled leave in one write.
+
+When one read is exactly one request, and all behind its target is byte for byte what came before
+on this connection, the parser is not asked again: `_take_again`. Of the time that this module
+takes for a GET that brings 2.5 us instead of 5.6 (a bare parser with callbacks takes 1.1), and
+with the kernel and the loop around it, 1.2 times the CPU of a bare protocol instead of 1.7:
+`make bench ARGS=fastlane`. Requests whose fields are new each time take 2.1 times as much.
 """
 
 from __future__ import annotations
@@ -50,6 +56,9 @@ from services.runtime.fast_exchange import (
 from services.runtime.listener import ServiceProtocol, head_bytes_max, head_too_large
 from services.runtime.request_head import Head, block_bytes_max, read_target, request_line
 
+# A balancer may be sending into an idle connection at the moment in which we leave, and could not
+# tell whether that was taken. One that looks every half second has found out by then.
+parting_s: Final = 1.0
 # What of a read is parsed at once, and how many bytes of answers are gathered before they leave.
 slice_bytes_max: Final = 64 * 1024
 # A longer one is left to the parser, which counts the whole head.
@@ -117,6 +126,8 @@ class FastLane(ServiceProtocol):
         self._stalled = False
         self._half_closed = False
         self._draining = False
+        # While draining: until when an idle connection is kept.
+        self._parting: asyncio.TimerHandle | None = None
         self._ended = False
 
     # What the transport tells
@@ -128,6 +139,8 @@ class FastLane(ServiceProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
+        if self._parting is not None:
+            self._parting.cancel()
         self._unwatch()
         self.pipeline.clear()
         self._held = b""
@@ -285,7 +298,8 @@ class FastLane(ServiceProtocol):
         turn = self._turn
         waiting = bool(self.pipeline) or len(self._held) > 0 or self._stalled
         if turn is None and not waiting:
-            if self._half_closed or (self._draining and self._receiving is None):
+            leaving = self._draining and self._parting is None and self._receiving is None
+            if self._half_closed or leaving:
                 self.transport.close()
                 return
             if self._mid_message and not self._watched:
@@ -314,12 +328,19 @@ class FastLane(ServiceProtocol):
             self._end()
 
     def shutdown(self) -> None:
-        """Answer what has arrived; the last answer says that the connection ends."""
+        """Answer what has arrived, and what still comes within `parting_s`; the last answer says
+        that the connection ends."""
         self._draining = True
+        self._parting = self.loop.call_later(parting_s, self._part)
         turn = self._turn
         if isinstance(turn, RequestResponseCycle) and not self._more_waits():
             turn.keep_alive = False
         self._advance()
+
+    def _part(self) -> None:
+        self._parting = None
+        if not self._ended:
+            self._advance()
 
     def _more_waits(self) -> bool:
         return bool(self.pipeline) or len(self._held) > 0 or self._receiving is not None

@@ -12,6 +12,7 @@ uvicorn is pinned exactly, because this reaches into its protocol and server sta
 from __future__ import annotations
 
 import asyncio
+import time
 from email.utils import formatdate
 from typing import Any, NoReturn
 
@@ -419,7 +420,9 @@ class Listener:
     def _tick(self) -> None:
         self.connections.tell_date(formatdate(usegmt=True).encode())
         self.connections.expire()
-        self._ticking = asyncio.get_running_loop().call_later(tick_s, self._tick)
+        # At each full second, so that no Last-Modified is later than its Date.
+        pause_s = tick_s - time.time() % tick_s
+        self._ticking = asyncio.get_running_loop().call_later(pause_s, self._tick)
 
     def _unusable(self, error: OSError, port_variable: str) -> FatalError:
         where = f"port {self._port} on {self._host}"

@@ -1,6 +1,7 @@
 """Several gateways behind one address, with the file that users are given: deploy/haproxy.cfg.
 
-HAProxy is called as that file says, before servers that tell what they were sent.
+HAProxy is called as that file says, before the gateway of `ydht up` and one more that was started
+by hand, and before servers that tell what they were sent.
 """
 
 from __future__ import annotations
@@ -11,18 +12,27 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+import httpx
 
 from services.core.errors import CATALOGUE
 from services.runtime.problem import problem_type
+from tests.cluster.test_up import up_command
 from tests.free_ports import free_port
 from tests.integration.lane_world import Answer, Client
+from tests.integration.node_process import NodeProcess
+from tests.integration.supervised import supervised
 from tests.tidy.tree import root
 from tests.waiting import wait_until
 
 configuration = root / "deploy" / "haproxy.cfg"
+customers = 32
+# Answered before a gateway leaves, after that, and once it is back.
+enough_answers = 1_000
 
 
 def haproxy() -> str:
@@ -71,6 +81,9 @@ async def connect(port: int) -> Client:
 def request(method: str, path: str, *lines: str, body: str = "") -> bytes:
     fields = ["Host: 127.0.0.1", *lines, *([f"Content-Length: {len(body)}"] if body else [])]
     return "\r\n".join([f"{method} {path} HTTP/1.1", *fields, "", body]).encode()
+
+
+# -- before servers that tell what they were sent
 
 
 class Witness:
@@ -178,3 +191,112 @@ async def test_a_large_head_is_left_to_the_gateway_to_judge() -> None:
         lines = [f"X-Metadata-{number}: {'m' * 20}" for number in range(400)]
         assert (await asked(port, request("GET", "/v1/kv/key", *lines))).status == 200
         assert witness.heads[0].lower().count(b"x-metadata-") == 400
+
+
+# -- before gateways
+
+
+class SecondGateway(NodeProcess):
+    """By hand, on the data directory of `ydht up`, behind a proxy that it trusts."""
+
+    def __init__(self, data_dir: Path, up: Mapping[str, Any]) -> None:
+        super().__init__(data_dir, "gateway-2")
+        self.command = ("-m", "services.gateway")
+        self.environment = {
+            "DATA_DIR": str(data_dir),
+            "GATEWAY_PORT": str(self.port),
+            "USERMANAGER_URL": up["usermanager"],
+            "REPLICATOR_URLS": up["replicator"],
+            "TRUSTED_PROXIES": "127.0.0.1",
+        }
+
+    async def until_ready(self) -> None:
+        def is_ready() -> bool:
+            assert self.process.returncode is None, self.said
+            with suppress(httpx.TransportError):
+                return httpx.get(f"{self.url}/ready", trust_env=False).status_code == 200
+            return False
+
+        await wait_until(is_ready, "the second gateway is ready")
+
+    async def until_busy(self) -> None:
+        """Until it has answered more than those who look whether it is ready."""
+        await wait_until(lambda: self._answered() > 200, "the second gateway has its share")
+
+    def _answered(self) -> int:
+        figures = httpx.get(f"{self.url}/metrics", trust_env=False).json()
+        return sum(value for name, value in figures.items() if name.startswith("http_requests."))
+
+
+class Crowd:
+    """Customers that put and get, each on a connection and with a key of its own."""
+
+    def __init__(self, port: int, api_key: str) -> None:
+        self.answers = 0
+        # What any of them met that is no right answer.
+        self.failures: list[str] = []
+        self.leaving = False
+        self._port = port
+        self._credential = f"X-API-Key: {api_key}"
+
+    async def visit(self, number: int) -> None:
+        """Until all leave. A connection is made again when an answer said that it ends."""
+        while not self.leaving:
+            client = await connect(self._port)
+            try:
+                await self._talk(client, f"/v1/kv/customer-{number}")
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                self.failures.append(repr(error))
+            finally:
+                await client.close()
+
+    async def _talk(self, client: Client, path: str) -> None:
+        turn = 0
+        closes = False
+        while not self.leaving and not closes:
+            turn += 1
+            put = await client.ask(request("PUT", path, self._credential, body=f"{turn}"))
+            self._look(put)
+            if not put.closes:
+                got = await client.ask(request("GET", path, self._credential))
+                self._look(got, b"%d" % turn)
+                closes = got.closes
+            closes = closes or put.closes
+
+    def _look(self, answer: Answer, body: bytes | None = None) -> None:
+        self.answers += 1
+        if answer.status != 200 or body not in (None, answer.body):
+            self.failures.append(f"{answer}, and not {body!r}")
+
+    async def until_more(self) -> None:
+        wanted = self.answers + enough_answers
+        await wait_until(lambda: self.answers >= wanted, "customers have been answered")
+
+
+async def test_a_gateway_leaves_under_load_and_comes_back_and_no_client_notices(
+    tmp_path: Path,
+) -> None:
+    data_dir = tmp_path / "data"
+    async with supervised(up_command(data_dir), data_dir) as up:
+        document = await up.until_up()
+        second = SecondGateway(data_dir, document)
+        first_port = int(document["gateway"].rpartition(":")[2])
+        try:
+            await second.start()
+            await second.until_ready()
+            async with balanced(first_port, second.port) as port, asyncio.TaskGroup() as visits:
+                crowd = Crowd(port, document["demo"]["api_key"])
+                for number in range(customers):
+                    visits.create_task(crowd.visit(number))
+                for _ in range(3):
+                    await second.until_busy()
+                    await crowd.until_more()
+                    assert await second.terminate() == 0
+                    await crowd.until_more()
+                    await second.start()
+                    await second.until_ready()
+                await second.until_busy()
+                crowd.leaving = True
+            assert crowd.failures == []
+        finally:
+            await second.clear()

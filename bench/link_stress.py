@@ -1,6 +1,6 @@
 """Millions of requests, each answer checked, and a summary: does anything get lost or mixed up?
 
-    python -m bench.stress [--requests N] [--in-flight N]
+    python -m bench.link_stress [--requests N] [--in-flight N]
 
 Asks a server process over one link; every body is different and must come back as it went.
 """
@@ -81,7 +81,7 @@ async def load(port: int, requests: int, in_flight: int) -> Load:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.stress", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.link_stress", description=__doc__)
     parser.add_argument("--requests", type=int, default=5_000_000)
     parser.add_argument("--in-flight", type=int, default=256)
     options = parser.parse_args()
