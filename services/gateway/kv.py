@@ -36,7 +36,7 @@ from services.runtime import telemetry
 from services.runtime.client_address import ClientAddresses
 from services.runtime.credentials import Credential, Credentials
 from services.runtime.exchange import Exchange, Headers
-from services.runtime.key_access import check_scope
+from services.runtime.key_access import check_scope, key_challenge
 
 path_prefix: Final = b"/v1/kv/"
 _path_bytes: Final = len(path_prefix)
@@ -204,6 +204,8 @@ class KeyValue:
         address = self._addresses.behind(exchange.address, exchange.headers.fields)
         try:
             credential = await self._credentials.find(options.api_key, address)
+        except FixRequest as error:
+            self.refuse(exchange, _challenged(error))
         except ClientError as error:
             self.refuse(exchange, error)
         except asyncio.CancelledError:
@@ -242,6 +244,12 @@ def _decoded(key: bytes) -> bytes:
     if _half_escaped.search(key) is not None:
         raise FixRequest("invalid_key", "A % in the key is not followed by two hexadecimal digits")
     return unquote_to_bytes(key)
+
+
+def _challenged(error: FixRequest) -> FixRequest:
+    """As every refusal of an API key is."""
+    headers = {**key_challenge, **error.headers}
+    return FixRequest(error.code, error.detail, members=error.members, headers=headers)
 
 
 def _too_many(wait_ns: int) -> RetryLater:
