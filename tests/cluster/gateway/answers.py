@@ -40,7 +40,7 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
     assert document["detail"]
     assert set(document) - {
         "type", "title", "status", "code", "error", "detail", "request_id"
-    } <= {"etag", "operation_id", "invalid"}  # fmt: skip
+    } <= {"etag", "operation_id", "member", "errors"}  # fmt: skip
     assert ("Retry-After" in answer.headers) == entry.retryable
     return answer.status_code, code
 
