@@ -48,6 +48,7 @@ CATALOGUE: Mapping[str, ErrorCode] = {
         invalid_namespace="Invalid namespace",
         invalid_header="Invalid header",
         invalid_cursor="Invalid cursor",
+        invalid_query="Invalid query",
         invalid_body="Invalid request body",
         invalid_json="Request body is not valid JSON",
     ),
@@ -67,7 +68,12 @@ CATALOGUE: Mapping[str, ErrorCode] = {
     **_codes(404, key_not_found="Key not found", not_found="Not found"),
     **_codes(405, method_not_allowed="Method not allowed"),
     **_codes(408, request_timeout="Request took too long to arrive"),
-    **_codes(409, already_exists="Already exists", not_an_integer="Value is not an integer"),
+    **_codes(
+        409,
+        already_exists="Already exists",
+        limit_reached="Limit reached",
+        not_an_integer="Value is not an integer",
+    ),
     **_codes(412, precondition_failed="Precondition failed"),
     **_codes(
         413,

@@ -237,8 +237,8 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
     """What a namespace, named by its prefix, is to be: a cache of at most so many keys, or with
     None a store. Declaring again what it is changes nothing, and a cache may become larger or
     smaller. INVALID with `already_exists` if it is declared the other kind, or if a cache is to be
-    made of a namespace that has keys; with `invalid_namespace` or `invalid_body` for a name that
-    may not be, one too many, or a number that may not be."""
+    made of a namespace that has keys; with `limit_reached` for one too many; with
+    `invalid_namespace` or `invalid_body` for a name or a number that may not be."""
 
     namespace: bytes
     max_items: int | None

@@ -97,7 +97,7 @@ class Namespaces:
                 self._declare,
                 body_type=Declare,
                 answer_type=Declared,
-                errors=(*changing, "already_exists"),
+                errors=(*changing, "already_exists", "limit_reached"),
                 description="A cache is declared before it is used, and may become larger or "
                 "smaller later.",
                 **of_one,

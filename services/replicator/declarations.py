@@ -111,7 +111,7 @@ def decide(known: int | None, wanted: int, counted: Counted) -> bool:
         )
     if counted.of_tenant >= tenant_declarations_max:
         raise FixRequest(
-            "invalid_namespace",
+            "limit_reached",
             f"{tenant_declarations_max} namespaces are declared, which is the limit; delete one "
             "of them (stores need not be declared)",
         )

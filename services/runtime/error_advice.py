@@ -15,6 +15,8 @@ advice: Final[Mapping[str, str]] = {
     "invalid_header": "The detail names the header. Send each at most once, in the form it says.",
     "invalid_cursor": "Send back the cursor of the answer before, with every other parameter and "
     "header as it was; or none, to begin anew.",
+    "invalid_query": "What stands behind the ? of the URL is wrong. The detail names each parameter "
+    "and what would be right.",
     "invalid_body": "The detail names each member that is wrong and what would be right.",
     "invalid_json": "The body is not JSON, or not in UTF-8.",
     "missing_api_key": "Send an API key as X-API-Key or as Authorization: Bearer.",
@@ -31,6 +33,8 @@ advice: Final[Mapping[str, str]] = {
     "method_not_allowed": "The header Allow lists the methods that are possible here.",
     "request_timeout": "The request took too long to arrive. Send it again on a better line.",
     "already_exists": "Somebody, or something, has this name already.",
+    "limit_reached": "An account has as many of these as it may. The detail says which, and how to "
+    "make room; waiting alone changes nothing.",
     "not_an_integer": "Only decimal integers of 64 bits can be incremented, and stay such.",
     "precondition_failed": "The value is not what If-Match or If-None-Match says. Read it again "
     "and decide anew; etag is what it has now.",

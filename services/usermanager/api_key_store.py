@@ -109,6 +109,10 @@ class LiveCount:
     # Those that were rotated, and are good until their overlap ends.
     replaced: int
 
+    @property
+    def total(self) -> int:
+        return self.current + self.replaced
+
 
 async def lock_account(connection: Connection, user_id: int) -> str | None:
     """The plan of the account, which nobody else changes keys of until the transaction ends;

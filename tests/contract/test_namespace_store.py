@@ -197,8 +197,8 @@ async def test_a_tenant_has_its_share_of_declarations_and_others_have_theirs(
     store = await stores.replicator()
     for number in range(tenant_declarations_max):
         await store.declare(space(b"%d" % number), number % 2)
-    await refused(store, space(b"more"), 0, "invalid_namespace")
-    await refused(store, space(b"more"), 5, "invalid_namespace")
+    await refused(store, space(b"more"), 0, "limit_reached")
+    await refused(store, space(b"more"), 5, "limit_reached")
     # What there is may be changed, and others may declare theirs.
     assert await store.declare(space(b"1"), 9) is not None
     assert await store.declare(space(b"more", 8), 5) is not None

@@ -14,6 +14,7 @@ from services.core.api_key import lookup_hash, well_formed
 from services.core.errors import FixRequest
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager import api_keys
+from services.usermanager.api_keys import overlap_ms_max
 from services.usermanager.throttle import Limit
 from tests.integration.key_desk import KeyDesk, key_desk, pepper
 
@@ -363,28 +364,58 @@ async def test_live_keys_are_bounded_also_when_many_are_made_at_once(
         *(desk.as_user(ada, "POST", "/apikeys", {"name": "robot"}) for _ in range(12))
     )
     statuses = sorted(answer.status_code for answer in answers)
-    assert statuses == [201] * 5 + [400] * 7
+    assert statuses == [201] * 5 + [409] * 7
+    assert {answer.json()["code"] for answer in answers if answer.is_error} == {"limit_reached"}
     assert (await desk.as_user(bob, "POST", "/apikeys", {"name": "robot"})).status_code == 201
-    # Who has all there may be can still rotate each of them, and revoking one makes room.
+    # Who has all there may be can still rotate, and revoking the old and the new one makes room.
     first = (await desk.listed(ada))[0]
-    await desk.rotate(ada, first.id)
-    with pytest.raises(FixRequest, match="revoke one"):
-        await desk.make(ada)
-    await desk.revoke(ada, (await desk.listed(ada))[0].id)
+    rotated = await desk.rotate(ada, first.id)
+    for key_id in (first.id, rotated.id):
+        with pytest.raises(FixRequest, match="revoke one"):
+            await desk.make(ada)
+        await desk.revoke(ada, key_id)
     await desk.make(ada)
 
 
-async def test_keys_that_go_on_after_rotations_are_bounded_too(
+async def good_keys(desk: KeyDesk, user_id: int) -> int:
+    return [key.is_active for key in await desk.listed(user_id)].count(True)
+
+
+async def test_rotating_is_no_way_around_the_bound_on_keys_that_are_good(
     desk: KeyDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api_keys, "live_keys_max", 3)
+    monkeypatch.setattr(api_keys, "overlapping_keys_max", 2)
     ada = await desk.account()
-    key = await desk.make(ada)
-    for _ in range(3):
-        key = await desk.rotate(ada, key.id)
-    with pytest.raises(FixRequest, match="3 rotated"):
-        await desk.rotate(ada, key.id)
-    await desk.rotate(ada, key.id, 0)
+    keys = [await desk.make(ada) for _ in range(3)]
+    newest = keys[-1]
+    for _ in range(2):
+        newest = await desk.rotate(ada, newest.id, overlap_ms_max)
+    answer = await desk.as_user(ada, "POST", f"/apikeys/{newest.id}/rotate", {"overlap": "30d"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "limit_reached")
+    assert "rotate with an overlap of 0s, or revoke one" in answer.json()["detail"]
+    assert await good_keys(desk, ada) == 5
+    # Without an overlap there is no key more; and a revoked one makes room for one with.
+    newest = await desk.rotate(ada, newest.id, 0)
+    assert await good_keys(desk, ada) == 5
+    await desk.revoke(ada, keys[0].id)
+    await desk.rotate(ada, newest.id)
+    assert await good_keys(desk, ada) == 5
+
+
+async def test_rotating_many_keys_at_once_stays_within_the_bound_too(
+    desk: KeyDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_keys, "live_keys_max", 8)
+    monkeypatch.setattr(api_keys, "overlapping_keys_max", 2)
+    ada = await desk.account()
+    keys = [await desk.make(ada) for _ in range(7)]
+    answers = await asyncio.gather(
+        *(desk.as_user(ada, "POST", f"/apikeys/{key.id}/rotate", {}) for key in keys),
+        *(desk.as_user(ada, "POST", "/apikeys", {"name": "robot"}) for _ in range(3)),
+    )
+    assert await good_keys(desk, ada) == 10
+    assert {answer.json()["code"] for answer in answers if answer.is_error} == {"limit_reached"}
 
 
 async def test_of_dead_keys_only_the_newest_are_kept(
