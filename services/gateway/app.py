@@ -9,14 +9,14 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from services.core.api_key import lookup_subkey
 from services.core.plans import Limits
 from services.gateway.answers import Dates
 from services.gateway.calls import Places, Platform
 from services.gateway.cluster import Cluster, Doors
-from services.gateway.console_lane import ConsoleLane
+from services.gateway.console_lane import ConsoleLane, KeyRoute
 from services.gateway.cors import Cors, CorsAnswers, Preflights
 from services.gateway.json_api import JsonApi, Surroundings
 from services.gateway.kv import KeyValue
@@ -33,7 +33,6 @@ from services.runtime.disk import SystemDisk
 from services.runtime.edge import RequestCounters
 from services.runtime.http import application
 from services.runtime.key_access import KeyAccess
-from services.runtime.lane_route import LaneRoute
 from services.runtime.link_tls import tls_files
 from services.runtime.loops import Loops
 from services.runtime.metering import Meters
@@ -98,7 +97,7 @@ class Gateway:
     def routes(self, clock: Clock) -> list[BaseRoute]:
         access = KeyAccess(self.credentials, self.console, self.meters, clock)
         return [
-            Route("/v1/kv/{key:path}", LaneRoute(ConsoleLane(self.keys, self.console))),
+            KeyRoute(ConsoleLane(self.keys, self.console)),
             *self.json_api.routes(access, self.verifier, self.addresses),
         ]
 

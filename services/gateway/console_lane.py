@@ -7,12 +7,35 @@ application runs without the fast lane. The requests are those of `KeyValue`, wh
 from __future__ import annotations
 
 from time import monotonic_ns
+from typing import Any
+
+from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.types import Receive, Scope, Send
 
 from services.core.errors import ClientError
 from services.gateway.kv import KeyValue, options_of, path_prefix
 from services.runtime import telemetry
 from services.runtime.console_requests import ConsoleRequests
 from services.runtime.exchange import Exchange, Headers
+from services.runtime.lane_route import LaneRoute
+
+
+class KeyRoute(BaseRoute):
+    """Every path about a single key. Starlette's own routes match no line break, which a key may
+    have."""
+
+    def __init__(self, lane: ConsoleLane) -> None:
+        self._answering = LaneRoute(lane)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        is_one = scope["type"] == "http" and scope["raw_path"].startswith(path_prefix)
+        return (Match.FULL if is_one else Match.NONE), {}
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        raise NoMatchFound(name, path_params)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answering(scope, receive, send)
 
 
 class ConsoleLane:

@@ -123,7 +123,7 @@ class KeyValue:
         method = methods.get(name)
         end = None
         if name == b"POST":
-            method, end = (method, -len(_increment)) if path.endswith(_increment) else (None, None)
+            method, end = (method, -len(_increment)) if _is_increment(path) else (None, None)
         if method is None:
             self.refuse(exchange, _not_allowed(exchange))
             return
@@ -240,6 +240,11 @@ def options_of(headers: Headers) -> Options:
     return options  # type: ignore[return-value]
 
 
+def _is_increment(path: bytes) -> bool:
+    # There is a key before it: /v1/kv/incr is about the key "incr".
+    return path.endswith(_increment, _path_bytes)
+
+
 def _decoded(key: bytes) -> bytes:
     if _half_escaped.search(key) is not None:
         raise FixRequest("invalid_key", "A % in the key is not followed by two hexadecimal digits")
@@ -262,8 +267,8 @@ def _too_many(wait_ns: int) -> RetryLater:
 
 
 def _not_allowed(exchange: Exchange) -> FixRequest:
-    is_increment = exchange.path.endswith(_increment)
-    allowed = [name.decode("ascii") for name in methods if name != b"POST" or is_increment]
+    postable = _is_increment(exchange.path)
+    allowed = [name.decode("ascii") for name in methods if name != b"POST" or postable]
     listed = ", ".join(sorted(allowed))
     shown = exchange.method.decode("latin-1")[:40]
     return FixRequest(
