@@ -61,6 +61,7 @@ class GatewayProcess(NodeProcess):
     def __init__(self, data_dir: Path, lane: LaneName, **environment: str) -> None:
         super().__init__(data_dir, f"gateway-{next(_numbers)}")
         self.command = commands[lane]
+        self.is_fast = lane == "fast"
         self.environment = {
             "DATA_DIR": str(data_dir),
             "GATEWAY_PORT": str(self.port),
