@@ -124,8 +124,13 @@ class KeyValue:
         end = None
         if name == b"POST":
             method, end = (method, -len(_increment)) if _is_increment(path) else (None, None)
+        request_id = options.request_id or self._new_id()
         if method is None:
-            self.refuse(exchange, _not_allowed(exchange))
+            call = KeyCall(
+                self._platform, exchange, options, credential, "other", request_id, began_ns
+            )
+            wait_ns = credential.allowance.take(1, began_ns)
+            call.refuse(_too_many(wait_ns) if wait_ns else _not_allowed(exchange))
             return
         call = method.call(
             self._platform,
@@ -133,7 +138,7 @@ class KeyValue:
             options,
             credential,
             method.operation,
-            options.request_id or self._new_id(),
+            request_id,
             began_ns,
         )
         wait_ns = credential.allowance.take(1, began_ns)
