@@ -99,15 +99,14 @@ class CorsAnswers:
         if origin is None or not self._cors.enabled:
             await self._app(scope, receive, send)
             return
-        lines = list(split_lines(self._cors.lines(origin)))
+        lines = [(name.lower(), value) for name, value in split_lines(self._cors.lines(origin))]
 
         async def send_with_lines(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 # A preflight has its own; so has what a lane answered.
-                if not any(name.lower() == _allow_origin for name, _ in headers):
-                    headers += ((name.lower(), value) for name, value in lines)
-                    message = {**message, "headers": headers}
+                if not any((name.lower(), value) in lines for name, value in headers):
+                    message = {**message, "headers": headers + lines}
             await send(message)
 
         await self._app(scope, receive, send_with_lines)
@@ -147,7 +146,6 @@ class Preflights:
         await send({"type": "http.response.body", "body": b""})
 
 
-_allow_origin: Final = b"access-control-allow-origin"
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes | None:
