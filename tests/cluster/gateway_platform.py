@@ -251,14 +251,12 @@ class Platform:
         gateway: GatewayProcess,
         method: str,
         target: str,
-        body: bytes | None = None,
         **headers: str,
     ) -> httpx.Response:
         """A request that is signed with the cluster's secret, as the console's are."""
         return await self._http.request(
             method,
             gateway.url + target,
-            content=body,
             headers={name.replace("_", "-"): value for name, value in headers.items()},
             auth=SignedAuth(Signer(secret, SystemClock())),
         )
