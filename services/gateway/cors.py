@@ -146,7 +146,5 @@ class Preflights:
         await send({"type": "http.response.body", "body": b""})
 
 
-
-
 def _header(scope: Scope, wanted: bytes) -> bytes | None:
     return next((value for name, value in scope["headers"] if name == wanted), None)
