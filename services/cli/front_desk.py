@@ -38,6 +38,7 @@ from services.usermanager.api_key_store import LiveKey
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.audit import Audit
 from services.usermanager.key_events import KeyEvents
+from services.usermanager.known_networks import KnownNetworks
 from services.usermanager.passwords import Passwords
 from services.usermanager.readiness import schema_trouble
 from services.usermanager.throttle import Throttle
@@ -78,11 +79,13 @@ class FrontDesk:
     def __init__(self, database: Database, passwords: Passwords, key_pepper: str) -> None:
         log = Audit(database)
         events = KeyEvents(database, _never)
-        throttle = Throttle(database, SystemClock())
+        clock = SystemClock()
+        throttle = Throttle(database, clock)
         operator = _operator()
         store = PostgresAccountStore(database, log, events)
         self.passwords = passwords
         self.accounts = Administration(store, passwords, operator)
+        self.networks = KnownNetworks(database, clock, log)
         # Who does it, as the audit log calls them.
         self.actor = audit.operator(operator)
         self._database = database

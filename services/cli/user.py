@@ -15,6 +15,7 @@ from services.cli.options import data_dir_option, email_argument, json_option, t
 from services.core.plans import account_plans, free
 from services.usermanager.account_store import Account
 from services.usermanager.accounts import user as shown
+from services.usermanager.names import parse_email
 
 # So much of a list is read from the database at a time.
 page_accounts: Final = 1_000
@@ -124,6 +125,27 @@ def password(email: str, *, password_stdin: bool, as_json: bool, data_dir: Path)
     new = _new_password(from_stdin=password_stdin)
     account = at_front_desk(data_dir, lambda desk: desk.accounts.reset_password(email, new))
     _say(account, "has the new password; all sessions are ended", as_json=as_json)
+
+
+@user.command()
+@email_argument
+@click.argument("address", type=text)
+@json_option
+@data_dir_option
+def admit(email: str, address: str, *, as_json: bool, data_dir: Path) -> None:
+    """Let an account log in from the network of ADDRESS, however much is guessed at it elsewhere.
+
+    As if it had just logged in from there: for 30 days, with the right password, and with ten
+    tries before it is one in 30 s. ADDRESS is as the user manager sees it.
+    """
+
+    async def work(desk: FrontDesk) -> tuple[Account, str]:
+        account = await desk.accounts.find(email)
+        folded = parse_email(account.email).folded
+        return account, await desk.networks.admit(account.id, folded, address, desk.actor)
+
+    account, network = at_front_desk(data_dir, work)
+    _say(account, f"can log in from {network}", as_json=as_json)
 
 
 @user.command()

@@ -15,8 +15,8 @@ advice: Final[Mapping[str, str]] = {
     "invalid_header": "The detail names the header. Send each at most once, in the form it says.",
     "invalid_cursor": "Send back the cursor of the answer before, with every other parameter and "
     "header as it was; or none, to begin anew.",
-    "invalid_query": "What stands behind the ? of the URL is wrong. The detail names each parameter "
-    "and what would be right.",
+    "invalid_query": "What stands behind the ? of the URL is wrong. The detail names each "
+    "parameter and what would be right.",
     "invalid_body": "The detail names each member that is wrong and what would be right.",
     "invalid_json": "The body is not JSON, or not in UTF-8.",
     "missing_api_key": "Send an API key as X-API-Key or as Authorization: Bearer.",

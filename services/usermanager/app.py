@@ -33,6 +33,7 @@ from services.usermanager.deletion_store import DeletionStore
 from services.usermanager.key_events import KeyEvents
 from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
+from services.usermanager.known_networks import KnownNetworks
 from services.usermanager.last_used import LastUsed
 from services.usermanager.partitions import Partitions
 from services.usermanager.passwords import Passwords
@@ -68,7 +69,10 @@ class UserManager:
         store = PostgresAccountStore(self.database, audit, self.key_events)
         tokens = Tokens(settings.jwt_secret, settings.jwt_expiration_ms, clock)
         self.accounts = Accounts(store, self.passwords, self.throttle)
-        self.sessions = Sessions(self.database, store, self.passwords, tokens, self.throttle, audit)
+        networks = KnownNetworks(self.database, clock, audit)
+        self.sessions = Sessions(
+            self.database, store, self.passwords, tokens, self.throttle, networks, audit
+        )
         self.api_keys = ApiKeys(self.database, self.key_events, audit, self.throttle, pepper_subkey)
         self.key_validation = KeyValidation(self.key_lookups, self.last_used, pepper_subkey)
         self.usage = Usage(self.database, Partitions(self.database))

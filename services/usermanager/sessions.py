@@ -33,6 +33,7 @@ from services.usermanager import session_store as store
 from services.usermanager.account_store import Account, AccountStore
 from services.usermanager.accounts import user
 from services.usermanager.audit import Audit, Note
+from services.usermanager.known_networks import KnownNetworks
 from services.usermanager.messages_sessions import (
     LoggedIn,
     Login,
@@ -52,6 +53,7 @@ from services.usermanager.throttle import (
     login_from_address,
     login_from_site,
     login_of_account,
+    login_of_account_from_known,
     login_of_account_from_site,
     network_of,
     refresh_of_account,
@@ -92,6 +94,7 @@ class Sessions:
         passwords: Passwords,
         tokens: Tokens,
         throttle: Throttle,
+        networks: KnownNetworks,
         log: Audit,
     ) -> None:
         self.counters = SessionCounters()
@@ -100,6 +103,7 @@ class Sessions:
         self._passwords = passwords
         self._tokens = tokens
         self._throttle = throttle
+        self._networks = networks
         self._audit = log
 
     def add_to(self, metrics: Metrics) -> None:
@@ -182,6 +186,9 @@ class Sessions:
                 "logged_in", audit.user(account.id), call.client, {"session_id": session_id}
             )
             await self._audit.write(connection, account.id, note)
+            # Last, for two logins from one place wait for each other here.
+            folded = parse_email(account.email).folded
+            await self._networks.remember(connection, folded, call.client.address)
         self.counters.logins += 1
         return self._logged_in(account, session_id, refresh_token)
 
@@ -240,10 +247,13 @@ class Sessions:
         except ValueError:
             # Nobody has it. It is looked up, and it is throttled, as if somebody could.
             folded, subject = "", fold(body.email)
-        async with self._throttled(subject, client.address):
+        is_known = await self._networks.has(folded, client.address)
+        # Whose place it is in the queue, so that strangers elsewhere do not stand in it.
+        whose = (subject, network_of(client.address) if is_known else "")
+        async with self._throttled(subject, client.address, is_known=is_known):
             account = await self._accounts.by_email(folded)
             kept = None if account is None else account.password_hash
-            async with self._passwords.accounts.of(subject):
+            async with self._passwords.accounts.of(whose):
                 is_right = await self._passwords.verify(body.password, kept)
             if account is not None and account.is_active and is_right:
                 return account
@@ -253,13 +263,19 @@ class Sessions:
                 await self._audit.write(connection, None if account is None else account.id, note)
             raise _refused_login()
 
-    def _throttled(self, subject: str, address: str) -> AbstractAsyncContextManager[None]:
+    def _throttled(
+        self, subject: str, address: str, *, is_known: bool
+    ) -> AbstractAsyncContextManager[None]:
         """What a login costs, of an account that there may or may not be."""
-        there = f"{subject}\0{site_of(address)}"
+        if is_known:
+            there = f"{subject}\0{network_of(address)}"
+            of_account = [(login_of_account_from_known, there)]
+        else:
+            there = f"{subject}\0{site_of(address)}"
+            of_account = [(login_of_account_from_site, there), (login_of_account, subject)]
         return self._throttle.failures(
             *from_address(address, login_from_address, login_from_site),
-            (login_of_account_from_site, there),
-            (login_of_account, subject),
+            *of_account,
             tries=((try_from_address, network_of(address)), (try_of_account_from_site, there)),
         )
 

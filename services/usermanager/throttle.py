@@ -11,10 +11,13 @@ burst and any such difference is that of a clock that was wrong; it counts as on
 nobody is locked out for as long as the clock was ahead.
 
 Of an address of IPv6 two networks are throttled: the one that a customer has at least, and, with
-more to give, the one that a customer has at most, or there would be 65,536 ways around.
+more to give, the one that a customer has at most, or there would be 65,536 ways around. Of IPv4 it
+is the address; only where many addresses are counted together, for one account, those that are
+rented together count as one.
 
-The table survives a restart of PostgreSQL but not its crash, which forgives everybody. When
-PostgreSQL is away so is what is throttled: it fails closed.
+The table survives a restart of PostgreSQL but not its crash, which forgives everybody, and forgets
+the known networks that are kept in it, too (known_networks.py). When PostgreSQL is away so is what
+is throttled: it fails closed.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from services.runtime.postgres import Connection, Database
 ipv6_prefix_bits: Final = 64
 # And what it gives at most to whoever asks.
 ipv6_site_bits: Final = 48
+# What is rented as one: 256 addresses that cost little more than one of them.
+ipv4_site_bits: Final = 24
 # More than clocks that are kept at all differ by.
 skew: Final = timedelta(minutes=1)
 tidied_at_once: Final = 10_000
@@ -73,6 +78,10 @@ class Limit:
     name: str
     burst: int
     every_s: float
+    # What somebody is told who meets it; the rate follows.
+    told: str = "Too many attempts"
+    # And what there is to do but wait.
+    advice: str = ""
 
     @property
     def interval(self) -> timedelta:
@@ -88,10 +97,29 @@ Subject = tuple[Limit, str]
 
 # Each wrong password of an account from one site: a person who mistypes is not kept waiting, and
 # who guesses has 2,900 tries a day, and keeps the owner from logging in only where it sits itself.
-login_of_account_from_site: Final = Limit("login of account from site", 10, 30)
-# And from wherever: 14,400 guesses a day. Only who tries from ten sites at once, and goes on for
-# as long, keeps the owner out by it; sessions that there are go on.
-login_of_account: Final = Limit("login of account", 100, 6)
+login_of_account_from_site: Final = Limit(
+    "login of account from site",
+    10,
+    30,
+    "Too many failed logins to this account from your network",
+)
+# The same of a network that the account has logged in from lately: others cannot use this up.
+login_of_account_from_known: Final = Limit(
+    "login of account from known network",
+    10,
+    30,
+    "Too many failed logins to this account from your network",
+)
+# And from all other networks together: 14,400 guesses a day. Ten sites at once use it up, or six in
+# twenty minutes; then the owner gets in where it is known, and sessions that there are go on.
+login_of_account: Final = Limit(
+    "login of account",
+    100,
+    6,
+    "Many failed logins to this account have come from elsewhere",
+    "Logging in from where this account has lately done so is still possible, and its open "
+    "sessions go on. Whoever runs this service can let your network in: ydht user admit",
+)
 # Each failed login from an address, behind which there may be an office or a school.
 login_from_address: Final = Limit("login from address", 50, 5)
 login_from_site: Final = Limit("login from site", 200, 1.25)
@@ -134,10 +162,7 @@ class Throttle:
                 if wait_s is not None:
                     self.refused += 1
                     raise RetryLater(
-                        "rate_limited",
-                        f"Too many attempts: {limit.burst} at once,"
-                        f" then one every {limit.every_s:g} s",
-                        retry_after_s=max(1, math.ceil(wait_s)),
+                        "rate_limited", _told(limit), retry_after_s=max(1, math.ceil(wait_s))
                     )
 
     @asynccontextmanager
@@ -185,29 +210,35 @@ class Throttle:
 
 def network_of(address: str) -> str:
     """Who is throttled for what comes from an address: itself, or the network around it."""
-    return _around(address, ipv6_prefix_bits)
+    return _around(address, None, ipv6_prefix_bits)
 
 
 def site_of(address: str) -> str:
-    """The same, where a customer has as many networks as can be."""
-    return _around(address, ipv6_site_bits)
+    """The same, where a customer has as many networks or addresses as can easily be had."""
+    return _around(address, ipv4_site_bits, ipv6_site_bits)
 
 
 def from_address(address: str, near: Limit, far: Limit) -> tuple[Subject, ...]:
-    """An address as the subject of a limit of its own, and of another for all that its owner may
-    have, if that is more."""
-    network, site = network_of(address), site_of(address)
+    """An address as the subject of a limit of its own, and one of IPv6 of another for all that its
+    owner may have."""
+    network, site = network_of(address), _around(address, None, ipv6_site_bits)
     return ((near, network),) if network == site else ((near, network), (far, site))
 
 
-def _around(address: str, bits: int) -> str:
+def _around(address: str, ipv4_bits: int | None, ipv6_bits: int) -> str:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if parsed.version == 4:
+    bits = ipv4_bits if parsed.version == 4 else ipv6_bits
+    if bits is None:
         return address
     return str(ipaddress.ip_network((parsed, bits), strict=False))
+
+
+def _told(limit: Limit) -> str:
+    rate = f"{limit.told}: {limit.burst} at once, then one every {limit.every_s:g} s"
+    return f"{rate}. {limit.advice}" if limit.advice else rate
 
 
 async def _taken(
@@ -226,10 +257,10 @@ async def _taken(
 
 def _in_order(subjects: Iterable[Subject]) -> list[tuple[Limit, bytes]]:
     """One order for everybody, so that no two wait for each other's rows."""
-    known = [(limit, _subject(limit, value)) for limit, value in subjects]
+    known = [(limit, subject_of(limit.name, value)) for limit, value in subjects]
     return sorted(known, key=lambda one: one[1])
 
 
-def _subject(limit: Limit, value: str) -> bytes:
+def subject_of(name: str, value: str) -> bytes:
     """Of one size, whatever a client has sent; and no list of who has failed to log in."""
-    return hashlib.sha256(f"{limit.name}\0{value}".encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(f"{name}\0{value}".encode("utf-8", "surrogatepass")).digest()

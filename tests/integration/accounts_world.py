@@ -26,6 +26,7 @@ from services.usermanager.account_store import PostgresAccountStore
 from services.usermanager.accounts import Accounts
 from services.usermanager.audit import Audit
 from services.usermanager.key_events import KeyEvents
+from services.usermanager.known_networks import KnownNetworks
 from services.usermanager.passwords import Argon2Parameters, Passwords
 from services.usermanager.sessions import Sessions
 from services.usermanager.throttle import Throttle
@@ -75,6 +76,7 @@ class World:
     sessions: Sessions
     tokens: Tokens
     throttle: Throttle
+    networks: KnownNetworks
     audit: Audit
     app: Any = field(repr=False)
 
@@ -158,7 +160,8 @@ async def accounts_world(
         store = PostgresAccountStore(database, audit, KeyEvents(database, never))
         accounts = Accounts(store, passwords, throttle)
         tokens = Tokens(jwt_secret, expiration_ms, clock)
-        sessions = Sessions(database, store, passwords, tokens, throttle, audit)
+        networks = KnownNetworks(database, clock, audit)
+        sessions = Sessions(database, store, passwords, tokens, throttle, networks, audit)
         app = application(
             "usermanager",
             routes(
@@ -180,6 +183,7 @@ async def accounts_world(
             sessions,
             tokens,
             throttle,
+            networks,
             audit,
             app,
         )

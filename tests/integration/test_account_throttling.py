@@ -40,10 +40,11 @@ async def test_throttling_per_account_whether_there_is_one_or_not(world: World) 
     await world.try_login("ada@example.com", address="192.0.2.0")
     assert world.passwords.counters.verified == verified, "a throttled guess is not even looked at"
     world.timeline.advance(30)
-    await world.log_in("ada", address="192.0.2.0")
     answer = await world.try_login("ada@example.com", "wrong password", "192.0.2.0")
     refused(answer, code="invalid_credentials")
     refused(await world.try_login("ada@example.com", address="192.0.2.0"), 429, "rate_limited")
+    world.timeline.advance(30)
+    await world.log_in("ada", address="192.0.2.0")
 
 
 async def test_who_guesses_locks_out_nobody_but_itself(world: World) -> None:
@@ -61,15 +62,84 @@ async def test_guesses_from_everywhere_come_to_an_end_too(world: World) -> None:
     """Of an account that there is and of one that there is not, after as many."""
     await world.sign_up("ada")
     for email in ("ada@example.com", "unknown@example.com"):
-        for batch in range(10):
-            answers = await guess(world, email, [f"192.0.{batch}.{n}" for n in range(10)])
-            assert [answer.status_code for answer in answers] == [401] * 10
-        for address in ("192.0.2.1", "198.51.100.1"):
+        await guess_from_everywhere(world, email)
+        for address in ("203.0.113.1", "198.51.100.1"):
             answer = await world.try_login(email, address=address)
             refused(answer, 429, "rate_limited")
             assert answer.headers["retry-after"] == "6"
+            assert "have come from elsewhere" in answer.json()["detail"]
     world.timeline.advance(6)
     await world.log_in("ada", address="198.51.100.1")
+
+
+async def test_the_addresses_of_one_network_are_together_one_that_guesses(world: World) -> None:
+    await world.sign_up("ada")
+    answers = await guess(world, "ada@example.com", [f"192.0.2.{n}" for n in range(110)])
+    assert [answer.status_code for answer in answers].count(401) == 10
+    await world.log_in("ada", address="192.0.3.1")
+
+
+async def test_who_guesses_from_everywhere_keeps_nobody_out_of_where_he_came_from_before(
+    world: World,
+) -> None:
+    ada = await world.newcomer("ada")
+    await world.log_in("ada", address="2001:db8:7:7::1")
+    await ada.ask("POST", "/logout")
+    await guess_from_everywhere(world, "ada@example.com")
+    refused(await world.try_login("ada@example.com", address="203.0.113.1"), 429, "rate_limited")
+    for address in ("127.0.0.1", "2001:db8:7:7::2"):
+        for _ in range(9):
+            answer = await world.try_login("ada@example.com", "mistyped", address)
+            refused(answer, code="invalid_credentials")
+        await world.log_in("ada", address=address)
+    # What is next to it is somebody else's, and what is mistyped too often is throttled there too.
+    for address in ("127.0.0.2", "2001:db8:7:8::1"):
+        refused(await world.try_login("ada@example.com", address=address), 429, "rate_limited")
+    await world.try_login("ada@example.com", "mistyped", "127.0.0.1")
+    answer = await world.try_login("ada@example.com", address="127.0.0.1")
+    refused(answer, 429, "rate_limited")
+    assert "from your network: 10 at once, then one every 30 s" in answer.json()["detail"]
+    world.timeline.advance(30)
+    await world.log_in("ada", address="127.0.0.1")
+
+
+async def test_a_network_is_known_for_a_month_or_as_long_as_a_session_goes_on(
+    world: World,
+) -> None:
+    sessions = [await world.newcomer("ada"), await world.log_in("ada", address="192.0.2.9")]
+    await world.sign_up("bob")
+    email = "ada@example.com"
+
+    async def known() -> list[bool]:
+        addresses = ("127.0.0.1", "192.0.2.9", "192.0.2.10", "unknown")
+        return [await world.networks.has(email, address) for address in addresses]
+
+    assert await known() == [True, True, False, False]
+    assert not await world.networks.has("bob@example.com", "127.0.0.1"), "nor is it another's"
+    # As a crash of PostgreSQL does.
+    await world.execute("TRUNCATE throttles")
+    assert await known() == [True, True, False, False]
+    await sessions[0].ask("POST", "/logout")
+    assert await known() == [False, True, False, False]
+    third = await world.log_in("ada")
+    await third.ask("POST", "/logout")
+    await sessions[1].ask("POST", "/logout")
+    assert await known() == [True, False, False, False]
+    world.timeline.advance(30 * 86_400)
+    assert await known() == [False] * 4
+
+
+async def test_a_client_without_an_address_is_known_by_that(world: World) -> None:
+    await world.sign_up("ada")
+    await world.log_in("ada", address="unknown")
+    assert await world.networks.has("ada@example.com", "unknown")
+    assert not await world.networks.has("ada@example.com", "192.0.2.1")
+
+
+async def guess_from_everywhere(world: World, email: str) -> None:
+    for batch in range(10):
+        answers = await guess(world, email, [f"192.0.{batch}.{n}" for n in range(10)])
+        assert [answer.status_code for answer in answers] == [401] * 10
 
 
 async def guess(world: World, email: str, addresses: list[str]) -> list[httpx.Response]:
@@ -118,7 +188,8 @@ async def test_throttling_per_site_where_a_customer_has_many_networks(world: Wor
 
 
 async def test_logging_in_rightly_is_free_but_for_who_does_nothing_else(world: World) -> None:
-    await world.sign_up("ada")
+    # The second time its network is known, and has a budget of its own.
+    await world.newcomer("ada")
     for _ in range(100):
         await world.log_in("ada")
     answer = await world.try_login("ada@example.com")
@@ -183,7 +254,7 @@ async def test_one_account_never_has_more_than_its_share_of_the_queue(
     await world.sign_up("ada")
     gate = PasswordGate(world.passwords)
     crowd = [
-        asyncio.create_task(world.try_login(f"{name}@example.com", address=f"192.0.2.{n}"))
+        asyncio.create_task(world.try_login(f"{name}@example.com", address=f"192.0.{n}.1"))
         for n in range(20)
     ]
     accounts = world.passwords.accounts

@@ -18,6 +18,7 @@ import pytest
 
 from services.cli.front_desk import RefusedError
 from services.runtime.database_url import DatabaseAddress
+from services.usermanager.throttle import login_of_account, subject_of
 from tests.integration.shell import Shell, ada, usage_error
 from tests.integration.usermanager_process import (
     UserManagerProcess,
@@ -157,6 +158,32 @@ async def test_an_operator_is_made_and_unmade(shell: Shell) -> None:
     said = await shell.done("user", "operator", ada, "--remove")
     assert said.out == f"{ada}: is no operator\n"
     assert (await shell.done("user", "list", "--json")).json[0]["is_operator"] is False
+
+
+async def test_a_network_is_admitted_in_spite_of_what_is_guessed_elsewhere(
+    shell: Shell, usermanager: UserManagerProcess, connection: asyncpg.Connection
+) -> None:
+    await shell.create()
+    # As after ten networks have guessed ten times each, a moment ago.
+    spent = subject_of(login_of_account.name, ada)
+    await connection.execute(
+        "INSERT INTO throttles VALUES ($1, now() + interval '599 seconds')", spent
+    )
+    refused = await login(usermanager)
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert "ydht user admit" in refused.json()["detail"]
+    said = await shell.done("user", "admit", "ADA@example.com", "127.0.0.1")
+    assert said.out == f"{ada}: can log in from 127.0.0.1\n"
+    assert (await login(usermanager)).status_code == 200
+    said = await shell.done("user", "admit", ada, "2001:0DB8::17")
+    assert said.out == f"{ada}: can log in from 2001:db8::/64\n"
+    for wrong in ("home", "fe80::1%eth0", "127.0.0.1/8", ""):
+        err = await shell.refused(RefusedError.exit_code, "user", "admit", ada, wrong)
+        assert "address: is not an IP address, such as 203.0.113.7" in err
+    actions = await connection.fetch(
+        "SELECT details FROM audit_log WHERE action = 'network_admitted'"
+    )
+    assert len(actions) == 2
 
 
 async def test_a_key_made_here_is_good_until_it_is_revoked_here(

@@ -312,14 +312,15 @@ def test_an_address_of_ipv6_counts_as_the_network_that_one_customer_has(
 @pytest.mark.parametrize(
     ("address", "site"),
     [
-        ("192.0.2.7", "192.0.2.7"),
+        ("192.0.2.7", "192.0.2.0/24"),
+        ("192.0.3.0", "192.0.3.0/24"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
         ("2001:db8:1:ffff::", "2001:db8:1::/48"),
         ("2001:db8:2::1", "2001:db8:2::/48"),
         ("unknown", "unknown"),
     ],
 )
-def test_a_site_is_all_that_one_customer_may_have(address: str, site: str) -> None:
+def test_a_site_is_all_that_one_customer_may_easily_have(address: str, site: str) -> None:
     assert site_of(address) == site
 
 
