@@ -258,7 +258,7 @@ async def test_what_is_no_time_to_live_is_never_ignored(
     robot: Caller, consistency: str, ttl: str
 ) -> None:
     said = robot.saying(X_Consistency=consistency)
-    code = "invalid_body" if ttl == "%ff" else "invalid_ttl"
+    code = "invalid_query" if ttl == "%ff" else "invalid_ttl"
     assert await refused(said, "PUT", f"/v1/kv/a?ttl={ttl}", b"v") == code
     strong = robot.saying(X_Consistency="strong")
     assert await refused(strong, "GET", "/v1/kv/a") == "key_not_found"
@@ -292,7 +292,7 @@ async def test_a_new_expiry_has_to_be_one(robot: Caller, query: str) -> None:
 async def test_a_query_that_is_not_understood_is_never_ignored(
     robot: Caller, method: str, target: str
 ) -> None:
-    assert await refused(robot, method, target) == "invalid_body"
+    assert await refused(robot, method, target) == "invalid_query"
     strong = robot.saying(X_Consistency="strong")
     assert await refused(strong, "GET", "/v1/kv/a") == "key_not_found"
 
