@@ -156,5 +156,5 @@ def _cursor(request: Request) -> bytes:
 def _limit(request: Request) -> int:
     text = request.query_params.get("limit", str(limit_default))
     if not (text.isascii() and text.isdigit() and len(text) < 6) or not 1 <= int(text) <= limit_max:
-        raise FixRequest("invalid_body", f"limit is a number from 1 to {limit_max}")
+        raise FixRequest("invalid_query", f"limit is a number from 1 to {limit_max}")
     return int(text)

@@ -201,7 +201,7 @@ def endpoints() -> Sequence[Endpoint]:
             "DELETE",
             "deleteValue",
             "Delete a value; also if there is none",
-            errors=_changing,
+            errors=(*_changing, "invalid_body"),
             **changing,
         ),
         _of_key(
@@ -209,7 +209,7 @@ def endpoints() -> Sequence[Endpoint]:
             "expireValue",
             "Change when a value ends, and nothing else; always strong",
             query_type=NewTtlQuery,
-            errors=(*_changing, *_unfound, "storage_full"),
+            errors=(*_changing, *_unfound, "invalid_body", "storage_full"),
             **changing,
         ),
         _of_key(
@@ -218,7 +218,7 @@ def endpoints() -> Sequence[Endpoint]:
             "Add to a decimal integer in text, from 0 if there is none; always strong",
             path=_increment_path,
             query_type=IncrementQuery,
-            errors=(*_changing, "not_an_integer", "storage_full"),
+            errors=(*_changing, "not_an_integer", "invalid_body", "storage_full"),
             **{**changing, "answer_type": Counted},
         ),
     )

@@ -50,7 +50,7 @@ def increment_of(query: bytes) -> int:
     if text is None:
         return 1
     if not _integer.fullmatch(text) or not integer_min <= int(text) <= integer_max:
-        raise FixRequest("invalid_body", f"by: {text[:40]!r} is no whole number of 64 bits")
+        raise FixRequest("invalid_query", f"by: {text[:40]!r} is no whole number of 64 bits")
     return int(text)
 
 
@@ -64,15 +64,17 @@ def _members(query: bytes, name: str) -> str | None:
             max_num_fields=members_max,
         )
     except UnicodeDecodeError:
-        raise FixRequest("invalid_body", "The query is not UTF-8") from None
+        raise FixRequest("invalid_query", "The query is not UTF-8") from None
     except ValueError:
-        raise FixRequest("invalid_body", f"The query has too many members: {_only(name)}") from None
+        raise FixRequest(
+            "invalid_query", f"The query has too many members: {_only(name)}"
+        ) from None
     for member, _ in pairs:
         if member != name:
             problem = f"{member[:40]!r} is not a parameter of this query: {_only(name)}"
-            raise FixRequest("invalid_body", problem)
+            raise FixRequest("invalid_query", problem)
     if len(pairs) > 1:
-        raise FixRequest("invalid_body", f"{name} is given more than once")
+        raise FixRequest("invalid_query", f"{name} is given more than once")
     return pairs[0][1] if pairs else None
 
 

@@ -10,9 +10,9 @@ What a request is refused for, in this order:
     who asks        401 unauthorized     no good bearer token, or no good signature
                     401, 429, 403        of API keys, as key_access.py has it
     the path        404 not_found        a parameter that nothing can be called by
-    the query       400 invalid_body     names each member that is wrong, unknown or repeated
-    the headers     400                  likewise, of those that the endpoint has a type for
-    the body        413, 415, 400        likewise
+    the query       400 invalid_query    names each member that is wrong, unknown or repeated
+    the headers     400 invalid_header   likewise, of those that the endpoint has a type for
+    the body        413, 415, 400 invalid_body, likewise
     what it costs   429 rate_limited     more tokens than this API key has left
     how much        429 rate_limited     of one caller too many requests are under way
 
@@ -271,7 +271,7 @@ class _Answering:
         self._office = office
         self._path = TextMembers(endpoint.path_type)
         self._query = TextMembers(endpoint.query_type)
-        self._headers = TextMembers(endpoint.header_type)
+        self._headers = TextMembers(endpoint.header_type, "invalid_header")
 
     async def answer(self, request: Request) -> Response:
         office, endpoint = self._office, self._endpoint
@@ -339,6 +339,9 @@ class _Answering:
             return Response(status_code=endpoint.status, headers=headers)
         if isinstance(answer, Encoded):
             return Response(answer.content, endpoint.status, headers, answer.media_type)
+        if isinstance(answer, Headed):
+            headers |= answer.headers
+            answer = answer.value
         body = msgspec.json.encode(answer)
         return Response(body, endpoint.status, headers, _json)
 
@@ -386,6 +389,14 @@ class _Answering:
         agent = request.headers.get("user-agent", "")[:user_agent_chars_max]
         shown = "".join(character if character.isprintable() else "?" for character in agent)
         return Client(self._office.addresses.of(request.scope), shown)
+
+
+@dataclass(slots=True, frozen=True)
+class Headed:
+    """An answer with headers of its own, as the endpoint's `answer_headers` describes them."""
+
+    value: object
+    headers: Mapping[str, str]
 
 
 @dataclass(slots=True, frozen=True)

@@ -52,7 +52,7 @@ _schemes_of_access: Final[Mapping[Access, tuple[str, ...]]] = {
     Access.INTERNAL: ("cluster_signature",),
 }
 # What a request can end in before anybody has looked at what it asks for, or by a bug.
-_errors_of_all: Final = ("invalid_header", "headers_too_large", "invalid_body", "internal")
+_errors_of_all: Final = ("invalid_header", "headers_too_large", "invalid_query", "internal")
 _errors_of_access: Final[Mapping[Access, tuple[str, ...]]] = {
     Access.OPEN: (),
     Access.BEARER: ("unauthorized", "rate_limited"),
@@ -67,6 +67,7 @@ _errors_of_access: Final[Mapping[Access, tuple[str, ...]]] = {
     Access.INTERNAL: ("unauthorized", "body_too_large", "request_timeout", "overloaded"),
 }
 _errors_of_body: Final = (
+    "invalid_body",
     "invalid_json",
     "unsupported_media_type",
     "body_too_large",
@@ -368,7 +369,7 @@ def _errors_of(endpoint: Endpoint) -> Iterable[str]:
     if endpoint.path_type is not None and endpoint.handler is not None:
         yield "not_found"
     yield from TextMembers(endpoint.query_type).codes
-    yield from TextMembers(endpoint.header_type).codes
+    yield from TextMembers(endpoint.header_type, "invalid_header").codes
     if isinstance(endpoint.body_type, Raw):
         yield "request_timeout"
     elif endpoint.body_type is not None:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import FixRequest
+from services.runtime.plain_words import in_words
 
 T = TypeVar("T")
 
@@ -31,6 +32,11 @@ detail_chars_max = 300
 wrong_members_max = 20
 
 _json_type = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE | re.ASCII)
+# One half of the two escapes that a character beyond U+FFFF has in JSON, without the other.
+_half_character = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 _located = re.compile(r"(?P<what>.*) - at `\$(?P<where>.*)`", re.DOTALL)
 
 
@@ -135,6 +141,12 @@ async def read_json(request: Request, of: type[T]) -> T:
         raise FixRequest(
             "unsupported_media_type", "Send JSON, with the header Content-Type: application/json"
         )
+    coding = request.headers.get("content-encoding", "identity").strip()
+    if coding.lower() not in ("", "identity"):
+        raise FixRequest(
+            "unsupported_media_type",
+            f"Send the body as it is: Content-Encoding: {coding[:40]} is not understood here",
+        )
     charset = re.search(r'charset="?([\w-]+)', parameters, re.IGNORECASE | re.ASCII)
     if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
         raise FixRequest("unsupported_media_type", "Send JSON in UTF-8")
@@ -154,16 +166,16 @@ async def read_struct(request: Request, of: type[T]) -> T:
         raise invalid_members(wrong) from None
 
 
-def invalid_members(wrong: Iterable[tuple[str, str]]) -> FixRequest:
-    """What to raise for members with what is wrong about each: `invalid_body` whose document
-    has them as `errors`, for a form to show each beside its field."""
+def invalid_members(wrong: Iterable[tuple[str, str]], code: str = "invalid_body") -> FixRequest:
+    """What to raise for members with what is wrong about each: an error whose document has them
+    as `errors`, for a form to show each beside its field."""
     listed = [
         {"member": member[:detail_chars_max], "detail": problem[:detail_chars_max]}
         for member, problem in list(wrong)[:wrong_members_max]
     ]
     told = "; ".join(f"{one['member']}: {one['detail']}" for one in listed)
     return FixRequest(
-        "invalid_body",
+        code,
         told[:detail_chars_max],
         members={"member": listed[0]["member"], "errors": listed},
     )
@@ -186,26 +198,40 @@ def _only_wrong_members(body: bytes) -> Iterator[None]:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError as error:
-        detail = "The body is empty" if not body else str(error)
-        raise FixRequest("invalid_json", detail[:detail_chars_max]) from None
+        raise FixRequest("invalid_json", _why_no_json(body, str(error))) from None
     except UnicodeDecodeError:
         raise FixRequest("invalid_json", "The body is not UTF-8") from None
     except RecursionError:
         raise FixRequest("invalid_json", "The body is nested too deeply") from None
 
 
+def _why_no_json(body: bytes, message: str) -> str:
+    if not body:
+        return "The body is empty"
+    if half := _half_character.search(body):
+        return (
+            f"A text has half a character in it: {half[0].decode()} is one of two that belong "
+            "together (surrogates)"
+        )
+    if "truncated" in message:
+        return "The JSON ends too soon: a quote or bracket is open"
+    return message[:detail_chars_max]
+
+
 def _invalid_body(message: str) -> FixRequest:
     where, what = _where(message)
     if not where:
-        return FixRequest("invalid_body", message[:detail_chars_max])
+        return FixRequest("invalid_body", f"The body {what}"[:detail_chars_max])
     member = where.removeprefix(".")[:detail_chars_max]
     return FixRequest("invalid_body", f"{member}: {what}", members={"member": member})
 
 
-def _where(message: str) -> tuple[str, str]:
-    """msgspec says "Expected `int`, got `str` - at `$.a.b`": the `.a.b`, if any, and the rest."""
+def _where(message: str, of: Any = None) -> tuple[str, str]:
+    """msgspec says "Expected `int`, got `str` - at `$.a.b`": the `.a.b`, if any, and the rest in
+    plain words. `of` is the type of the member, if that is known."""
     match = _located.fullmatch(message)
-    return ("", message) if match is None else (match["where"], match["what"])
+    where, what = ("", message) if match is None else (match["where"], match["what"])
+    return where, in_words(what, of)
 
 
 def _wrong_members(body: bytes, of: type[Any]) -> list[tuple[str, str]]:
@@ -226,7 +252,7 @@ def _wrong_members(body: bytes, of: type[Any]) -> list[tuple[str, str]]:
                 with _only_wrong_members(body):
                     msgspec.json.decode(given[name], type=field.type)
             except msgspec.ValidationError as error:
-                where, what = _where(str(error))
+                where, what = _where(str(error), field.type)
                 wrong.append((name + where, what))
         elif field.required:
             wrong.append((name, "is missing"))

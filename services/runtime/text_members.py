@@ -1,8 +1,8 @@
 """Structs that are read from text: the parameters of a path, a query, or the headers of a request.
 
 What can be read is text, times, choices, `true` and `false`, and whole numbers, which are plain
-decimal ones. A member that is wrong is refused with `invalid_body`, or with the code that its type
-names:
+decimal ones. A member that is wrong is refused with `invalid_query`, one of a header with
+`invalid_header`, or with the code that its type names:
 
     cursor: Annotated[str, Meta(max_length=2048, extra=code("invalid_cursor"))]
 """
@@ -18,6 +18,7 @@ import msgspec
 from msgspec import inspect as types
 
 from services.core.errors import FixRequest
+from services.runtime.plain_words import in_words
 from services.runtime.request_body import detail_chars_max, invalid_members
 
 # More members than any query of ours has, fewer than it takes to keep a process busy.
@@ -25,7 +26,9 @@ query_members_max: Final = 64
 
 _integer: Final = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _code: Final = "code"
-_code_usual: Final = "invalid_body"
+_of_query: Final = "invalid_query"
+# A time of a query whose offset has lost its sign: + stands for a space there.
+_lost_plus: Final = re.compile(r"(\d{4}-\S+:\S+) (\d\d:\d\d)", re.ASCII)
 _not_utf8: Final = "is not UTF-8"
 
 
@@ -39,26 +42,29 @@ class Wrong(NamedTuple):
 
     member: str
     detail: str
-    code: str = _code_usual
+    code: str = _of_query
 
 
 def refusal(wrong: Sequence[Wrong]) -> FixRequest:
     """Names every member that is wrong, under the code of the first."""
-    error = invalid_members((one.member, one.detail) for one in wrong)
-    return FixRequest(wrong[0].code, error.detail, members=error.members)
+    return invalid_members(((one.member, one.detail) for one in wrong), wrong[0].code)
 
 
 class TextMembers:
-    """A Struct that is read from text, member by member; without a Struct there are none."""
+    """A Struct that is read from text, member by member; without a Struct there are none.
 
-    def __init__(self, of: type[Any] | None) -> None:
+    `usual` is the code that members are refused with whose types name none.
+    """
+
+    def __init__(self, of: type[Any] | None, usual: str = _of_query) -> None:
         self._of = of
         fields = () if of is None else msgspec.structs.fields(of)
         self._fields = {field.encode_name: field for field in fields}
         kinds = {name: list(_kinds(field.type)) for name, field in self._fields.items()}
         self._integers = _having(types.IntType, kinds)
         self._booleans = _having(types.BoolType, kinds)
-        self._codes = {name: _code_in(of_member) for name, of_member in kinds.items()}
+        self._times = _having(types.DateTimeType, kinds)
+        self._codes = {name: _code_in(of_member, usual) for name, of_member in kinds.items()}
         self._of_header = {name.lower().encode(): name for name in self._fields}
 
     @property
@@ -112,7 +118,8 @@ class TextMembers:
             except UnicodeDecodeError:
                 wrong.append(self._wrong(name, _not_utf8))
             except ValueError as error:
-                wrong.append(self._wrong(name, str(error)[:detail_chars_max]))
+                told = in_words(str(error), member.type)
+                wrong.append(self._wrong(name, told[:detail_chars_max]))
         if wrong:
             return None, wrong
         try:
@@ -127,6 +134,9 @@ class TextMembers:
             raise ValueError("is not a whole number of 64 bits")
         if name in self._booleans and text not in ("true", "false"):
             raise ValueError("is neither true nor false")
+        if name in self._times and (match := _lost_plus.fullmatch(text)):
+            told = f"{match[1]}%2B{match[2]}"
+            raise ValueError(f"has a space for a +, which is written %2B in a URL: {told}")
         # Lax, it would take null for what may be absent, and numbers for times.
         strict = name not in self._integers and name not in self._booleans
         return msgspec.convert(text, self._fields[name].type, strict=strict)
@@ -156,11 +166,11 @@ def _having(wanted: type[types.Type], kinds: Mapping[str, Sequence[types.Type]])
     return {name for name, of in kinds.items() if any(isinstance(one, wanted) for one in of)}
 
 
-def _code_in(kinds: Iterable[types.Type]) -> str:
+def _code_in(kinds: Iterable[types.Type], usual: str) -> str:
     for kind in kinds:
         if isinstance(kind, types.Metadata) and kind.extra is not None and _code in kind.extra:
             return str(kind.extra[_code])
-    return _code_usual
+    return usual
 
 
 def _query_pairs(query: bytes) -> Iterator[tuple[str, bytes]]:
@@ -174,9 +184,9 @@ def _query_pairs(query: bytes) -> Iterator[tuple[str, bytes]]:
         )
     except ValueError:
         detail = f"has more than {query_members_max} parameters"
-        raise invalid_members([("query", detail)]) from None
+        raise invalid_members([("query", detail)], _of_query) from None
     for name, text in pairs:
         try:
             yield name.encode("latin-1").decode(), text.encode("latin-1")
         except UnicodeDecodeError:
-            raise invalid_members([("query", _not_utf8)]) from None
+            raise invalid_members([("query", _not_utf8)], _of_query) from None

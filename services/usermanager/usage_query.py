@@ -1,47 +1,45 @@
 """Usage as tenants see it: their own, by steps or in total, of a bounded period.
 
-How long a period may be depends on its steps. However short it is, a busy tenant can have more
-rows in it than is worth the work of all others' logins; what is too much is refused with what to
-ask for instead, and only a few such questions are worked on at once.
+How long a period may be depends on its steps. What has many rows comes in pages, each with a Link
+to the next. However short a period is, a busy tenant can have more counts in it than is worth the
+work of all others' logins; what is too much is refused with what to ask for instead, and only a few
+such questions are worked on at once.
+
+A cursor is the last row of its page, by what tells it from others: who makes one up begins
+elsewhere in what is theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from urllib.parse import urlencode
+
+import msgspec
 
 from services.core.errors import FixRequest, RetryLater
 from services.core.usage_report import count_max, earliest, latest
 from services.runtime.clock import Clock
-from services.runtime.endpoints import Call, Endpoint
+from services.runtime.endpoints import Call, Endpoint, Headed
 from services.runtime.postgres import Connection, Database
 from services.runtime.request_body import invalid_members
 from services.usermanager import usage_store as store
-from services.usermanager.messages_usage import StatsQuery, Step, UsageQuery, UsageRow, UsageStats
+from services.usermanager.messages_usage import (
+    StatsQuery,
+    UsageHeaders,
+    UsageQuery,
+    UsageRow,
+    UsageStats,
+)
+from services.usermanager.row_ids import id_max
+from services.usermanager.usage_spans import Span, spans, stats_span
+from services.usermanager.usage_store import Position
 
-
-@dataclass(slots=True, frozen=True)
-class Span:
-    """How long a period is when nobody says, and how long it may be."""
-
-    usual: timedelta
-    longest: timedelta
-
-
-# As many steps as fit on a chart, and no more days than there can be; each a little longer than
-# the round number, so that "the last 31 days" may begin and end on a full hour.
-spans: Final[Mapping[Step, Span]] = {
-    "minute": Span(timedelta(hours=1), timedelta(hours=25)),
-    "hour": Span(timedelta(hours=24), timedelta(days=32)),
-    "day": Span(timedelta(days=30), timedelta(days=100)),
-}
-stats_span: Final = Span(timedelta(days=30), timedelta(days=100))
-# About 2 MB of JSON.
-rows_max: Final = 10_000
 # Some seconds of one processor: a month of a tenant that uses thirty pairs of API key and
 # operation in every single minute.
 rows_read_max: Final = 1_500_000
@@ -54,6 +52,22 @@ waiting_per_account_max: Final = 2
 turn_s_max: Final = 3.0
 # Less than a millisecond of the loop.
 rows_per_turn: Final = 1_000
+# Times of ours are those of milliseconds; the present one is in the period.
+present: Final = timedelta(milliseconds=1)
+
+_cursor: Final = re.compile(
+    r"(?P<minute>[0-9]{1,9})\.(?P<key_id>[0-9]{1,19})\.(?P<operation>[a-z][a-z_]{0,31})"
+    r"\.(?P<status>[1-5][0-9]{2})",
+    re.ASCII,
+)
+
+
+@dataclass(slots=True, frozen=True)
+class UsagePage:
+    """Rows, and what to ask for the next ones; None if these are the last."""
+
+    rows: list[UsageRow]
+    next: UsageQuery | None
 
 
 @dataclass(slots=True)
@@ -75,13 +89,15 @@ class UsageReader:
         # Of accounts that ask for something now.
         self._lines: dict[int, _Line] = {}
 
-    async def rows(self, user_id: int, query: UsageQuery) -> list[UsageRow]:
+    async def page(self, user_id: int, query: UsageQuery) -> UsagePage:
         """Sums of each step, API key, operation and status, in this order.
 
         A step in which there was nothing has no row. A period that begins or ends within a step
-        has only that part of it.
+        has only that part of it. What is counted while somebody goes from page to page may be in
+        the later ones; no row is in two of them.
         """
         start, end = period(query.from_, query.until, spans[query.step], self._now())
+        after = None if query.cursor is None else position_of(query.cursor)
         async with self._turn(user_id) as connection:
             found = await store.sums(
                 connection,
@@ -91,23 +107,31 @@ class UsageReader:
                 step=query.step,
                 # One more than may be tells whether there are more.
                 rows_read_max=rows_read_max + 1,
-                rows_max=rows_max + 1,
+                rows_max=query.limit + 1,
+                key_id=query.key_id,
+                after=after,
             )
         _check_read(found)
-        if len(found) > rows_max:
-            raise FixRequest(
-                "invalid_body",
-                f"The answer would have more than {rows_max} rows: ask for a shorter period "
-                "(from, to) or for longer steps (step)",
-            )
-        return await shown(found)
+        rows = await shown(found[: query.limit])
+        if len(found) <= query.limit:
+            return UsagePage(rows, None)
+        # Of the same period, also if it was to end now.
+        return UsagePage(
+            rows,
+            msgspec.structs.replace(query, from_=start, until=end, cursor=_cursor_of(rows[-1])),
+        )
 
     async def stats(self, user_id: int, query: StatsQuery) -> UsageStats:
         """Totals of a period."""
         start, end = period(query.from_, query.until, stats_span, self._now())
         async with self._turn(user_id) as connection:
             found = await store.totals(
-                connection, user_id, start, end, rows_read_max=rows_read_max + 1
+                connection,
+                user_id,
+                start,
+                end,
+                rows_read_max=rows_read_max + 1,
+                key_id=query.key_id,
             )
         _check_read(found)
         return _stats(start, end, found)
@@ -122,7 +146,10 @@ class UsageReader:
                 self._rows,
                 query_type=UsageQuery,
                 answer_type=list[UsageRow],
-                errors=("invalid_body", "overloaded"),
+                answer_headers=UsageHeaders,
+                errors=("overloaded",),
+                description="A long list comes in pages: while there is a header Link with "
+                'rel="next" (RFC 8288), it says where the next page is.',
                 tag="Usage",
             ),
             Endpoint(
@@ -133,13 +160,15 @@ class UsageReader:
                 self._stats,
                 query_type=StatsQuery,
                 answer_type=UsageStats,
-                errors=("invalid_body", "overloaded"),
+                errors=("overloaded",),
                 tag="Usage",
             ),
         ]
 
-    async def _rows(self, call: Call[None, UsageQuery, None]) -> list[UsageRow]:
-        return await self.rows(call.caller.user_id, call.query)
+    async def _rows(self, call: Call[None, UsageQuery, None]) -> Headed:
+        page = await self.page(call.caller.user_id, call.query)
+        headers = {} if page.next is None else {"Link": f'<{_target(page.next)}>; rel="next"'}
+        return Headed(page.rows, headers)
 
     async def _stats(self, call: Call[None, StatsQuery, None]) -> UsageStats:
         return await self.stats(call.caller.user_id, call.query)
@@ -186,8 +215,7 @@ def period(
     for member, time in (("from", start), ("to", end)):
         if time is not None and not earliest <= time <= latest:
             raise _wrong(member, f"is not between the years {earliest.year} and {latest.year}")
-    # The present minute is in it.
-    end = now + timedelta(minutes=1) if end is None else end
+    end = now + present if end is None else end
     start = end - span.usual if start is None else start
     if start >= end:
         raise _wrong("from", f"is not before to, which is {_shown(end)}")
@@ -202,7 +230,31 @@ def period(
 
 
 def _wrong(member: str, problem: str) -> FixRequest:
-    return invalid_members([(member, problem)])
+    return invalid_members([(member, problem)], "invalid_query")
+
+
+def position_of(cursor: str) -> Position:
+    """Where a page goes on; `invalid_cursor` if none of ours can have given the cursor."""
+    match = _cursor.fullmatch(cursor)
+    if match is not None:
+        start = datetime.fromtimestamp(int(match["minute"]) * 60, UTC)
+        key_id = int(match["key_id"])
+        if earliest <= start < latest and key_id <= id_max:
+            return Position(start, key_id, match["operation"], int(match["status"]))
+    raise FixRequest("invalid_cursor", "The cursor is not one that GET /usage has given")
+
+
+def _cursor_of(row: UsageRow) -> str:
+    minute = int(row.start.timestamp()) // 60
+    return f"{minute}.{row.key_id}.{row.operation}.{row.status}"
+
+
+def _target(query: UsageQuery) -> str:
+    """Where the answer to it is, for who has asked here."""
+    members = msgspec.to_builtins(query)
+    return "/usage?" + urlencode(
+        {name: value for name, value in members.items() if value is not None}
+    )
 
 
 def _shown(time: datetime) -> str:
@@ -212,7 +264,7 @@ def _shown(time: datetime) -> str:
 def _check_read(found: Sequence[Mapping[str, Any]]) -> None:
     if found and found[0]["rows_read"] > rows_read_max:
         raise FixRequest(
-            "invalid_body",
+            "invalid_query",
             f"There are more than {rows_read_max} counts in this period: ask for a shorter one "
             "(from, to)",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 import msgspec
@@ -79,6 +79,7 @@ _FORGET_SENDERS: Final = """
 """
 # The limit within bounds the work, whatever a tenant has asked of us in all those minutes; the
 # number of rows that were read tells whether it was met.
+# A page goes on behind its last row; what is before that row's step need not be read.
 _SUMS: Final = """
     SELECT
         date_trunc($5, minute, 'UTC') AS start, key_id, operation, status,
@@ -89,10 +90,13 @@ _SUMS: Final = """
         sum(count(*)) OVER () AS rows_read
     FROM (
         SELECT * FROM usage_rollups
-        WHERE user_id = $1 AND minute >= $2 AND minute < $3
+        WHERE user_id = $1 AND minute >= greatest($2, $9::timestamptz) AND minute < $3
+            AND ($8::bigint IS NULL OR key_id = $8)
         LIMIT $4
     ) AS own
-    GROUP BY start, key_id, operation, status
+    GROUP BY date_trunc($5, minute, 'UTC'), key_id, operation, status
+    HAVING $9 IS NULL
+        OR (date_trunc($5, minute, 'UTC'), key_id, operation, status) > ($9, $10, $11, $12)
     ORDER BY start, key_id, operation, status
     LIMIT $6
 """
@@ -107,6 +111,7 @@ _TOTALS: Final = """
     FROM (
         SELECT * FROM usage_rollups
         WHERE user_id = $1 AND minute >= $2 AND minute < $3
+            AND ($6::bigint IS NULL OR key_id = $6)
         LIMIT $4
     ) AS own
     GROUP BY operation
@@ -148,6 +153,15 @@ async def forget_senders(connection: Connection, *, older_than_days: int, rows_m
     await connection.execute(_FORGET_SENDERS, older_than_days, rows_max)
 
 
+class Position(NamedTuple):
+    """A row of the sums, by what tells it from the others."""
+
+    start: datetime
+    key_id: int
+    operation: str
+    status: int
+
+
 async def sums(
     connection: Connection,
     user_id: int,
@@ -157,19 +171,36 @@ async def sums(
     step: str,
     rows_read_max: int,
     rows_max: int,
+    key_id: int | None = None,
+    after: Position | None = None,
 ) -> list[asyncpg.Record]:
-    """Sums of each step, API key, operation and status, in this order."""
+    """Sums of each step, API key, operation and status, in this order; those after a row."""
     rows: list[asyncpg.Record] = await connection.fetch(
-        _SUMS, user_id, start, end, rows_read_max, step, rows_max, count_max
+        _SUMS,
+        user_id,
+        start,
+        end,
+        rows_read_max,
+        step,
+        rows_max,
+        count_max,
+        key_id,
+        *(after or (None, 0, "", 0)),
     )
     return rows
 
 
 async def totals(
-    connection: Connection, user_id: int, start: datetime, end: datetime, *, rows_read_max: int
+    connection: Connection,
+    user_id: int,
+    start: datetime,
+    end: datetime,
+    *,
+    rows_read_max: int,
+    key_id: int | None = None,
 ) -> list[asyncpg.Record]:
     """Sums of each operation, and how many of its requests were successful."""
     rows: list[asyncpg.Record] = await connection.fetch(
-        _TOTALS, user_id, start, end, rows_read_max, count_max
+        _TOTALS, user_id, start, end, rows_read_max, count_max, key_id
     )
     return rows

@@ -331,7 +331,7 @@ async def test_a_deletion_needs_a_prefix_and_the_scope_for_it(desk: GatewayDesk)
         await run(ada, [put("a/1"), put("b/1")])
         assert problem(await ada.delete("/v1/kv")) == (400, "invalid_key")
         assert problem(await ada.delete("/v1/kv?prefix=")) == (400, "invalid_key")
-        assert problem(await ada.delete("/v1/kv?prefix=a&dry_run=1")) == (400, "invalid_body")
+        assert problem(await ada.delete("/v1/kv?prefix=a&dry_run=1")) == (400, "invalid_query")
         assert problem(await writer.delete("/v1/kv?prefix=a")) == (403, "insufficient_scope")
         for prefix in ("a", "b/", "b"):
             answer = await narrow.delete("/v1/kv", params={"prefix": prefix})

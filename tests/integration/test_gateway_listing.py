@@ -241,7 +241,7 @@ async def test_what_is_wrong_with_a_listing_is_told_by_its_code(desk: GatewayDes
         assert await refused("prefix=" + "x" * 1025) == (414, "key_too_long")
         assert await refused("prefix=a&prefix=b") == (400, "invalid_key")
         for query in ("limit=0", "limit=1001", "limit=ten", "limit=", "other=1"):
-            assert await refused(query) == (400, "invalid_body")
+            assert await refused(query) == (400, "invalid_query")
         assert (await ada.get("/v1/kv?prefix=&delimiter=&limit=100&cursor=")).status_code == 200
         eventual = await ada.get("/v1/kv", headers={"X-Consistency": "eventual"})
         assert eventual.status_code == 200

@@ -84,7 +84,7 @@ async def test_a_poll_over_http_is_signed_and_says_where_events_stand(desk: KeyD
         "wait_s=1.5",
     ):
         refused = await desk.as_gateway("GET", f"/key-events?{query}")
-        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_body"), query
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_query"), query
 
 
 async def test_a_poller_never_misses_an_event_however_transactions_end(desk: KeyDesk) -> None:

@@ -210,6 +210,9 @@ wrong_queries = [
     ({"from": "2026-05-05T12:00:00Z", "to": "2026-05-05T12:00:00Z"}, "from"),
     ({"from": "2025-01-01T00:00:00Z", "to": "2026-05-05T12:00:00Z"}, "from"),
     ({"user_id": "1"}, "user_id"),
+    ({"key_id": "0"}, "key_id"),
+    ({"step": "day", "limit": "0"}, "limit"),
+    ({"step": "day", "limit": "10001"}, "limit"),
 ]
 
 
@@ -221,9 +224,47 @@ async def test_a_wrong_question_is_told_which_member_is_wrong(
         paths = ["/usage"] if "step" in members else ["/usage", "/usage/stats"]
         for path in paths:
             answer = await ada.get(f"{path}?{urlencode(members)}")
-            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body"), members
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_query"), members
             assert member in answer.json()["detail"]
     assert (await ada.get("/usage?step=day&step=day")).status_code == 400
+    for cursor in ("x", "29000000.1.get.2000", "1" * 200):
+        answer = await ada.get(f"/usage?cursor={cursor}")
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_cursor")
+
+
+async def test_a_long_list_leads_from_page_to_page_by_its_links(
+    usermanager: UserManagerProcess,
+) -> None:
+    ada = await usermanager.person()
+    minute = msgspec.to_builtins(this_minute())
+    rows = [row(user_id=ada.id, key_id=key, minute=minute, requests=key) for key in range(1, 8)]
+    assert (await usermanager.ask("POST", "/usage", body(*rows))).status_code == 200
+    answer = await ada.get("/usage?step=minute&limit=3")
+    found = []
+    while True:
+        assert answer.status_code == 200, answer.text
+        found.append([each["key_id"] for each in answer.json()])
+        if "Link" not in answer.headers:
+            break
+        assert set(answer.links) == {"next"}
+        answer = await ada.get(answer.links["next"]["url"])
+    assert found == [[1, 2, 3], [4, 5, 6], [7]]
+    whole = await ada.get("/usage?step=minute&key_id=5")
+    assert [each["requests"] for each in whole.json()] == [5]
+    assert "Link" not in whole.headers
+    assert (await ada.get("/usage/stats?key_id=5")).json()["total_requests"] == 5
+
+
+async def test_the_document_tells_how_long_periods_are_and_may_be(
+    usermanager: UserManagerProcess,
+) -> None:
+    document = (await usermanager.call("GET", "/openapi.json")).json()
+    listing = document["paths"]["/usage"]["get"]
+    told = {each["name"]: each.get("description", "") for each in listing["parameters"]}
+    assert "step=minute 1 h, at most 25 h; step=hour 24 h, at most 768 h" in told["from"]
+    assert "step=day 720 h, at most 2400 h" in told["from"]
+    assert "%2B" in told["from"]
+    assert "Link" in listing["responses"]["200"]["headers"]
 
 
 @pytest.mark.parametrize("step", ["minute", "hour", "day"])

@@ -16,15 +16,15 @@ from services.core.usage_report import Rollup, count_max
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager import usage_query
 from services.usermanager import usage_store as store
-from services.usermanager.messages_usage import StatsQuery, Step, UsageQuery, UsageRow
+from services.usermanager.messages_usage import StatsQuery, UsageQuery, UsageRow
 from services.usermanager.usage_query import (
     period,
+    position_of,
     questions_at_once,
     questions_waiting_max,
-    spans,
-    stats_span,
     waiting_per_account_max,
 )
+from services.usermanager.usage_spans import Step, spans, stats_span
 from tests.integration.usage_desk import (
     Desk,
     fetch,
@@ -79,6 +79,12 @@ def by_hand(
     return answer
 
 
+async def rows_of(desk: Desk, user_id: int, query: UsageQuery) -> list[UsageRow]:
+    page = await desk.reader.page(user_id, query)
+    assert page.next is None
+    return page.rows
+
+
 async def told(desk: Desk, count: int = 3_000) -> list[Rollup]:
     # All of them yesterday at the earliest, which is the first day that there is.
     rows = random_rollups(random.Random(13), count, minutes=1_400)
@@ -98,7 +104,7 @@ async def test_rows_are_the_sums_of_the_minutes_in_the_period_and_of_one_tenant(
         start = end - timedelta(seconds=draw.randrange(1, 45_000))
         query = UsageQuery(start, end.astimezone(timezone(3 * hour)), step)
         expected = by_hand(rows, user_id, start, end, step)
-        assert await desk.reader.rows(user_id, query) == expected
+        assert await rows_of(desk, user_id, query) == expected
         assert bool(expected) is (user_id != 4)
 
 
@@ -124,7 +130,7 @@ async def test_totals_are_the_sums_of_one_tenant(desk: Desk, user_id: int) -> No
 async def test_a_request_of_this_very_minute_is_in_the_answer(desk: Desk) -> None:
     await desk.usage.take(report(1, rollup(requests=5)))
     for step in spans:
-        assert [row.requests for row in await desk.reader.rows(1, UsageQuery(step=step))] == [5]
+        assert [row.requests for row in await rows_of(desk, 1, UsageQuery(step=step))] == [5]
     assert (await desk.reader.stats(1, StatsQuery())).total_requests == 5
 
 
@@ -142,7 +148,7 @@ async def test_sums_that_no_number_could_hold_stop_at_the_largest(desk: Desk) ->
         for operation in ("get", "put")
     ]
     await desk.usage.take(report(1, *rows))
-    found = await desk.reader.rows(1, UsageQuery(step="day"))
+    found = await rows_of(desk, 1, UsageQuery(step="day"))
     assert {(row.requests, row.bytes_in, row.bytes_out) for row in found} == {(count_max,) * 3}
     stats = await desk.reader.stats(1, StatsQuery())
     assert stats.total_requests == stats.total_bytes_transferred == count_max
@@ -150,23 +156,70 @@ async def test_sums_that_no_number_could_hold_stop_at_the_largest(desk: Desk) ->
 
 
 async def test_a_tenant_without_usage_is_told_nothings(desk: Desk) -> None:
-    assert await desk.reader.rows(1, UsageQuery()) == []
+    assert await rows_of(desk, 1, UsageQuery()) == []
     stats = await desk.reader.stats(1, StatsQuery())
     assert (stats.total_requests, stats.average_latency_ms) == (0, 0.0)
     assert stats.requests_by_operation == {}
 
 
-async def test_an_answer_of_too_many_rows_is_refused_with_what_to_ask_for(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["minute", "hour", "day"])
+@pytest.mark.parametrize("limit", [1, 7, 50])
+async def test_pages_are_all_rows_each_once_and_in_order(
+    desk: Desk, step: Step, limit: int
 ) -> None:
-    await told(desk, count=500)
-    monkeypatch.setattr(usage_query, "rows_max", 20)
-    query = UsageQuery(step="minute", from_=this_minute() - 24 * hour)
-    with pytest.raises(FixRequest, match=r"more than 20 rows: ask for a shorter period"):
-        await desk.reader.rows(1, query)
-    # No rows are left out instead: as many as may be are all of them.
-    monkeypatch.setattr(usage_query, "rows_max", 500)
-    assert len(await desk.reader.rows(1, query)) > 20
+    rows = await told(desk, count=150)
+    end = this_minute() + timedelta(minutes=1)
+    start = end - 24 * hour
+    query: UsageQuery | None = UsageQuery(start, end, step, limit=limit)
+    pages: list[list[UsageRow]] = []
+    while query is not None:
+        page = await desk.reader.page(1, query)
+        pages.append(page.rows)
+        query = page.next
+    assert [row for page in pages for row in page] == by_hand(rows, 1, start, end, step)
+    assert {len(page) for page in pages[:-1]} <= {limit}
+    assert 1 <= len(pages[-1]) <= limit, "no page is empty because the one before was full"
+
+
+async def test_the_pages_after_the_first_are_of_the_same_period(desk: Desk) -> None:
+    await told(desk, count=50)
+    page = await desk.reader.page(1, UsageQuery(step="minute", limit=1))
+    while page.next is not None:
+        following = await desk.reader.page(1, page.next)
+        if following.next is not None:
+            assert following.next.from_ == page.next.from_
+            assert following.next.until == page.next.until
+        page = following
+
+
+async def test_one_api_key_is_asked_for_alone(desk: Desk) -> None:
+    rows = await told(desk, count=300)
+    end = this_minute() + timedelta(minutes=1)
+    start = end - 24 * hour
+    for key_id in (1, 2, 3, 4):
+        own = [row for row in rows if row.key_id == key_id]
+        found = await rows_of(desk, 1, UsageQuery(start, end, "day", key_id))
+        assert found == by_hand(own, 1, start, end, "day")
+        stats = await desk.reader.stats(1, StatsQuery(start, end, key_id))
+        assert stats.total_requests == sum(row.requests for row in own if row.user_id == 1)
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        *("", "1", "x.1.get.200", "29000000.1.get", "29000000.1.get.200.1", "29000000.-1.get.200"),
+        *("29000000.1.GET.200", "29000000.1.get.999", "999999999.1.get.200", "0.1.get.200"),
+        *(
+            "29000000.9223372036854775808.get.200",
+            "29000000.1.get.200\n",
+            "2\u0663000000.1.get.200",
+        ),
+    ],
+)
+def test_a_cursor_that_no_page_has_given_is_refused(cursor: str) -> None:
+    with pytest.raises(FixRequest) as refused:
+        position_of(cursor)
+    assert refused.value.code == "invalid_cursor"
 
 
 async def test_a_period_with_too_much_in_it_is_refused_before_it_is_added_up(
@@ -180,7 +233,7 @@ async def test_a_period_with_too_much_in_it_is_refused_before_it_is_added_up(
     with pytest.raises(FixRequest, match="more than 100 counts in this period"):
         await desk.reader.stats(1, StatsQuery())
     with pytest.raises(FixRequest, match="more than 100 counts in this period"):
-        await desk.reader.rows(1, UsageQuery())
+        await rows_of(desk, 1, UsageQuery())
     # Others' rows do not count.
     assert (await desk.reader.stats(2, StatsQuery())).total_requests == 0
 
@@ -229,7 +282,7 @@ async def test_an_account_that_asks_for_a_lot_holds_up_nobody_but_itself(desk: D
         ]
         await until_asked(blocker, 1)
         with pytest.raises(RetryLater, match="of this account wait already") as refused:
-            await desk.reader.rows(1, UsageQuery())
+            await rows_of(desk, 1, UsageQuery())
         assert refused.value.code == "overloaded"
         modest = asyncio.create_task(desk.reader.stats(2, StatsQuery()))
         await until_asked(blocker, 2)
@@ -311,7 +364,7 @@ def test_a_period_is_as_long_as_it_may_be_and_no_longer(step: Step) -> None:
         period(now - span.longest - timedelta(microseconds=1), now, span, now)
     start, end = period(None, None, span, now)
     assert end - start == span.usual
-    assert start < now < end <= now + timedelta(minutes=1)
+    assert start < now < end <= now + timedelta(milliseconds=1), "none ends in the future"
     assert period(None, now, span, now) == (now - span.usual, now)
 
 
@@ -332,5 +385,5 @@ def test_what_is_no_period_is_refused_by_the_name_of_the_member(
 ) -> None:
     with pytest.raises(FixRequest) as refused:
         period(start, end, stats_span, now)
-    assert refused.value.code == "invalid_body"
+    assert refused.value.code == "invalid_query"
     assert refused.value.members["member"] == member

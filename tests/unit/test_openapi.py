@@ -165,11 +165,11 @@ def test_every_operation_tells_the_errors_it_can_end_in(document: dict[str, Any]
     of_all = {431: ["headers_too_large"], 500: ["internal"], 503: ["database_unavailable"]}
     assert codes(document["paths"]["/things"]["get"]) == {
         **of_all,
-        400: ["invalid_body", "invalid_header"],
+        400: ["invalid_header", "invalid_query"],
     }
     assert codes(document["paths"]["/things"]["post"]) == {
         **of_all,
-        400: ["invalid_body", "invalid_header", "invalid_json"],
+        400: ["invalid_body", "invalid_header", "invalid_json", "invalid_query"],
         401: ["unauthorized"],
         408: ["request_timeout"],
         409: ["already_exists"],
