@@ -461,7 +461,7 @@ async def test_without_keygen_there_are_no_ids_and_it_is_said_why(desk: GatewayD
         assert "Retry-After" in answer.headers
         assert "127.0.0.1" not in answer.text
         for query in ("count=0", "count=10001", "size=6", "size=17", "count=x"):
-            assert problem(await ada.post(f"/v1/ids?{query}")) == (400, "invalid_body")
+            assert problem(await ada.post(f"/v1/ids?{query}")) == (400, "invalid_query")
         assert problem(await reader.post("/v1/ids")) == (403, "insufficient_scope")
 
 

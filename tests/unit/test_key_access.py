@@ -311,9 +311,9 @@ async def test_headers_and_query_are_read_by_their_types_and_refused_by_their_co
         (("", ("X-Consistency", b"Strong")), "invalid_consistency"),
         (("?cursor=too+long",), "invalid_cursor"),
         (("?cursor=%ff",), "invalid_cursor"),
-        (("?dry_run=1",), "invalid_body"),
-        (("?dry_run=",), "invalid_body"),
-        (("?limit=1&limit=1",), "invalid_body"),
+        (("?dry_run=1",), "invalid_query"),
+        (("?dry_run=",), "invalid_query"),
+        (("?limit=1&limit=1",), "invalid_query"),
     ]
     for asked, expected in refused:
         answer = await ask(*asked)  # type: ignore[arg-type]
