@@ -28,6 +28,7 @@ from services.core.api_key import lookup_hash, lookup_subkey
 from services.core.errors import ClientError, FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime import setting_values as values
 from services.runtime.clock import SystemClock
+from services.runtime.database_url import DatabaseAddress
 from services.runtime.migrations import DatabaseToolSettings, choose_address
 from services.runtime.postgres import Database
 from services.runtime.settings import load, setting
@@ -111,7 +112,7 @@ def at_front_desk(data_dir: Path, work: Callable[[FrontDesk], Awaitable[T]]) -> 
     try:
         return asyncio.run(done())
     except ClientError as error:
-        raise _ending(error, settings.database_url is None) from error
+        raise _ending(error, settings) from error
 
 
 @asynccontextmanager
@@ -124,12 +125,9 @@ async def front_desk(environ: Mapping[str, str]) -> AsyncIterator[FrontDesk]:
 
 @asynccontextmanager
 async def _opened(settings: FrontDeskSettings) -> AsyncIterator[FrontDesk]:
-    address = choose_address(
-        settings.data_dir, settings.database_url, settings.embedded_db_password
-    )
     passwords = Passwords()
     try:
-        async with Database(address, connections_max=1) as database:
+        async with Database(_address(settings), connections_max=1) as database:
             if (trouble := await schema_trouble(database)) is not None:
                 raise FatalError(f"the database cannot be used: {trouble}")
             yield FrontDesk(database, passwords, settings.key_pepper)
@@ -150,7 +148,11 @@ def _operator() -> str:
         return str(os.geteuid())
 
 
-def _ending(error: ClientError, is_embedded: bool) -> FatalError:
+def _address(settings: FrontDeskSettings) -> DatabaseAddress:
+    return choose_address(settings.data_dir, settings.database_url, settings.embedded_db_password)
+
+
+def _ending(error: ClientError, settings: FrontDeskSettings) -> FatalError:
     match error:
         case FixRequest(code="not_found"):
             return NotThereError(error.detail)
@@ -158,8 +160,8 @@ def _ending(error: ClientError, is_embedded: bool) -> FatalError:
             return RefusedError(error.detail)
         case RetryLater():
             remedy = "is it running? `ydht up` or `ydht db` starts it"
-            if not is_embedded:
-                remedy = "is it running where DATABASE_URL says?"
+            if settings.database_url is not None:
+                remedy = f"is it running at {_address(settings).place}, where DATABASE_URL says?"
             return UnreachableError(f"nothing was changed: {error.detail}; {remedy}")
         case UnknownOutcome():
             return UnknownEndError(

@@ -71,6 +71,14 @@ class DatabaseAddress:
     def is_socket(self) -> bool:
         return self.host.startswith("/")
 
+    @property
+    def place(self) -> str:
+        """Where it is, for operators: a host and port, or the directory of a socket."""
+        if self.is_socket:
+            return self.host
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
     def asyncpg(self) -> dict[str, Any]:
         """Keyword arguments for `asyncpg.connect` and `asyncpg.create_pool`."""
         return {

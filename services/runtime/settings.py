@@ -234,8 +234,7 @@ def load(cls: type[S], environ: Mapping[str, str]) -> S:
     for name, about in fields:
         value = _find(about, sources)
         if value is None and about.required:
-            hint = "run `ydht init`, or set it" if about.secret else "set it"
-            raise FatalError(f"{about.env} is not set ({about.help}): {hint}")
+            raise FatalError(f"{about.env} is not set ({about.help}){_where_to(about, env_path)}")
         if value is not None:
             found[name] = value
     settings = cls(**found)
@@ -276,6 +275,21 @@ def _settings_of(cls: type[Any]) -> Iterator[tuple[str, Setting]]:
         if about is None:
             raise TypeError(f"{cls.__name__}.{field.name} does not say which variable it is")
         yield field.name, about
+
+
+def _where_to(about: Setting, env_path: Path) -> str:
+    """What to do about a variable that was looked for in vain, to complete the sentence."""
+    if not about.secret:
+        return ": set it"
+    path = env_path.absolute()
+    # Not Path.exists(), which fails below a directory that is closed to us.
+    if os.path.lexists(path):
+        return f", nor is it in {path}: add it there as it was, or set it"
+    missing = path if os.path.isdir(path.parent) else path.parent  # noqa: PTH112
+    return (
+        f", and there is no {missing}: name the data directory of your installation by --data-dir "
+        "or DATA_DIR, or set it; for a new installation run `ydht init`"
+    )
 
 
 def _data_dir(fields: list[tuple[str, Setting]], environ: Mapping[str, str]) -> Path:

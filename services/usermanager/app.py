@@ -54,10 +54,11 @@ class UserManager:
 
     def __init__(self, settings: UserManagerSettings, service: Service) -> None:
         clock = service.clock
-        self.database = Database(
-            choose_address(settings.data_dir, settings.database_url, settings.embedded_db_password)
+        address = choose_address(
+            settings.data_dir, settings.database_url, settings.embedded_db_password
         )
-        self.watch = DatabaseWatch(self.database)
+        self.database = Database(address)
+        self.watch = DatabaseWatch(self.database, address.place)
         self.verifier = Verifier(settings.cluster_secret, clock)
         self.passwords = Passwords()
         self.key_events = KeyEvents(self.database, service.until_stopped)

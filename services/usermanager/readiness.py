@@ -31,8 +31,10 @@ class DatabaseWatch:
     somebody takes the tables away.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, place: str) -> None:
+        """`place` is where the database is, for the log; clients are not told."""
         self._database = database
+        self._place = place
         self._found = asyncio.Event()
         self.trouble: str | None = "it has not been asked yet"
 
@@ -46,9 +48,9 @@ class DatabaseWatch:
             if trouble != self.trouble:
                 # Said once each time it changes, not once a second.
                 if trouble is None:
-                    log.info("database is there")
+                    log.info("database is there", place=self._place)
                 else:
-                    log.warning("database is missing", trouble=trouble)
+                    log.warning("database is missing", trouble=trouble, place=self._place)
             self.trouble = trouble
             await asyncio.sleep(look_s)
 

@@ -138,7 +138,12 @@ async def test_before_the_schema_is_there_it_says_what_to_run(
 
 async def test_before_there_are_secrets_it_says_what_to_run(tmp_path: Path) -> None:
     said = await Shell(tmp_path).refused(FatalError.exit_code, "keys", "list", ada)
+    assert f"there is no {tmp_path}/ydht.env: name the data directory of your installation" in said
+    assert "--data-dir or DATA_DIR" in said
     assert "run `ydht init`" in said
+    away = tmp_path / "away"
+    said = await Shell(away).refused(FatalError.exit_code, "keys", "list", ada)
+    assert f"there is no {away}: name" in said
 
 
 async def test_without_the_database_of_a_url_it_says_where_it_looked(tmp_path: Path) -> None:
@@ -147,7 +152,7 @@ async def test_without_the_database_of_a_url_it_says_where_it_looked(tmp_path: P
     )
     said = await shell.refused(UnreachableError.exit_code, "user", "list")
     assert "nothing was changed: PostgreSQL cannot be reached" in said
-    assert "is it running where DATABASE_URL says?" in said
+    assert "is it running at 127.0.0.1:9, where DATABASE_URL says?" in said
 
 
 async def test_the_embedded_database_of_a_data_directory_is_used_while_it_is_up(

@@ -174,6 +174,22 @@ def test_a_missing_secret_names_the_command_that_makes_it(environ: dict[str, str
     assert "ydht init" in refusal(environ)
 
 
+def test_a_missing_secret_names_the_file_that_was_looked_for(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Or whoever stands in the wrong folder makes a second set of secrets."""
+    del environ["CLUSTER_SECRET"]
+    environ["DATA_DIR"] = str(tmp_path / "data")
+    assert f"there is no {tmp_path}/data: name the data directory" in refusal(environ)
+    (tmp_path / "data").mkdir()
+    assert f"there is no {tmp_path}/data/ydht.env: name the data directory" in refusal(environ)
+    file = tmp_path / "data" / "ydht.env"
+    file.touch(mode=0o600)
+    told = refusal(environ)
+    assert f"nor is it in {file}: add it there as it was" in told
+    assert "ydht init" not in told, "which would change nothing"
+
+
 def test_a_secret_may_stand_in_a_file(environ: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(good_secret + "\n")
