@@ -118,9 +118,19 @@ def list_command(email: str, *, as_json: bool, data_dir: Path) -> None:
     at_front_desk(data_dir, work)
 
 
+class KeyId(click.ParamType[int]):
+    name = "id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = value if value.isascii() and value.isdecimal() and len(value) < 20 else "0"
+        if not 1 <= int(number) <= id_max:
+            self.fail(f"{value!r} is no ID: `ydht keys list` shows them in front", param, ctx)
+        return int(number)
+
+
 @keys.command()
 @email_argument
-@click.argument("key_id", metavar="ID", type=click.IntRange(1, id_max))
+@click.argument("key_id", metavar="ID", type=KeyId())
 @json_option
 @data_dir_option
 def revoke(email: str, key_id: int, *, as_json: bool, data_dir: Path) -> None:

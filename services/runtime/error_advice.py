@@ -22,7 +22,8 @@ advice: Final[Mapping[str, str]] = {
     "missing_api_key": "Send an API key as X-API-Key or as Authorization: Bearer.",
     "invalid_api_key": "The API key is unknown, was revoked, or has expired. Make a new one.",
     "unauthorized": "Log in again, for a new access token.",
-    "invalid_credentials": "The email address or the password is wrong.",
+    "invalid_credentials": "The email address or the password is wrong; or, if the detail "
+    "says so, the account is disabled.",
     "insufficient_scope": "Use an API key that has the scope that the detail names.",
     "key_not_allowed": "This API key is limited to keys with a prefix. Use another one, or stay "
     "inside of it.",

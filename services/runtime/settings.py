@@ -285,7 +285,7 @@ def _where_to(about: Setting, env_path: Path) -> str:
     # Not Path.exists(), which fails below a directory that is closed to us.
     if os.path.lexists(path):
         return f", nor is it in {path}: add it there as it was, or set it"
-    missing = path if os.path.isdir(path.parent) else path.parent  # noqa: PTH112
+    missing = path if os.path.isdir(path.parent) else path.parent  # noqa: PTH112  Likewise.
     return (
         f", and there is no {missing}: name the data directory of your installation by --data-dir "
         "or DATA_DIR, or set it; for a new installation run `ydht init`"

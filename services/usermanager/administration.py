@@ -77,7 +77,7 @@ class Administration:
 
     async def set_active(self, email: str, *, is_active: bool) -> Account:
         """A disabled account keeps everything, and can do nothing: its sessions end, its API
-        keys are refused, and logging in fails as with a wrong password."""
+        keys are refused, and so is logging in, which tells who has the password why."""
         account = await self.find(email)
         note = Note("account_enabled" if is_active else "account_disabled", self._actor)
         return _found(await self._store.change(account.id, note, is_active=is_active), email)

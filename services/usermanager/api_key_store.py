@@ -21,6 +21,7 @@ _COLUMNS: Final = f"""
 # Keys of one account are counted and made one transaction after the other. Rows that refer to
 # the account can be added meanwhile; it cannot be closed.
 _LOCK_ACCOUNT: Final = "SELECT plan FROM users WHERE id = $1 AND is_active FOR NO KEY UPDATE"
+_PLAN: Final = "SELECT plan FROM users WHERE id = $1"
 _COUNT_LIVE: Final = f"""
     SELECT count(*) FILTER (WHERE replaced_by IS NULL) AS current,
         count(*) FILTER (WHERE replaced_by IS NOT NULL) AS replaced
@@ -118,6 +119,11 @@ async def lock_account(connection: Connection, user_id: int) -> str | None:
     """The plan of the account, which nobody else changes keys of until the transaction ends;
     None if it is closed or disabled."""
     return cast("str | None", await connection.fetchval(_LOCK_ACCOUNT, user_id))
+
+
+async def plan_of(connection: Connection, user_id: int) -> str | None:
+    """The plan of the account as it is now; None if it is closed."""
+    return cast("str | None", await connection.fetchval(_PLAN, user_id))
 
 
 async def count_live(connection: Connection, user_id: int) -> LiveCount:

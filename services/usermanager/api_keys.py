@@ -20,7 +20,7 @@ from services.core.duration import format_duration, parse_duration
 from services.core.errors import FixRequest
 from services.core.key import key_bytes_max
 from services.core.key_checks import Scope, scopes_all
-from services.core.plans import plan_named
+from services.core.plans import free, plan_named
 from services.runtime.endpoints import Call, Client, Endpoint
 from services.runtime.postgres import Connection, Database
 from services.runtime.request_body import invalid_members
@@ -114,7 +114,8 @@ class ApiKeys:
         async with self._database.connection() as connection:
             # One more than is shown tells whether there is another page.
             found = await store.page(connection, user_id, below_id, limit + 1)
-        shown = [_shown(key) for key in found[:limit]]
+            plan = await store.plan_of(connection, user_id) or free.name
+        shown = [_shown(key, plan) for key in found[:limit]]
         more = len(found) > limit
         return KeyPage(shown, len(shown), str(shown[-1].id) if more else None)
 
@@ -317,8 +318,12 @@ def _like(old: StoredKey, key_hash: bytes, key_prefix: str) -> NewKey:
     )
 
 
-def _shown(key: StoredKey) -> ApiKey:
-    return ApiKey(**_members(key))
+def _shown(key: StoredKey, plan: str) -> ApiKey:
+    per_minute = key.rate_limit_per_minute
+    if per_minute is not None:
+        # What a plan allowed that the account no longer has comes back with it.
+        per_minute = min(per_minute, plan_named(plan).requests_per_minute)
+    return ApiKey(**{**_members(key), "rate_limit_per_minute": per_minute})
 
 
 def _created(key: StoredKey, text: str) -> CreatedKey:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import secrets
 import unicodedata
 from collections.abc import Callable
@@ -41,8 +42,10 @@ password_chars_max: Final = 1024
 at_once_max: Final = 2
 # Two seconds' worth on an idle machine, ten on a busy one: who waits longer has given up.
 waiting_max: Final = 64
-# By then half of those who wait have had their turn.
-retry_after_s: Final = 1
+# What a hash is taken to last until one has been measured, on a machine that is not busy; and by
+# how much of the difference a measured one moves that.
+hash_s_default: Final = 0.05
+hash_s_weight: Final = 0.1
 # Of 66 places in the queue, so that a stranger waits for two or three turns more. An office whose
 # people come all at once has them wait in front of it, for as long as anybody would.
 network_share: Final = ShareLimit(
@@ -119,8 +122,10 @@ class Passwords:
         self._nobodys_hash = _hash_of_nothing(parameters)
         self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="argon2")
         self._turns = asyncio.Semaphore(at_once)
+        self._at_once = at_once
         self._waiting_max = waiting
         self._waiting = 0
+        self._hash_s = hash_s_default
 
     @property
     def waiting(self) -> int:
@@ -175,7 +180,7 @@ class Passwords:
             raise RetryLater(
                 "overloaded",
                 f"{self._waiting} requests wait for a password to be checked already",
-                retry_after_s=retry_after_s,
+                retry_after_s=self._queue_s(),
             )
         self._waiting += 1
         try:
@@ -187,9 +192,19 @@ class Passwords:
         except RuntimeError as error:
             self._turns.release()
             raise RetryLater("shutting_down", "Passwords are not checked any more") from error
+        began_s = running.get_loop().time()
+
+        def over(_: asyncio.Future[T]) -> None:
+            self._hash_s += hash_s_weight * (running.get_loop().time() - began_s - self._hash_s)
+            self._turns.release()
+
         # The turn lasts as long as the thread works, even for a client that has left.
-        running.add_done_callback(lambda _: self._turns.release())
+        running.add_done_callback(over)
         return await asyncio.shield(running)
+
+    def _queue_s(self) -> int:
+        """In about how many seconds all who wait now will have had their turn."""
+        return max(1, math.ceil(self._waiting * self._hash_s / self._at_once))
 
 
 def _prepared(password: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from starlette.routing import BaseRoute
 
 from services.runtime.client_address import ClientAddresses
+from services.runtime.docs_pages import docs_routes
 from services.runtime.endpoints import Authenticate, Before, Endpoint, routes
 from services.runtime.openapi import document_route, openapi_document
 from services.runtime.signing import Verifier
@@ -27,8 +28,10 @@ def every_route(
     public_url: str | None,
 ) -> list[BaseRoute]:
     listed = list(endpoints)
+    told = document(listed, public_url)
     return [
-        document_route(document(listed, public_url)),
+        document_route(told),
+        *docs_routes(told),
         *routes(
             listed,
             before=before,

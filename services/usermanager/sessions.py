@@ -11,7 +11,8 @@ a refresh may send it again: if the first did not happen, the second does; if it
 ends, and the client has to log in again.
 
 A login is refused in the same words, for the same price and in the same time, whether there is
-no such account, it is disabled, or the password is wrong.
+no such account or the password is wrong. Only who has the right password of a disabled account is
+told that it is disabled, and that costs the same.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ class Sessions:
             async with self._database.transaction() as connection:
                 note = Note("login_refused", audit.nobody, client)
                 await self._audit.write(connection, None if account is None else account.id, note)
-            raise _refused_login()
+            raise _disabled() if is_right else _refused_login()
 
     def _throttled(
         self, subject: str, address: str, *, is_known: bool
@@ -336,6 +337,13 @@ def _shown(session: store.StoredSession, caller: Caller) -> SessionShown:
 
 def _refused_login() -> FixRequest:
     return FixRequest("invalid_credentials", "No account has this email address and password")
+
+
+def _disabled() -> FixRequest:
+    return FixRequest(
+        "invalid_credentials",
+        "The password is right, and the account is disabled: who runs this service can enable it",
+    )
 
 
 def _refused_refresh() -> FixRequest:

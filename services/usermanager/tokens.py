@@ -7,7 +7,8 @@ HS256 and nothing else: the algorithm is ours to choose, not the token's. The cl
     exp  seconds since 1970     iat  the same                 jti  32 hex digits, of each its own
 
 All of them have to be there, of exactly these types, whatever else is. A token is good until it
-expires; that its session has not ended is for who checks it to look up.
+expires; that its session has not ended is for who checks it to look up. One from the future, or
+good for longer than any can be, was not issued by us, whatever its signature says.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ from services.core.errors import FixRequest
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Caller
 from services.usermanager.row_ids import id_max
+from services.usermanager.settings import expiration_ms_max
 
 algorithm: Final = "HS256"
 issuer: Final = "ydht"
 audience: Final = "ydht usermanager"
 kind: Final = "access"
+# By this much the clocks of user managers may differ that issue and check one token.
+leeway_s: Final = 60
+# No token is good for longer, whatever a user manager is told.
+longest_s: Final = expiration_ms_max // 1000
 # Ours have about 340; what is longer is not worth decoding.
 token_chars_max: Final = 512
 
@@ -38,7 +44,7 @@ _Id = Annotated[str, msgspec.Meta(pattern=r"\A[1-9][0-9]{0,18}\Z")]
 _Seconds = Annotated[int, msgspec.Meta(gt=0, le=2**53)]
 
 
-class Claims(msgspec.Struct, frozen=True):
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     iss: Literal["ydht"]
     aud: Literal["ydht usermanager"]
     typ: Literal["access"]
@@ -47,6 +53,8 @@ class Claims(msgspec.Struct, frozen=True):
     exp: _Seconds
     iat: _Seconds
     jti: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    # Ours have none.
+    nbf: _Seconds | None = None
 
 
 class Tokens:
@@ -73,7 +81,7 @@ class Tokens:
             iat=now_s,
             jti=secrets.token_hex(16),
         )
-        return jwt.encode(msgspec.structs.asdict(claims), self._key, algorithm)
+        return jwt.encode(msgspec.to_builtins(claims), self._key, algorithm)
 
     def check(self, token: str) -> Caller:
         """Whom the token was issued to; `unauthorized` if it was not by us, or has expired."""
@@ -98,8 +106,12 @@ class Tokens:
         except (jwt.InvalidTokenError, msgspec.ValidationError) as error:
             # One text for all that is wrong: a forger learns nothing from it.
             raise _refused("The access token is not one of ours") from error
-        if claims.exp <= self._clock.wall_ms() // 1000:
+        now_s = self._clock.wall_ms() // 1000
+        if claims.exp <= now_s:
             raise _refused("The access token has expired; POST /refresh gives a new one")
+        begins_s = max(claims.iat, claims.nbf or 0)
+        if begins_s > now_s + leeway_s or claims.exp > now_s + longest_s + leeway_s:
+            raise _refused("The access token is not one of ours")
         caller = Caller(int(claims.sub), int(claims.sid))
         if max(caller.user_id, caller.session_id) > id_max:
             raise _refused("The access token is not one of ours")

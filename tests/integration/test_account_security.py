@@ -274,7 +274,6 @@ async def test_an_unknown_user_costs_exactly_one_verification_with_the_same_para
     for email, password in (
         ("ada@example.com", "wrong password"),
         ("unknown@example.com", good_password),
-        ("gone@example.com", good_password),
         ("gone@example.com", "wrong password"),
         ("no address", good_password),
         ("\x00", good_password),
@@ -290,8 +289,36 @@ async def test_an_unknown_user_costs_exactly_one_verification_with_the_same_para
         assert set(answer.headers) == {"content-type", "content-length", "x-request-id"}
     assert all(answer == answers[0] for answer in answers), "nor does any word differ"
     assert len(set(statements)) == 1, "nor what PostgreSQL is asked"
-    assert [action for action, _ in await world.audited()].count("login_refused") == 7
+    assert [action for action, _ in await world.audited()].count("login_refused") == 6
     (unknown,) = {user for action, user in await world.audited() if action == "login_refused"} - {
         row["id"] for row in await world.fetch("SELECT id FROM users")
     }
     assert unknown is None
+
+
+async def test_who_has_the_password_of_a_disabled_account_is_told_so_and_at_the_same_cost(
+    world: World,
+) -> None:
+    await world.sign_up("gone")
+    desk = Administration(world.store, world.passwords, "alice")
+    await desk.set_active("gone@example.com", is_active=False)
+    spent = []
+    for password, told in ((good_password, "disabled"), ("wrong password", "No account has")):
+        verified, acquired = world.passwords.counters.verified, world.database.counters.acquired
+        answer = await world.try_login("gone@example.com", password)
+        refused(answer, code="invalid_credentials")
+        assert told in answer.json()["detail"]
+        spent.append(
+            (
+                world.passwords.counters.verified - verified,
+                world.database.counters.acquired - acquired,
+            )
+        )
+    assert spent[0] == spent[1]
+    # As a wrong one it is counted, so that nobody goes on for ever.
+    for _ in range(8):
+        refused(await world.try_login("gone@example.com"), code="invalid_credentials")
+    refused(await world.try_login("gone@example.com"), 429, "rate_limited")
+    await desk.set_active("gone@example.com", is_active=True)
+    world.timeline.advance(30)
+    await world.log_in("gone")

@@ -75,6 +75,16 @@ async def test_a_key_is_as_it_was_asked_for(
         assert made[name] == listed[name] == value
 
 
+async def test_a_rate_is_shown_as_the_plan_of_today_allows_it(desk: KeyDesk) -> None:
+    ada = await desk.account("pro")
+    await desk.make(ada, rate_limit_per_minute=5_000)
+    await desk.make(ada, rate_limit_per_minute=50)
+    await desk.make(ada)
+    for plan, shown in (("free", [None, 50, 100]), ("pro", [None, 50, 5_000])):
+        await desk.execute("UPDATE users SET plan = $2 WHERE id = $1", ada, plan)
+        assert [key.rate_limit_per_minute for key in await desk.listed(ada)] == shown
+
+
 wrong_members: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "name"),
     ({"name": "n" * 101}, "name"),

@@ -97,7 +97,8 @@ refusals: dict[str, tuple[int, tuple[str | bytes, ...], str]] = {
         ("keys", "create", ada, "--name", "x", "--no-expiry", "--expires-in-days", "3"),
         "contradict each other",
     ),
-    "no number": (usage_error, ("keys", "revoke", ada, "0"), "not in the range"),
+    "no number": (usage_error, ("keys", "revoke", ada, "abc"), "'abc' is no ID: `ydht keys list`"),
+    "no id": (usage_error, ("keys", "revoke", ada, "0"), "'0' is no ID"),
     "no text": (usage_error, ("keys", "create", ada, "--name", b"\xff"), "is not UTF-8"),
     "no text for an address": (usage_error, ("user", "disable", b"a\xff@e.com"), "is not UTF-8"),
 }

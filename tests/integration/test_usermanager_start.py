@@ -95,6 +95,9 @@ async def test_the_database_may_come_later_and_go_and_come_back(tmp_path: Path) 
         assert reason.startswith("accounts and API keys are in PostgreSQL, and ")
         assert (await usermanager.get("/health")).json()["status"] == "healthy"
         assert (await usermanager.get("/openapi.json")).status_code == 200
+        errors = await usermanager.get("/docs/errors")
+        assert 'id="database_unavailable"' in errors.text
+        assert "/apikeys" in (await usermanager.get("/docs")).text
         answer = await usermanager.call(
             "POST", "/login", {"email": "ada@example.com", "password": "not hers"}
         )

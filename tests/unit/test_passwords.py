@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -180,6 +181,28 @@ async def test_two_are_computed_at_once_some_wait_and_the_next_is_told_to_come_l
     assert await asyncio.gather(*tasks) == [True] * (at_once_max + waiting_max)
     assert gate.most_inside == at_once_max
     assert passwords.waiting == 0
+    passwords.close()
+
+
+async def test_who_finds_the_queue_full_is_told_how_long_it_takes() -> None:
+    passwords = Passwords(cheap, at_once=2, waiting=20)
+    gate = PasswordGate(passwords)
+    asked = time.monotonic()
+    first = [asyncio.create_task(passwords.hash("password")) for _ in range(2)]
+    await wait_until(lambda: gate.inside == 2, "both are at work, slowly")
+    await asyncio.sleep(1.0)
+    gate.open()
+    await asyncio.gather(*first)
+    # Both count a tenth each: 0.05 s, moved towards what they took.
+    took_s = time.monotonic() - asked
+    held = PasswordGate(passwords)
+    queue = [asyncio.create_task(passwords.hash("password")) for _ in range(22)]
+    await wait_until(lambda: passwords.waiting == 20, "as many wait as can")
+    with pytest.raises(RetryLater) as refused:
+        await passwords.hash("password")
+    assert 2 <= refused.value.retry_after_s <= 1 + 20 * (0.05 + 0.2 * took_s) / 2
+    held.open()
+    await asyncio.gather(*queue)
     passwords.close()
 
 

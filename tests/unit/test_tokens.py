@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from services.core.errors import FixRequest
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.endpoints import Caller
-from services.usermanager.tokens import Tokens, token_chars_max
+from services.usermanager.tokens import Tokens, leeway_s, longest_s, token_chars_max
 from tests.integration.accounts_world import cluster_secret, jwt_secret
 
 hour_ms: Final = 3_600_000
@@ -209,6 +209,29 @@ def test_each_claim_must_be_what_we_put_there(name: str, value: object) -> None:
     tokens, _ = made()
     header, claims = decoded(tokens.issue(1, 1))
     refused(tokens, signed(header, {**claims, name: value}))
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+def test_a_token_from_the_future_is_refused_beyond_what_clocks_differ_by(claim: str) -> None:
+    tokens, _ = made()
+    header, claims = decoded(tokens.issue(1, 2))
+    ahead = {**claims, claim: claims["iat"] + leeway_s}
+    assert tokens.check(signed(header, ahead)) == Caller(1, 2)
+    ahead[claim] += 1
+    refused(tokens, signed(header, ahead))
+
+
+def test_a_token_that_is_good_for_longer_than_any_is_refused() -> None:
+    tokens, timeline = made(expiration_ms=longest_s * 1000)
+    assert tokens.check(tokens.issue(1, 2)) == Caller(1, 2)
+    header, claims = decoded(tokens.issue(1, 2))
+    claims["exp"] += leeway_s
+    assert tokens.check(signed(header, claims)) == Caller(1, 2)
+    claims["exp"] += 1
+    refused(tokens, signed(header, claims))
+    # Nor does it become one of ours with time.
+    timeline.advance(2 * longest_s)
+    refused(tokens, signed(header, {**claims, "exp": 2**40}))
 
 
 def test_claims_that_are_no_claims_are_refused() -> None:
