@@ -43,7 +43,12 @@ def user() -> None:
 @email_argument
 @click.option("--username", type=text, help="What to call them.  [default: EMAIL up to its @]")
 @click.option("--plan", type=_plan, default=free.name, show_default=True)
-@click.option("--operator", "is_operator", is_flag=True, help="Let them see the cluster page.")
+@click.option(
+    "--operator",
+    "is_operator",
+    is_flag=True,
+    help="Make them an operator, as `ydht user operator` does.",
+)
 @_password_stdin
 @json_option
 @data_dir_option
@@ -154,7 +159,11 @@ def admit(email: str, address: str, *, as_json: bool, data_dir: Path) -> None:
 @json_option
 @data_dir_option
 def operator(email: str, *, remove: bool, as_json: bool, data_dir: Path) -> None:
-    """Let an account see the cluster page, or with --remove no more."""
+    """Make an account an operator's, or with --remove one like any other.
+
+    Operators are to see the cluster page of the web console. Until there is one, it is only told of
+    the account, as is_operator.
+    """
     account = at_front_desk(
         data_dir, lambda desk: desk.accounts.set_operator(email, is_operator=not remove)
     )

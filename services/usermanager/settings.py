@@ -44,10 +44,10 @@ class UserManagerSettings(DatabaseSettings):
     public_url: str | None = setting(
         "PUBLIC_URL",
         values.url,
-        help="Where people reach the user manager; https there makes its cookies secure",
+        help="Where people reach the user manager, as documents say",
     )
     gateway_public_url: str | None = setting(
-        "GATEWAY_PUBLIC_URL", values.url, help="Where clients reach the gateway, as pages tell them"
+        "GATEWAY_PUBLIC_URL", values.url, help="Where clients reach the gateway, as documents say"
     )
     trusted_proxies: tuple[values.Network, ...] | None = setting(
         "TRUSTED_PROXIES",
