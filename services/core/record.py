@@ -50,7 +50,7 @@ _flag_tombstone = 1
 _never = bytes(8)
 _body_head = Struct(">BQH")
 # What stands behind the version of a value without expiry and metadata, as most are.
-_plain = _body_head.pack(0, 0, 0)
+plain = _body_head.pack(0, 0, 0)
 _plain_bytes_max = head_bytes + value_bytes_max
 _meta_head = Struct(">BQB")
 # What may stand in an HTTP field: an answer repeats it to clients, so that a line break in it
@@ -140,7 +140,7 @@ def check(record: bytes) -> bytes:
 
     What stands inside of `meta` is not looked at; `Metadata.decode` does, for whoever needs it.
     """
-    if record[version_bytes:head_bytes] == _plain and len(record) <= _plain_bytes_max:
+    if record[version_bytes:head_bytes] == plain and len(record) <= _plain_bytes_max:
         return record
     if len(record) < head_bytes:
         raise PeerError(f"a record is at least {head_bytes} bytes, not {len(record)}")

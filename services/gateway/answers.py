@@ -13,7 +13,7 @@ import msgspec
 
 from services.core.errors import ClientError
 from services.core.hlc import Version, rfc3339, version_bytes
-from services.core.record import Metadata, expires_at_ms, head_bytes, meta
+from services.core.record import Metadata, expires_at_ms, head_bytes, meta, plain
 from services.runtime.problem import problem_type
 
 # The largest integer that every JSON reader keeps exact.
@@ -70,13 +70,9 @@ def value_lines(record: bytes, node_id: bytes, dates: Dates) -> bytes:
         dates.line(version),
         node_id,
     )
-    if record[version_bytes + 1 : head_bytes] == _plain:
+    if record[version_bytes:head_bytes] == plain:
         return _octets_line + lines
     return lines + _unusual_lines(record)
-
-
-# No expiry and no metadata.
-_plain: Final = bytes(head_bytes - version_bytes - 1)
 
 
 def _unusual_lines(record: bytes) -> bytes:

@@ -7,7 +7,7 @@ from typing import Final
 from services.core.errors import FixRequest, PeerError, RetryLater
 from services.core.hlc import version_bytes
 from services.core.operations import FETCH, UNKNOWN, decode_unknown
-from services.core.record import value, visible
+from services.core.record import head_bytes, plain, value, visible
 from services.core.wire import FAILED, LOST, OK, TIMEOUT
 from services.gateway.answers import value_lines
 from services.gateway.calls import KeyCall
@@ -39,7 +39,10 @@ class Get(KeyCall):
 
     def _found(self, record: bytes, node: FleetNode) -> None:
         try:
-            if record and visible(record, self.platform.clock.wall_ms()):
+            # Most values never expire: only of others the time matters.
+            if record[version_bytes:head_bytes] == plain or (
+                record and visible(record, self.platform.clock.wall_ms())
+            ):
                 answer_value(self, record, node.name)
             else:
                 answer_absent(self)

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from operator import attrgetter
 from time import monotonic_ns
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -59,18 +60,22 @@ class Method(NamedTuple):
     # What its requests are counted as.
     operation: str
     scope: Scope
+    # Whether a credential has that scope; who has not is told so by `check_scope`.
+    allowed: Callable[[Credential], bool]
     call: type[KeyCall]
 
 
+_may_read: Final = attrgetter("may_read")
+_may_write: Final = attrgetter("may_write")
 methods: Final[Mapping[bytes, Method]] = MappingProxyType(
     {
-        b"GET": Method("get", "read", Get),
-        b"HEAD": Method("head", "read", Get),
-        b"PUT": Method("put", "write", Put),
-        b"DELETE": Method("delete", "write", Delete),
-        b"PATCH": Method("patch", "write", Expire),
+        b"GET": Method("get", "read", _may_read, Get),
+        b"HEAD": Method("head", "read", _may_read, Get),
+        b"PUT": Method("put", "write", _may_write, Put),
+        b"DELETE": Method("delete", "write", _may_write, Delete),
+        b"PATCH": Method("patch", "write", _may_write, Expire),
         # Of the path /v1/kv/{key}/incr.
-        b"POST": Method("incr", "write", Increment),
+        b"POST": Method("incr", "write", _may_write, Increment),
     }
 )
 
@@ -148,7 +153,8 @@ class KeyValue:
             call.refuse(options.problem)
         else:
             try:
-                check_scope(credential, method.scope)
+                if not method.allowed(credential):
+                    check_scope(credential, method.scope)
                 self._start(call, path[_path_bytes:end])
             except ClientError as error:
                 call.refuse(error)
@@ -162,7 +168,8 @@ class KeyValue:
         # Nearly all keys are such; the others are looked at more closely.
         if not (0 < len(key) < usual_key_bytes and key.isascii()):
             check_key(key)
-        check_allowed(call.credential, key)
+        if call.credential.key_prefix:
+            check_allowed(call.credential, key)
         if self._platform.cluster.fleet.map is None:
             raise self._platform.cluster.absence
         call.key = key

@@ -117,7 +117,7 @@ def test_a_silent_one_is_waited_for_25_ms_and_then_the_next_is_asked_as_well(wor
     outcome = world.read()
     world.timeline.advance(hedge_s - 0.001)
     assert (second.asked, outcome.found) == (0, [])
-    world.timeline.advance(sweep_s + 0.004)
+    world.timeline.advance(sweep_s + 0.003)
     assert outcome.found == [(second.name.encode(), second.name)]
     assert third.asked == 0
     assert world.reads.hedged == 1
