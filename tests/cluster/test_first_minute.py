@@ -68,9 +68,9 @@ def moved(command: str, port_base: int) -> str:
         return f"127.0.0.1:{int(match[1]) - port_base_told + port_base}"
 
     command = re.sub(r"localhost:(\d+)", port, command)
-    return command.replace(".venv/bin/ydht", f"{sys.executable} -m services.cli").replace(
-        "python3", sys.executable
-    )
+    # In this order: the interpreter may be called python3 itself.
+    command = command.replace("python3", sys.executable)
+    return command.replace(".venv/bin/ydht", f"{sys.executable} -m services.cli")
 
 
 async def typed(commands: list[str], data_dir: Path) -> tuple[int | None, list[str], str]:
