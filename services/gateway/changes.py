@@ -27,7 +27,7 @@ from services.core.operations import (
 )
 from services.core.wire import FAILED, LOST, TIMEOUT
 from services.gateway.answers import changed_answer, counted_answer
-from services.gateway.calls import KeyCall
+from services.gateway.calls import KeyCall, log
 from services.gateway.gets import answer_absent
 from services.gateway.queries import increment_of, no_query, ttl_of
 
@@ -94,11 +94,17 @@ class Change(KeyCall):
             operation, text = decode_unknown(body)
             self.refuse(UnknownOutcome(text, operation_id=operation.hex()))
         elif kind in _unknown:
-            self.refuse(
-                UnknownOutcome("The replicator of this key did not tell what became of the change")
-            )
+            self._untold()
         else:
             raise PeerError(f"a replicator answered a change with kind {kind}: {body[:200]!r}")
+
+    def _untold(self) -> None:
+        # The replicator may have logged it, under an id that it could not tell; here it is logged
+        # under that of the request.
+        operation_id = self.request_id.decode("ascii")
+        text = "The replicator of this key did not tell what became of the change"
+        log.warning("a change has an unknown outcome", request_id=operation_id, slot=self.slot)
+        self.refuse(UnknownOutcome(text, operation_id=operation_id))
 
     def changed(self, body: bytes) -> None:
         version, expires_at_ms, value = decode_changed(body)
