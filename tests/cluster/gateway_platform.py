@@ -234,6 +234,11 @@ class Platform:
         own = {} if key is None else {"X-API-Key": key}
         return Caller(self._http, self.fast, own).saying(**headers)
 
+    @property
+    def database(self) -> str:
+        """Its name."""
+        return self._address.database
+
     async def tenant(self, plan: str = "developer") -> Tenant:
         person = await self.usermanager.person()
         await self.execute("UPDATE users SET plan = $1 WHERE id = $2", plan, person.id)

@@ -18,17 +18,45 @@ from tests.cluster.gateway_platform import (
     new_name,
 )
 from tests.integration.database import SharedServer, fresh_database
+from tests.integration.lane_world import Client, request
+
+SlowSenders = dict[tuple[LaneName, str], Client]
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def platform(
+async def _started(
     tmp_path_factory: pytest.TempPathFactory, postgres_server: SharedServer, migrated_template: str
-) -> AsyncIterator[Platform]:
+) -> AsyncIterator[tuple[Platform, SlowSenders]]:
     async with (
         fresh_database(postgres_server, migrated_template) as address,
         gateway_platform(tmp_path_factory.mktemp("platform"), address) as platform,
     ):
-        yield platform
+        senders: SlowSenders = {}
+        head = request("PUT", "/v1/kv/slow", "Content-Length: 9")
+        # Of a head the fast lane alone says what was wrong; without it the connection is closed.
+        begun: dict[tuple[LaneName, str], bytes] = {
+            ("fast", "head"): head[:-2],
+            ("fast", "body"): head + b"part",
+            ("application", "body"): head + b"part",
+        }
+        for (lane, what), sent in begun.items():
+            sender = senders[lane, what] = await platform.gateways[lane].connect()
+            sender.send(sent)
+        yield platform, senders
+        for sender in senders.values():
+            await sender.close()
+
+
+@pytest.fixture(scope="package")
+def platform(_started: tuple[Platform, SlowSenders]) -> Platform:
+    return _started[0]
+
+
+@pytest.fixture(scope="package")
+def slow_senders(_started: tuple[Platform, SlowSenders]) -> SlowSenders:
+    """Clients that have begun to send a head or a body, and never go on: by the time that a test
+    looks at them, which runs last, a gateway has waited for long."""
+    return _started[1]
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
