@@ -129,13 +129,8 @@ class KeyValue:
         end = None
         if name == b"POST":
             method, end = (method, -len(_increment)) if _is_increment(path) else (None, None)
-        request_id = options.request_id or self._new_id()
         if method is None:
-            call = KeyCall(
-                self._platform, exchange, options, credential, "other", request_id, began_ns
-            )
-            wait_ns = credential.allowance.take(1, began_ns)
-            call.refuse(_too_many(wait_ns) if wait_ns else _not_allowed(exchange))
+            self._refuse_to(credential, exchange, "other", _not_allowed(exchange))
             return
         call = method.call(
             self._platform,
@@ -143,7 +138,7 @@ class KeyValue:
             options,
             credential,
             method.operation,
-            request_id,
+            options.request_id or self._new_id(),
             began_ns,
         )
         wait_ns = credential.allowance.take(1, began_ns)
@@ -178,11 +173,11 @@ class KeyValue:
 
     def too_large(self, exchange: Exchange) -> None:
         problem = f"The value is larger than {value_bytes_max} bytes; nothing was changed"
-        self.refuse(exchange, FixRequest("value_too_large", problem))
+        self._refuse_early(exchange, FixRequest("value_too_large", problem))
 
     def timed_out(self, exchange: Exchange) -> None:
         problem = "The value did not arrive in time; nothing was changed"
-        self.refuse(exchange, FixRequest("request_timeout", problem))
+        self._refuse_early(exchange, FixRequest("request_timeout", problem))
 
     async def close(self) -> None:
         """Look up nothing more; who still waits for it is refused."""
@@ -231,7 +226,28 @@ class KeyValue:
                 options.belongs_to(credential)
                 self.begin_for(exchange, options, credential, monotonic_ns())
 
-    # -- answers to nobody in particular
+    # -- refusals of what is not begun
+
+    def _refuse_early(self, exchange: Exchange, error: ClientError) -> None:
+        """Refuse a request that has not come as a whole. Nobody is asked whose it is, for it may be
+        anybody's; if that is known it is told as every other."""
+        options = options_of(exchange.headers)
+        credential = self._credentials.cached(options.api_key, monotonic_ns() * _s_per_ns)
+        if credential is None:
+            self.refuse(exchange, error)
+            return
+        method = methods.get(exchange.method)
+        self._refuse_to(credential, exchange, method.operation if method else "other", error)
+
+    def _refuse_to(
+        self, credential: Credential, exchange: Exchange, operation: str, error: ClientError
+    ) -> None:
+        options, now_ns = options_of(exchange.headers), monotonic_ns()
+        request_id = options.request_id or self._new_id()
+        call = KeyCall(self._platform, exchange, options, credential, operation, request_id, now_ns)
+        # If there is one.
+        credential.allowance.take(1, now_ns)
+        call.refuse(error)
 
     def refuse(self, exchange: Exchange, error: ClientError) -> None:
         """Refuse a request of which it is not known whose it is, or does not matter."""
