@@ -180,6 +180,8 @@ async def test_a_value_has_at_most_a_mebibyte(robot: Caller, client: Client) -> 
     refused = await client.ask(announced)
     assert (refused.status, code(refused)) == (413, "value_too_large")
     assert refused.closes
+    # It was somebody's, whose rate limit it counts against.
+    assert refused.field(b"ratelimit") is not None
 
 
 async def test_a_value_is_counted_while_it_arrives(robot: Caller, client: Client) -> None:
