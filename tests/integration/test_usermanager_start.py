@@ -120,6 +120,10 @@ async def test_the_database_may_come_later_and_go_and_come_back(tmp_path: Path) 
         assert restarted == [], "an outage is no failure of a loop"
         assert await usermanager.terminate() == 0
         assert "Traceback" not in usermanager.said
+        told = [line for line in usermanager.said.splitlines() if "database is missing" in line]
+        assert told
+        assert all(f"place={server.address.place}" in line for line in told), told
+        assert password not in usermanager.said
 
 
 async def test_a_database_without_our_tables_is_told_by_the_command_that_makes_them(
