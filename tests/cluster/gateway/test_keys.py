@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from tests.cluster.gateway.answers import found, gone, problem, put, raw, seconds_until, told
-from tests.cluster.gateway_platform import Caller
+from tests.cluster.gateway_platform import Caller, Platform
 from tests.integration.replicator_process import until_told
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -259,6 +260,39 @@ async def test_if_none_match_creates_a_key_and_never_overwrites_one(robot: Calle
     assert told(await said.put("/v1/kv/a", b"again"))["etag"] > document["etag"]
 
 
+async def test_a_condition_may_name_many_versions(robot: Caller) -> None:
+    etag = await put(robot, "/v1/kv/a")
+    strangers = [f'"{number:024x}"' for number in range(1, 64)]
+    for tags in (strangers, ["W/" + f'"{etag}"'], ['"another-server\'s"']):
+        said = robot.saying(If_Match=", ".join(tags))
+        answer = await said.put("/v1/kv/a", b"w")
+        assert problem(answer) == (412, "precondition_failed")
+        assert answer.json()["etag"] == etag
+    said = robot.saying(If_Match=", ".join([*strangers, f'"{etag}"']))
+    later = await put(said, "/v1/kv/a", b"w")
+    # What no value can meet is met by none.
+    both = robot.saying(If_Match=f'"{later}"', If_None_Match="*")
+    for target in ("/v1/kv/a", "/v1/kv/absent"):
+        answer = await both.put(target, b"x")
+        assert answer.status_code in (400, 412), answer.text
+        problem(answer)
+    assert raw(await robot.saying(X_Consistency="strong").get("/v1/kv/a")) == b"w"
+
+
+async def test_of_many_who_create_a_key_one_does(platform: Platform, robot: Caller) -> None:
+    callers = [robot.at(one).saying(If_None_Match="*") for one in platform.gateways.values()] * 16
+    answers = await asyncio.gather(
+        *(caller.put("/v1/kv/a", b"%d" % number) for number, caller in enumerate(callers))
+    )
+    made = [number for number, answer in enumerate(answers) if answer.status_code == 200]
+    assert len(made) == 1
+    assert {problem(answer) for answer in answers if answer.status_code != 200} == {
+        (412, "precondition_failed")
+    }
+    strong = robot.saying(X_Consistency="strong")
+    assert raw(await strong.get("/v1/kv/a")) == b"%d" % made[0]
+
+
 # -- expiry
 
 
@@ -360,6 +394,18 @@ async def test_an_increment_counts_from_nothing_and_keeps_the_expiry(robot: Call
     answer = await strong.get("/v1/kv/n")
     assert answer.headers["X-Expires-At"] == expires_at
     assert answer.headers["ETag"] == f'"{last["etag"]}"'
+
+
+async def test_increments_that_come_together_are_all_counted(
+    platform: Platform, robot: Caller
+) -> None:
+    callers = [robot.at(one) for one in platform.gateways.values()] * 20
+    answers = await asyncio.gather(*(caller.post("/v1/kv/n/incr") for caller in callers))
+    assert sorted(told(answer)["value"] for answer in answers) == [*range(1, len(callers) + 1)]
+    etags = {answer.json()["etag"]: answer.json()["value"] for answer in answers}
+    assert [etags[etag] for etag in sorted(etags)] == [*range(1, len(callers) + 1)]
+    strong = robot.saying(X_Consistency="strong")
+    assert raw(await strong.get("/v1/kv/n")) == b"%d" % len(callers)
 
 
 @pytest.mark.parametrize(
