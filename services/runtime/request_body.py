@@ -221,7 +221,8 @@ def _why_no_json(body: bytes, message: str) -> str:
 def _invalid_body(message: str) -> FixRequest:
     where, what = _where(message)
     if not where:
-        return FixRequest("invalid_body", f"The body {what}"[:detail_chars_max])
+        told = f"The body {what}" if what.startswith("must ") else what
+        return FixRequest("invalid_body", told[:detail_chars_max])
     member = where.removeprefix(".")[:detail_chars_max]
     return FixRequest("invalid_body", f"{member}: {what}", members={"member": member})
 

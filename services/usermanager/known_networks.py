@@ -7,8 +7,9 @@ a budget of that network and account (`sessions`): nobody else can use it up who
 A network is one address of IPv4, or what one customer has of IPv6 (`network_of`), for a neighbour
 is somebody else. It is known for 30 days after a login, which is kept among the throttles, by
 hash; that a crash of PostgreSQL forgets. It is also known as long as a session lasts that was begun
-there, which a crash does not forget. Asked about an account that there is not, the same is looked
-up, and nothing is found.
+there, which a crash does not forget. A new password forgets none of them: who had the old one has
+as many tries from there as from anywhere, and no more. Asked about an account that there is not,
+the same is looked up, and nothing is found.
 """
 
 from __future__ import annotations

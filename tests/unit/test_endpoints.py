@@ -342,6 +342,7 @@ async def test_a_body_that_is_no_object_is_refused(
     headers = {"Content-Type": "application/json"}
     answer = await client.post("/things", content=body, headers=headers)
     assert problem(answer) == (400, code)
+    assert "`" not in answer.json()["detail"], "nor told so in words of Python"
 
 
 async def test_each_endpoint_has_its_own_limit_on_bodies(client: httpx.AsyncClient) -> None:
