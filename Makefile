@@ -17,6 +17,8 @@ SEEDS ?= 300
 ROUNDS ?= 200
 FAULT_SECONDS ?= 300
 KILL_SECONDS ?= 60
+TRAFFIC_SECONDS ?= 30
+FUZZ_REQUESTS ?= 200000
 
 # The first interpreter that is new enough; an explicit PYTHON is taken as it is.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -53,6 +55,14 @@ faults: $(INSTALLED) ## Kill, pause and cut off real services under strong traff
 .PHONY: database-kills
 database-kills: $(INSTALLED) ## Kill PostgreSQL under a user manager at work, for 60 s
 	@FAULT_SECONDS=$(KILL_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_database_kills.py
+
+.PHONY: traffic
+traffic: $(INSTALLED) ## Kill and pause replicas and replicators under 64 customers, and load a gateway slowly, for 30 s
+	@TRAFFIC_SECONDS=$(TRAFFIC_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/gateway_turmoil
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## Send a gateway 200,000 requests that are none, or hardly
+	@FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/gateway_turmoil/test_malformed_requests.py
 
 .PHONY: check
 check: $(INSTALLED) ## Lint, formatting, types and house rules; changes nothing
