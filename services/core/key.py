@@ -81,6 +81,12 @@ def storage_key(tenant: int, namespace: bytes, key: bytes) -> bytes:
     return namespace_prefix(tenant, namespace) + key
 
 
+def successor(prefix: bytes) -> bytes | None:
+    """The least bytes above everything that begins with `prefix`; None if there are none."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes((kept[-1] + 1,)) if kept else None
+
+
 def check_storage_key(data: bytes) -> bytes:
     """The bytes themselves if `split_storage_key` takes them; for the hot path."""
     size = len(data)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from services.core import record as records
 from services.core.hlc import Version, version_bytes, version_ms
+from services.core.key import successor
 from services.core.record import head_bytes
 from services.core.ring import slot_count, slot_of
 from services.dhtnode.namespace import Namespace
@@ -58,8 +59,8 @@ class Page(NamedTuple):
     """At most `limit` entries and groups together; `next` is None when there is nothing more.
 
     A group is shown as soon as one visible key of it is found, and `next` lies behind it then. Who
-    puts the pages of several nodes together must see to that himself, with `successor`: one node
-    may still be looking through a group that another one has shown.
+    puts the pages of several nodes together must see to that himself, with `key.successor`: one
+    node may still be looking through a group that another one has shown.
     """
 
     entries: list[Entry]
@@ -70,12 +71,6 @@ class Page(NamedTuple):
 class Scan(NamedTuple):
     found: list[tuple[bytes, Version]]
     next: bytes | None
-
-
-def successor(prefix: bytes) -> bytes | None:
-    """The least bytes above everything that begins with `prefix`; None if there are none."""
-    kept = prefix.rstrip(b"\xff")
-    return kept[:-1] + bytes((kept[-1] + 1,)) if kept else None
 
 
 def list_page(slots: Slots, namespace: Namespace, query: Query, now_ms: int) -> Page:

@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from services.core.errors import PeerError
+from services.core.key import successor
 from services.core.messages import ListEntry, ListPage, list_limit_max
 from services.runtime.fleet import FleetNode
 
@@ -146,12 +147,6 @@ class Merge:
             for source in self._sources:
                 if source.next is not None and source.next < behind:
                     source.next = behind
-
-
-def successor(prefix: bytes) -> bytes | None:
-    """The least bytes above everything that begins with `prefix`; None if there are none."""
-    kept = prefix.rstrip(b"\xff")
-    return kept[:-1] + bytes((kept[-1] + 1,)) if kept else None
 
 
 def _key(found: Found) -> bytes:

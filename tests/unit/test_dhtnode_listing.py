@@ -18,7 +18,7 @@ from services.core.record import value_body
 from services.core.ring import slot_count, slot_of
 from services.dhtnode.chunk import decode_chunk
 from services.dhtnode.index import Index, run_keys
-from services.dhtnode.listing import Query, successor
+from services.dhtnode.listing import Query
 from services.dhtnode.recency import Recency, lone_part_keys_max
 from services.dhtnode.table import Table
 from tests.contract.plain_table import PlainTable
@@ -174,17 +174,6 @@ def test_reading_starts_at_the_first_key_that_is_not_less(keys: set[bytes], star
         held.add(key)
     held.merge()
     assert held.indexed(start) == sorted(key for key in keys if key >= start)
-
-
-@given(st.binary(max_size=4), st.binary(max_size=6))
-def test_the_successor_of_a_prefix_stands_right_behind_all_that_begin_with_it(
-    start: bytes, other: bytes
-) -> None:
-    behind = successor(start)
-    assert (behind is None) == (not start.strip(b"\xff"))
-    if behind is not None:
-        assert start < behind
-        assert (start <= other < behind) == other.startswith(start)
 
 
 # Listings that must not take long.

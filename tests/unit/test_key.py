@@ -17,6 +17,7 @@ from services.core.key import (
     split_storage_key,
     storage_key,
     storage_key_bytes_max,
+    successor,
     tenant_max,
     tenant_prefix,
 )
@@ -138,3 +139,14 @@ def test_a_namespace_that_no_client_may_use_is_refused(namespace: bytes) -> None
 @pytest.mark.parametrize("namespace", [b"default", b"n" * 255, "größe".encode(), b"a b"])
 def test_a_namespace_within_the_limits_is_given_back(namespace: bytes) -> None:
     assert check_namespace(namespace) is namespace
+
+
+@given(st.binary(max_size=4), st.binary(max_size=6))
+def test_the_successor_of_a_prefix_stands_right_behind_all_that_begin_with_it(
+    start: bytes, other: bytes
+) -> None:
+    behind = successor(start)
+    assert (behind is None) == (not start.strip(b"\xff"))
+    if behind is not None:
+        assert start < behind
+        assert (start <= other < behind) == other.startswith(start)
