@@ -285,11 +285,13 @@ class Cache(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Edition(NamedTuple):
-    """Which of two lists of caches is the newer one. The epoch is that of the map by which shares
-    were worked out; the version counts the declarations in PostgreSQL."""
+    """Which of two lists of caches is the newer one. The version counts the declarations in
+    PostgreSQL, and comes first: in a list with fewer of them a namespace may be a cache that is a
+    store by now, whose keys must not be evicted. The epoch is that of the map by which shares were
+    worked out; a replicator that learns of a later one tells them anew."""
 
-    epoch: int
     version: int
+    epoch: int
 
 
 no_edition: Final = Edition(0, 0)
@@ -324,13 +326,14 @@ def decode_caches_unchecked(body: bytes) -> CacheList:
 
 
 def encode_edition(edition: Edition) -> bytes:
-    return _edition.pack(*edition)
+    return _edition.pack(edition.epoch, edition.version)
 
 
 def decode_edition(body: bytes) -> Edition:
     if len(body) != _edition.size:
         raise PeerError(f"{len(body)} bytes are no edition of the list of caches")
-    return Edition(*_edition.unpack(body))
+    epoch, version = _edition.unpack(body)
+    return Edition(version, epoch)
 
 
 T = TypeVar("T")

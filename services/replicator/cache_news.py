@@ -74,7 +74,7 @@ class CacheNews:
 
     @property
     def edition(self) -> Edition:
-        return Edition(self._fleet.epoch, self._declared.now.version)
+        return Edition(self._declared.now.version, self._fleet.epoch)
 
     def came(self, peer: Peer) -> None:
         """A peer is connected. One that has been with us before may have lost what it was told."""

@@ -347,7 +347,7 @@ async def test_a_gateway_is_told_the_map_and_each_list_by_every_replicator(
         async with gateway(cluster.replicators[0], "gateway-2") as third:
             await third.until_told({})
             assert [known.epoch for known in third.maps] == [1]
-            assert third.lists[-1].edition == Edition(1, 2)
+            assert third.lists[-1].edition == Edition(2, 1)
         # A node that moves makes a map, and that is told as well, with the shares it leads to.
         mover = cluster.nodes[0]
         await mover.terminate()
@@ -356,7 +356,7 @@ async def test_a_gateway_is_told_the_map_and_each_list_by_every_replicator(
             stack.push_async_callback(moved.clear)
             await moved.serve()
             for asker in (first, second):
-                await asker.until_told({}, Edition(3, 2))
+                await asker.until_told({}, Edition(2, 3))
                 assert [known.epoch for known in asker.maps] == [1, 3]
 
 

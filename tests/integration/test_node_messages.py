@@ -390,7 +390,7 @@ async def test_caches_are_kept_over_a_restart_and_evict(
     node: NodeProcess, client: NodeClient
 ) -> None:
     space = namespace_prefix(7, b"cached")
-    first, second = m.Edition(1, 1), m.Edition(1, 2)
+    first, second = m.Edition(1, 1), m.Edition(2, 1)
     told = m.encode_caches(first, [m.Cache(space, 100)])
     assert await client.ask(m.CACHES, told) == (OK, m.encode_edition(first))
     await load(client, [b"key-%d" % number for number in range(500)], of=space)

@@ -152,7 +152,7 @@ class World:
 
 def declare(world: World, version_told: int, caches: dict[bytes, int]) -> None:
     """Tell it a whole list of caches."""
-    for _ in world.replica.declare_caches(m.Edition(1, version_told), caches):
+    for _ in world.replica.declare_caches(m.Edition(version_told, 1), caches):
         pass
 
 

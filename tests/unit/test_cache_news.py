@@ -102,9 +102,9 @@ def test_of_changes_in_a_row_a_peer_hears_the_last_and_one_at_a_time(world: Worl
     for version in range(1, 6):
         world.declare(version, version)
     assert [known.edition.version for known in told(gateway)] == [0]
-    answer(gateway, Edition(1, 0))
+    answer(gateway, Edition(0, 1))
     assert [known.edition.version for known in told(gateway)] == [0, 5]
-    answer(gateway, Edition(1, 5))
+    answer(gateway, Edition(5, 1))
     world.news.remind()
     assert len(gateway.asked) == 2
 
@@ -124,25 +124,25 @@ def test_who_was_lost_or_refuses_is_told_again_and_said_so_once(world: World) ->
 def test_another_epoch_is_news_to_everybody(world: World) -> None:
     world.declare(4, 10)
     node = world.come("node-1")
-    answer(node, Edition(1, 4))
+    answer(node, Edition(4, 1))
     world.fleet.adopt(
         ClusterMap(3, 3, (Member("node-1", f"{1:032x}", "127.0.0.2", 8001, 9001), *members[1:]))
     )
     world.news.remind()
-    assert [known.edition for known in told(node)] == [Edition(1, 4), Edition(3, 4)]
+    assert [known.edition for known in told(node)] == [Edition(4, 1), Edition(4, 3)]
 
 
 def test_who_declares_waits_for_each_node_that_is_connected_by_either_link(world: World) -> None:
     one, twin, two = world.come("node-1"), world.come("node-1"), world.come("node-2")
     for peer in (one, twin, two):
-        answer(peer, Edition(1, 0))
+        answer(peer, Edition(0, 1))
     world.declare(1, 10)
     heard: list[list[str]] = []
     world.news.await_nodes(heard.append)
     answer(twin, Edition(1, 1))
     assert heard == []
     # What is refused or older does not count, and who goes is waited for no more.
-    answer(two, Edition(1, 0))
+    answer(two, Edition(0, 1))
     assert heard == []
     world.news.went(two)
     assert heard == [[]]
@@ -154,7 +154,7 @@ def test_after_a_second_those_who_did_not_say_so_are_named(world: World) -> None
     for name in ("node-1", "node-2", "node-3"):
         world.come(name)
     gateway = world.come("gateway-1", Role.GATEWAY)
-    answer(gateway, Edition(1, 0))
+    answer(gateway, Edition(0, 1))
     world.declare(1, 10)
     heard: list[list[str]] = []
     world.news.await_nodes(heard.append)

@@ -251,7 +251,7 @@ def test_a_list_of_as_many_caches_as_there_may_be_is_taken_in_turns(station: Sta
     frames = len(station.world.frames)
     # Everybody tells it; once is enough, and an older one is answered with what is known.
     for version_told in (1, 0):
-        edition = m.Edition(1, version_told)
+        edition = m.Edition(version_told, 1)
         known = m.encode_edition(m.Edition(1, 1))
         assert station.told(m.CACHES, m.encode_caches(edition, [])) == (OK, known)
     assert len(station.world.frames) == frames
