@@ -41,7 +41,7 @@ test: $(INSTALLED) ## Run every test, sized for a shared two-core machine
 
 .PHONY: proof
 proof: $(INSTALLED) ## Run the tests at full size, then the figures (long)
-	@HYPOTHESIS_PROFILE=proof ROUNDS=200 $(BIN)/python -m pytest --timeout 3600 $(ARGS)
+	@HYPOTHESIS_PROFILE=proof ROUNDS=200 TRAFFIC_SECONDS=30 FUZZ_REQUESTS=200000 $(BIN)/python -m pytest --timeout 3600 $(ARGS)
 	@$(BIN)/python -m tests.simulation --seeds 50000
 	@$(BIN)/python -m bench.strace_replies
 	@$(MAKE) --no-print-directory bench

@@ -48,15 +48,13 @@ async def until_whole(platform: Platform) -> None:
 @asynccontextmanager
 async def connected(gateway: GatewayProcess, count: int) -> AsyncIterator[list[Client]]:
     """So many connections, closed in the end."""
-    clients: list[Client] = []
-    try:
-        for _ in range(count):
-            clients.append(await gateway.connect())
-        yield clients
-    finally:
+    async with AsyncExitStack() as stack:
+        clients = [await gateway.connect() for _ in range(count)]
         for client in clients:
-            client.writer.transport.abort()
-            await client.close()
+            stack.push_async_callback(client.close)
+            # First: who has not read everything is not waited for.
+            stack.callback(client.writer.transport.abort)
+        yield clients
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -52,6 +53,10 @@ class SlowClient(asyncio.Protocol):
             self._transport.abort()
 
 
+def _itself(client: SlowClient) -> SlowClient:
+    return client
+
+
 class SlowCrowd:
     def __init__(self, port: int, count: int, lines: Sequence[str]) -> None:
         self._port = port
@@ -67,7 +72,7 @@ class SlowCrowd:
         loop = asyncio.get_running_loop()
         for content, begun in self._contents:
             client = SlowClient(content, begun)
-            await loop.create_connection(lambda made=client: made, "127.0.0.1", self._port)
+            await loop.create_connection(partial(_itself, client), "127.0.0.1", self._port)
             self._clients.append(client)
 
     async def send(self) -> None:

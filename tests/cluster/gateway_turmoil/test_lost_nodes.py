@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from services.runtime.kept_map import map_name
 from tests.cluster.gateway.answers import found, problem, put, raw, told
 from tests.cluster.gateway_platform import Caller, Platform, nobody_there, served
 from tests.cluster.gateway_turmoil.customers import customers
 from tests.cluster.gateway_turmoil.platform import paused, until_degraded, until_whole
 from tests.integration.replicator_process import until_told
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -97,7 +99,7 @@ async def test_without_any_node_every_refusal_says_why(platform: Platform, robot
         return (await robot.get("/v1/kv/a")).status_code == 503 or None
 
     await until_told(noticed, "the gateway knows that all are away")
-    asked = (
+    asked: tuple[tuple[str, str, dict[str, str]], ...] = (
         ("GET", "/v1/kv/a", {}),
         ("GET", "/v1/kv/a", strong),
         ("PUT", "/v1/kv/a", {}),
@@ -135,7 +137,8 @@ async def test_a_gateway_that_starts_without_replicators_reads_by_the_map_it_has
     async with served(gateway):
         await gateway.until_whole()
         caller = robot.at(gateway)
-        await until_told(lambda: is_kept(gateway.data_dir / "gateway"), "the map is kept")
+        kept = gateway.data_dir / "gateway" / str(gateway.port) / map_name
+        await wait_until(kept.exists, "the map is kept")
         await gateway.kill()
         gateway.environment["REPLICATOR_URLS"] = nobody_there
         await gateway.serve()
@@ -153,12 +156,7 @@ async def test_a_gateway_that_starts_without_replicators_reads_by_the_map_it_has
             assert problem(await robot.at(other).get("/v1/kv/0")) == (503, "no_replicator")
         # One that is torn is no map, and stops nobody.
         await gateway.kill()
-        for kept in (gateway.data_dir / "gateway" / str(gateway.port)).glob("*map*"):
-            kept.write_bytes(kept.read_bytes()[:-9])
+        kept.write_bytes(kept.read_bytes()[:-9])
         await gateway.serve()
         assert problem(await caller.get("/v1/kv/0")) == (503, "no_replicator")
         assert json.loads((await gateway.get("/health")).content)["nodes"] == []
-
-
-async def is_kept(directory: Path) -> bool | None:
-    return any(path.is_file() and path.stat().st_size for path in directory.rglob("*map*")) or None
