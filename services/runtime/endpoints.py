@@ -25,8 +25,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -42,12 +41,12 @@ from starlette.types import Scope as AsgiScope
 
 from services.core.errors import FixRequest
 from services.core.key_checks import Scope
-from services.runtime.body_room import BodyRoom
+from services.runtime.body_room import BodyRoom, Held
 from services.runtime.client_address import ClientAddresses
 from services.runtime.credentials import Credential
 from services.runtime.key_access import Admitted, KeyAccess, Need
 from services.runtime.problem import path_chars_max
-from services.runtime.request_body import BodyLimit, read_struct
+from services.runtime.request_body import BodyLimit, check_is_json, decode_struct, read_body
 from services.runtime.shares import ShareLimit, Shares
 from services.runtime.signing import RequireSignature, Verifier
 from services.runtime.text_members import TextMembers, Wrong, refusal
@@ -201,12 +200,13 @@ def routes(
     authenticate: Authenticate = nobody,
     keys: KeyAccess | None = None,
     before: Before = nothing_before,
+    room: BodyRoom | None = None,
 ) -> list[BaseRoute]:
     """A route for each path that is answered here. `authenticate` turns a bearer token into its
     caller, or raises; `keys` admits API keys; `before` is called ahead of them, and raises while no
-    endpoint can be called at all."""
+    endpoint can be called at all. `room` is for large bodies, if others take some of it too."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
-    office = _Office(before, authenticate, keys, addresses)
+    office = _Office(before, authenticate, keys, addresses, room or BodyRoom())
     for endpoint in endpoints:
         if endpoint.handler is None:
             continue
@@ -252,6 +252,7 @@ class _Office:
         authenticate: Authenticate,
         keys: KeyAccess | None,
         addresses: ClientAddresses,
+        room: BodyRoom,
     ) -> None:
         self.before = before
         self.authenticate = authenticate
@@ -259,7 +260,7 @@ class _Office:
         self.addresses = addresses
         self.of_callers = Shares(calls_of_caller)
         self.of_tenants = Shares(calls_of_tenant)
-        self.room = BodyRoom()
+        self.room = room
 
 
 class _Answering:
@@ -284,41 +285,35 @@ class _Answering:
         signed_in = None
         if endpoint.access is Access.BEARER:
             signed_in = await self._signed_in(request)
-        call = await self._call(request, signed_in, None)
+        call = await self._call(request, signed_in=signed_in)
         return self._response(await self._handled(request, call))
 
     async def _admitted(self, request: Request, admitted: Admitted) -> Response:
         """The answer to a request by an API key."""
         endpoint = self._endpoint
-        with self._room_for(request, admitted.whose):
-            call = await self._call(request, None, admitted.credential)
-            if endpoint.body_type is not None:
-                # It has been read.
-                admitted.body_bytes = len(await request.body())
+        with self._office.room.held(admitted.whose) as held:
+            call = await self._call(request, admitted=admitted, held=held)
             if endpoint.cost is not None:
                 admitted.spend(endpoint.cost(call.body))
             async with self._office.of_tenants.of(admitted.whose):
                 return self._response(await self._handled(request, call))
 
-    def _room_for(self, request: Request, whose: Hashable) -> Any:
-        most = self._endpoint.body_bytes_max
-        announced = request.headers.get("content-length", "")
-        size = int(announced) if announced.isdecimal() and len(announced) < 20 else most
-        if most <= body_bytes_default or size <= body_bytes_default:
-            return nullcontext()
-        return self._office.room.of(whose, size)
-
     async def _call(
-        self, request: Request, signed_in: Caller | None, credential: Credential | None
+        self,
+        request: Request,
+        *,
+        signed_in: Caller | None = None,
+        admitted: Admitted | None = None,
+        held: Held | None = None,
     ) -> Call[Any, Any, Any]:
         return Call(
             self._path_of(request),
             _value(self._query.of_query(request.scope["query_string"])),
             headers=_value(self._headers.of_headers(request.scope["headers"])),
-            body=await self._body_of(request),
+            body=await self._body_of(request, admitted, held),
             client=self._client(request),
             signed_in=signed_in,
-            api_key=credential,
+            api_key=None if admitted is None else admitted.credential,
         )
 
     async def _handled(self, request: Request, call: Call[Any, Any, Any]) -> object:
@@ -375,15 +370,24 @@ class _Answering:
             raise FixRequest("not_found", f"Nothing is at {request.url.path[:path_chars_max]}")
         return value
 
-    async def _body_of(self, request: Request) -> Any:
-        of = self._endpoint.body_type
+    async def _body_of(self, request: Request, of_key: Admitted | None, held: Held | None) -> Any:
+        endpoint = self._endpoint
+        of = endpoint.body_type
         if of is None:
             return None
-        if isinstance(of, Raw):
-            return await request.body()
-        if self._endpoint.body_optional and not await request.body():
-            return msgspec.convert({}, of)
-        return await read_struct(request, of)
+        is_json = not isinstance(of, Raw)
+        if is_json and not endpoint.body_optional:
+            check_is_json(request)
+        body = await read_body(request, held)
+        if of_key is not None:
+            of_key.body_bytes = len(body)
+        if not is_json:
+            return body
+        if endpoint.body_optional:
+            if not body:
+                return msgspec.convert({}, of)
+            check_is_json(request)
+        return decode_struct(body, of)
 
     def _client(self, request: Request) -> Client:
         agent = request.headers.get("user-agent", "")[:user_agent_chars_max]

@@ -1,8 +1,12 @@
 """What clients send as bodies: bounded in size and time while arriving, then typed.
 
 `BodyLimit` counts what arrives, so its limit holds for chunked bodies and lying lengths too.
-`read_json` returns a value of the type asked for, or raises what to answer; no input makes it
-fail otherwise. Of a member that is given twice the last one counts, as RFC 8259 allows.
+`read_json` and `decode_struct` return a value of the type asked for, or raise what to answer; no
+input makes them fail otherwise. Of a member that is given twice the last one counts, as RFC 8259
+allows.
+
+What is wrong with a large body is told in fewer words: nobody fills it in by hand, and to look
+through all of it would keep everybody else waiting.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +23,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import FixRequest
+from services.runtime.body_room import Held
 from services.runtime.plain_words import in_words
 
 T = TypeVar("T")
@@ -30,6 +36,11 @@ body_s_default = 30.0
 detail_chars_max = 300
 # Whoever sends more at once that is wrong does not fill in a form.
 wrong_members_max = 20
+# A larger body is not looked through again for all that is wrong with it: that takes a tenth of a
+# second for some megabytes.
+explained_bytes_max = 64 * 1024
+# As far from where decoding failed half a character is looked for.
+_around_bytes = 100
 
 _json_type = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE | re.ASCII)
 # One half of the two escapes that a character beyond U+FFFF has in JSON, without the other.
@@ -37,6 +48,7 @@ _half_character = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
+_at_byte = re.compile(r"\(byte (\d+)\)")
 _located = re.compile(r"(?P<what>.*) - at `\$(?P<where>.*)`", re.DOTALL)
 
 
@@ -117,7 +129,10 @@ class _ArrivingBody:
         # What is left of an announced body is read and dropped so that the connection can be
         # used again; one without an announced end could go on forever.
         if message["type"] == "http.response.start" and self._endless and not self._whole:
-            headers = [*message.get("headers", ()), (b"connection", b"close")]
+            headers = list(message.get("headers", ()))
+            # A limit around this one has said it, or who answers.
+            if not any(name.lower() == b"connection" for name, _ in headers):
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)
 
@@ -130,12 +145,29 @@ def _too_large(bytes_max: int) -> FixRequest:
     )
 
 
+async def read_body(request: Request, held: Held | None = None) -> bytes:
+    """All of the body, which takes its room as it arrives."""
+    parts, arrived_bytes = [], 0
+    async for part in request.stream():
+        arrived_bytes += len(part)
+        if held is not None:
+            held.grow(arrived_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
 async def read_json(request: Request, of: type[T]) -> T:
     """The body as a value of the type (a msgspec Struct, a dict, ...).
 
     Raises FixRequest: `unsupported_media_type`, `invalid_json`, or `invalid_body` with the
     `member` that is at fault.
     """
+    check_is_json(request)
+    return decode_json(await read_body(request), of)
+
+
+def check_is_json(request: Request) -> None:
+    """FixRequest if its headers say that its body is something else."""
     kind, _, parameters = request.headers.get("content-type", "").partition(";")
     if not _json_type.fullmatch(kind.strip()):
         raise FixRequest(
@@ -150,17 +182,17 @@ async def read_json(request: Request, of: type[T]) -> T:
     charset = re.search(r'charset="?([\w-]+)', parameters, re.IGNORECASE | re.ASCII)
     if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
         raise FixRequest("unsupported_media_type", "Send JSON in UTF-8")
-    return decode_json(await request.body(), of)
 
 
-async def read_struct(request: Request, of: type[T]) -> T:
-    """The same for a Struct, naming each of its members that is wrong and not only the first."""
+def decode_struct(body: bytes, of: type[T]) -> T:
+    """As decode_json, for a Struct: naming each of its members that is wrong and not only the
+    first, unless the body is large."""
     try:
-        return await read_json(request, of)
+        return decode_json(body, of)
     except FixRequest as error:
-        if error.code != "invalid_body":
+        if error.code != "invalid_body" or len(body) > explained_bytes_max:
             raise
-        wrong = _wrong_members(await request.body(), of)
+        wrong = _wrong_members(body, of)
         if not wrong:
             raise
         raise invalid_members(wrong) from None
@@ -171,7 +203,7 @@ def invalid_members(wrong: Iterable[tuple[str, str]], code: str = "invalid_body"
     as `errors`, for a form to show each beside its field."""
     listed = [
         {"member": member[:detail_chars_max], "detail": problem[:detail_chars_max]}
-        for member, problem in list(wrong)[:wrong_members_max]
+        for member, problem in islice(wrong, wrong_members_max)
     ]
     told = "; ".join(f"{one['member']}: {one['detail']}" for one in listed)
     return FixRequest(
@@ -182,7 +214,7 @@ def invalid_members(wrong: Iterable[tuple[str, str]], code: str = "invalid_body"
 
 
 def decode_json(body: bytes, of: type[T]) -> T:
-    """The same for a body that is at hand."""
+    """The same as read_json for a body that is at hand."""
     try:
         with _only_wrong_members(body):
             return msgspec.json.decode(body, type=of)
@@ -208,7 +240,7 @@ def _only_wrong_members(body: bytes) -> Iterator[None]:
 def _why_no_json(body: bytes, message: str) -> str:
     if not body:
         return "The body is empty"
-    if half := _half_character.search(body):
+    if half := _half_character.search(body, *_around_fault(body, message)):
         return (
             f"A text has half a character in it: {half[0].decode()} is one of two that belong "
             "together (surrogates)"
@@ -216,6 +248,15 @@ def _why_no_json(body: bytes, message: str) -> str:
     if "truncated" in message:
         return "The JSON ends too soon: a quote or bracket is open"
     return message[:detail_chars_max]
+
+
+def _around_fault(body: bytes, message: str) -> tuple[int, int]:
+    """From where to where in a body its decoding may have failed, as far as the message tells."""
+    if len(body) <= explained_bytes_max:
+        return 0, len(body)
+    at = _at_byte.search(message)
+    place = len(body) if at is None else int(at[1])
+    return max(0, place - _around_bytes), place + _around_bytes
 
 
 def _invalid_body(message: str) -> FixRequest:
