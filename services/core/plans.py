@@ -27,6 +27,9 @@ class Plan:
     burst: int
     # None: as many as are asked for.
     ids_per_day: int | None
+    # Namespaces that are caches. All processes hear of every one, so the platform has an end of
+    # them (`messages.caches_max`), which a few accounts that cost nothing must not reach.
+    caches_max: int
 
     def limits(self, key_per_minute: int | None = None) -> Limits:
         """Of an API key that is held to so many requests a minute; None: to the plan alone."""
@@ -37,11 +40,11 @@ class Plan:
         return Limits(key_per_minute, min(self.burst, -(-key_per_minute // burst_share)))
 
 
-free: Final = Plan("free", 100, 10, 1_000)
-pro: Final = Plan("pro", 6_000, 600, 1_000_000)
-developer: Final = Plan("developer", 60_000_000, 1_000_000, None)
+free: Final = Plan("free", 100, 10, 1_000, 2)
+pro: Final = Plan("pro", 6_000, 600, 1_000_000, 16)
+developer: Final = Plan("developer", 60_000_000, 1_000_000, None, 64)
 # Of those who come without an API key, where they are let in, which is on a developer's machine.
-public: Final = Plan("public", developer.requests_per_minute, developer.burst, None)
+public: Final = Plan("public", developer.requests_per_minute, developer.burst, None, 0)
 
 plans: Final[Mapping[str, Plan]] = {plan.name: plan for plan in (free, pro, developer, public)}
 # What an account can be given: nobody logs in as the public.

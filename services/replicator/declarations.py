@@ -18,7 +18,7 @@ from services.core.errors import FixRequest, RetryLater
 from services.core.key import check_namespace
 from services.core.messages import caches_max, max_items_max
 
-# Of one tenant: more than an application has kinds of data.
+# Of one tenant, whatever its plan: more than an application has kinds of data.
 tenant_declarations_max: Final = 64
 # Every replicator has them all in memory, and in a file: 3 MB with the longest names.
 declarations_max: Final = 16_384
@@ -81,6 +81,7 @@ class Counted(NamedTuple):
     """How many declarations there are."""
 
     of_tenant: int
+    caches_of_tenant: int
     in_all: int
     caches: int
 
@@ -95,8 +96,9 @@ def check(prefix: bytes, max_items: int | None) -> int:
     return max_items
 
 
-def decide(known: int | None, wanted: int, counted: Counted) -> bool:
-    """Whether there is anything to write, given what is declared of this namespace.
+def decide(known: int | None, wanted: int, counted: Counted, plan_caches_max: int) -> bool:
+    """Whether there is anything to write, given what is declared of this namespace, and how many
+    caches the plan of its tenant has. Those that there are may be changed, however many.
 
     `FixRequest` if it is declared the other kind, or if the tenant has declared enough; RetryLater
     if the platform has as many as it takes.
@@ -114,6 +116,12 @@ def decide(known: int | None, wanted: int, counted: Counted) -> bool:
             "limit_reached",
             f"{tenant_declarations_max} namespaces are declared, which is the limit; delete one "
             "of them (stores need not be declared)",
+        )
+    if wanted and counted.caches_of_tenant >= plan_caches_max:
+        raise FixRequest(
+            "limit_reached",
+            f"{counted.caches_of_tenant} caches are declared, and your plan has {plan_caches_max}; "
+            "delete one of them, or use a larger plan",
         )
     if counted.in_all >= declarations_max or (wanted and counted.caches >= caches_max):
         raise RetryLater(

@@ -58,7 +58,6 @@ poll_s_longest: Final = 5.0
 calls_max: Final = 8
 
 Job = Callable[[], Awaitable[Answer]]
-_unfinished: Final = UNKNOWN, unknown_answer(bytes(version_bytes), "it was not finished")
 
 
 class Declaring:
@@ -124,7 +123,7 @@ class Declaring:
                 group.create_task(self._do(job, done))
 
     async def _do(self, job: Job, done: Done) -> None:
-        answer = _unfinished
+        answer: Answer | None = None
         try:
             answer = await job()
         except FixRequest as error:
@@ -132,13 +131,23 @@ class Declaring:
         except RetryLater as error:
             answer = refusal_of(error)
         except UnknownOutcome as error:
-            self._said.warning("PostgreSQL did not tell what became of it", reason=str(error))
-            answer = UNKNOWN, unknown_answer(bytes(version_bytes), error.detail)
+            answer = self._unknown(error.detail, error.members.get("operation_id"))
         except FatalError as error:
             answer = refusal("database_unavailable", str(error))
         finally:
             self.under_way -= 1
-            done(*answer)
+            done(*(answer or self._unknown("it was not finished")))
+
+    def _unknown(self, why: str, transaction: str | None = None) -> Answer:
+        """What nobody knows the end of: told by an id that the log has, beside PostgreSQL's."""
+        operation = self._draw.randbytes(version_bytes)
+        self._said.warning(
+            "what became of a declaration is unknown",
+            operation=operation.hex(),
+            transaction=transaction,
+            reason=why,
+        )
+        return UNKNOWN, unknown_answer(operation, why)
 
     def close(self) -> None:
         """Answer those that wait, and take no more."""
@@ -179,7 +188,7 @@ class Declaring:
                     "already_exists",
                     f"the namespace has {told.keys} keys, and only one without can become a cache",
                 )
-        version = await self._twice(lambda: self._store.declare(prefix, wanted))
+        version = await self._twice(lambda: self._store.declare(prefix, wanted, request.caches_max))
         await self._learn(version, prefix, wanted)
         return OK, encode_body(DeclaredAnswer(version is not None, await self._told()))
 
@@ -215,9 +224,13 @@ class Declaring:
         the first has done is news all the same."""
         try:
             return await write()
-        except UnknownOutcome:
-            version = await write()
-        self._declared.adopt(await self._store.newest(self._declared.now))
+        except UnknownOutcome as unknown:
+            try:
+                version = await write()
+                self._declared.adopt(await self._store.newest(self._declared.now))
+            except RetryLater:
+                # Which says of the second time alone that nothing was done.
+                raise unknown from None
         return version
 
     async def _learn(self, version: int | None, prefix: bytes, max_items: int | None) -> None:
@@ -227,8 +240,14 @@ class Declaring:
             self._declared.adopt(now.with_change(version, prefix, max_items))
         elif version is None and now.max_items.get(prefix) == max_items:
             return
-        elif version is None or version > now.version:
+        elif version is None:
             self._declared.adopt(await self._store.newest(now))
+        elif version > now.version:
+            try:
+                self._declared.adopt(await self._store.newest(now))
+            except RetryLater as error:
+                # All learn of it as soon as PostgreSQL is back.
+                raise UnknownOutcome(f"written, and not told yet: {error.detail}") from error
 
     async def _told(self) -> list[str]:
         """Once the nodes that are connected know what is declared now; who does not."""

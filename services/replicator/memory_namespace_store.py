@@ -21,6 +21,8 @@ class NamespaceRows:
     away: bool = False
     # So many of the next commits are done, and nobody is told.
     replies_to_lose: int = 0
+    # Whether it goes away with a reply that is lost.
+    then_away: bool = False
 
 
 class MemoryNamespaceStore:
@@ -36,13 +38,13 @@ class MemoryNamespaceStore:
             rows.version = known.version + 1
         return Declarations.of(rows.version, rows.declared.items())
 
-    async def declare(self, prefix: bytes, max_items: int) -> int | None:
+    async def declare(self, prefix: bytes, max_items: int, plan_caches_max: int) -> int | None:
         self._begin()
         declared = self._rows.declared
-        tenant = sum(other[:8] == prefix[:8] for other in declared)
-        caches = sum(map(bool, declared.values()))
-        counted = Counted(tenant, len(declared), caches)
-        if not decide(declared.get(prefix), max_items, counted):
+        mine = [items for other, items in declared.items() if other[:8] == prefix[:8]]
+        caches, mine_caches = (sum(map(bool, items)) for items in (declared.values(), mine))
+        counted = Counted(len(mine), mine_caches, len(declared), caches)
+        if not decide(declared.get(prefix), max_items, counted, plan_caches_max):
             return None
         declared[prefix] = max_items
         return self._commit()
@@ -61,5 +63,6 @@ class MemoryNamespaceStore:
         self._rows.version += 1
         if self._rows.replies_to_lose:
             self._rows.replies_to_lose -= 1
+            self._rows.away = self._rows.then_away
             raise UnknownOutcome("PostgreSQL was lost while it committed")
         return self._rows.version

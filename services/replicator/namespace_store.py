@@ -24,8 +24,9 @@ _ALL: Final = """
 """
 _ONE: Final = "SELECT coalesce(max_items, 0) FROM namespaces WHERE tenant = $1 AND name = $2"
 _COUNT: Final = """
-    SELECT count(*) FILTER (WHERE tenant = $1) AS of_tenant, count(*) AS in_all,
-        count(max_items) AS caches
+    SELECT count(*) FILTER (WHERE tenant = $1) AS of_tenant,
+        count(max_items) FILTER (WHERE tenant = $1) AS caches_of_tenant,
+        count(*) AS in_all, count(max_items) AS caches
     FROM namespaces
 """
 _PUT: Final = """
@@ -47,7 +48,7 @@ class NamespaceStore(Protocol):
         """
         ...
 
-    async def declare(self, prefix: bytes, max_items: int) -> int | None:
+    async def declare(self, prefix: bytes, max_items: int, plan_caches_max: int) -> int | None:
         """Declare a namespace, as `declarations.decide` has it; 0 for a store. The version that
         this made, or None if it was declared so already. `FixRequest` if it cannot be."""
         ...
@@ -72,14 +73,14 @@ class PostgresNamespaceStore:
                     await connection.execute(_SET_VERSION, known.version + 1)
                 return await _all(connection)
 
-    async def declare(self, prefix: bytes, max_items: int) -> int | None:
+    async def declare(self, prefix: bytes, max_items: int, plan_caches_max: int) -> int | None:
         tenant, name = _named(prefix)
         with telling_what_is_wrong():
             async with self._database.transaction() as connection:
                 version = int(await connection.fetchval(_LOCK)) + 1
                 known = await connection.fetchval(_ONE, tenant, name)
                 counted = Counted(*await connection.fetchrow(_COUNT, tenant))
-                if not decide(known, max_items, counted):
+                if not decide(known, max_items, counted, plan_caches_max):
                     return None
                 await connection.execute(_PUT, tenant, name, max_items)
                 await connection.execute(_SET_VERSION, version)

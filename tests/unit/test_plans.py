@@ -6,22 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.core.messages import caches_max
 from services.core.plans import account_plans, free, plan_named, plans
+from services.replicator.declarations import tenant_declarations_max
 
 
 @pytest.mark.parametrize(
-    ("name", "per_minute", "burst", "ids_per_day"),
+    ("name", "per_minute", "burst", "ids_per_day", "caches"),
     [
-        ("free", 100, 10, 1_000),
-        ("pro", 6_000, 600, 1_000_000),
-        ("developer", 60_000_000, 1_000_000, None),
+        ("free", 100, 10, 1_000, 2),
+        ("pro", 6_000, 600, 1_000_000, 16),
+        ("developer", 60_000_000, 1_000_000, None, 64),
     ],
 )
 def test_a_plan_is_what_was_promised(
-    name: str, per_minute: int, burst: int, ids_per_day: int | None
+    name: str, per_minute: int, burst: int, ids_per_day: int | None, caches: int
 ) -> None:
     plan = plan_named(name)
-    assert (plan.name, plan.ids_per_day) == (name, ids_per_day)
+    assert (plan.name, plan.ids_per_day, plan.caches_max) == (name, ids_per_day, caches)
     assert plan.limits() == (per_minute, burst)
 
 
@@ -73,3 +75,9 @@ def test_who_may_more_a_minute_may_no_less_at_once(name: str, key_per_minute: in
 def test_a_key_that_may_nothing_is_a_bug(key_per_minute: int) -> None:
     with pytest.raises(ValueError, match="at least one"):
         free.limits(key_per_minute)
+
+
+def test_a_thousand_accounts_that_cost_nothing_do_not_take_all_caches() -> None:
+    assert 1_000 * free.caches_max < caches_max
+    # And no plan gives what the platform would refuse everybody.
+    assert all(plan.caches_max <= tenant_declarations_max for plan in plans.values())
