@@ -7,6 +7,9 @@ and what may be done at most:
     X-Ydht-Tenant: 12
     X-Ydht-Scope: read,write
 
+Where a body is wanted, but for values of single keys, it has at most 64 KiB: whoever can write a
+header may claim to be the console until all of the body is there.
+
 They have a bucket of their own and are not metered: whoever looks at a page pays nothing for it.
 """
 
@@ -24,6 +27,8 @@ from services.runtime.signing import Verifier, signature_header
 
 tenant_header: Final = "X-Ydht-Tenant"
 scope_header: Final = "X-Ydht-Scope"
+# A form of a page, or what it shows of a listing; nothing to keep anybody waiting for.
+signed_body_bytes_max: Final = 64 * 1024
 
 Fields = Iterable[tuple[bytes, bytes]]
 

@@ -375,17 +375,17 @@ class _Answering:
         of = endpoint.body_type
         if of is None:
             return None
-        is_json = not isinstance(of, Raw)
-        if is_json and not endpoint.body_optional:
+        optional = endpoint.body_optional
+        if not isinstance(of, Raw) and not optional:
             check_is_json(request)
         body = await read_body(request, held)
         if of_key is not None:
             of_key.body_bytes = len(body)
-        if not is_json:
+        if isinstance(of, Raw):
             return body
-        if endpoint.body_optional:
-            if not body:
-                return msgspec.convert({}, of)
+        if optional and not body:
+            return msgspec.convert({}, of)
+        if optional:
             check_is_json(request)
         return decode_struct(body, of)
 

@@ -19,17 +19,18 @@ import re
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Final, NamedTuple, Protocol
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from services.core.errors import ClientError, FixRequest, RetryLater
 from services.core.key_checks import Scope
 from services.runtime.allowance import retry_after_s
 from services.runtime.clock import Clock
-from services.runtime.console_requests import ConsoleRequests
+from services.runtime.console_requests import ConsoleRequests, signed_body_bytes_max
 from services.runtime.credentials import Credential
 from services.runtime.exchange import split_lines
 from services.runtime.problem import problem_response
+from services.runtime.request_body import body_too_large
 
 Fields = Iterable[tuple[bytes, bytes]]
 
@@ -87,20 +88,19 @@ class Admitted:
 
     @property
     def whose(self) -> Hashable:
-        """What shares are had by: the console takes nothing from a tenant's own programs."""
-        return self.credential.tenant, self.credential.tally is None
+        return self.credential.whose
 
     def expect(self) -> None:
         """Refuse unless there is a token at all, of a request whose cost is not known yet."""
         wait_ns = self.credential.allowance.wait_ns(1, self._now_ns())
         if wait_ns:
-            raise _too_many(1, wait_ns)
+            raise too_many(1, wait_ns)
 
     def spend(self, tokens: int) -> None:
         self._spent = True
         wait_ns = self.credential.allowance.take(tokens, self._now_ns())
         if wait_ns:
-            raise _too_many(tokens, wait_ns)
+            raise too_many(tokens, wait_ns)
 
     def settle(self) -> None:
         """Of a request that was refused before its cost was known: a token, if there is one."""
@@ -132,8 +132,11 @@ class KeyAccess:
         admitted = Admitted(await self._credential(request, address), self._clock)
         try:
             response = await _respond(admitted, need, respond)
+        except ClientDisconnect:
+            # Nobody was answered anything.
+            raise
         except Exception:
-            # A bug, which is answered further out; or the client has left.
+            # A bug, which is answered further out.
             self._count(admitted, need, 500, 0, began_s)
             raise
         response.raw_headers.extend(
@@ -146,6 +149,7 @@ class KeyAccess:
         fields = request.scope["headers"]
         if self._console.is_one(fields):
             self._console.look(fields)
+            _check_signed_body(fields)
             query = request.scope["query_string"]
             target = request.scope["raw_path"] + (b"?" + query if query else b"")
             return self._console.credential(
@@ -183,10 +187,24 @@ async def _respond(admitted: Admitted, need: Need, respond: Respond) -> Response
         return problem_response(error)
 
 
+def _check_signed_body(fields: Fields) -> None:
+    """Before it is read: nobody is known to have signed it until all of it is there."""
+    for name, value in fields:
+        if name == b"transfer-encoding":
+            raise FixRequest(
+                "invalid_header",
+                "A signed request tells in Content-Length how long its body is",
+                headers={"Connection": "close"},
+            )
+        if name == b"content-length" and int(value) > signed_body_bytes_max:
+            raise body_too_large(signed_body_bytes_max)
+
+
 def api_key_in(fields: Fields) -> bytes:
     """The API key that headers, whose names are in lower case, bring. FixRequest if they bring
     none, or two."""
-    keys = {value for name, value in fields if name == _key_header}
+    # An empty one is what a program sends whose variable is not set.
+    keys = {value for name, value in fields if name == _key_header and value.strip(b" \t")}
     bearers = set()
     is_other = False
     for name, value in fields:
@@ -223,7 +241,8 @@ def check_scope(credential: Credential, scope: Scope) -> None:
         )
 
 
-def _too_many(tokens: int, wait_ns: int) -> RetryLater:
+def too_many(tokens: int, wait_ns: int) -> RetryLater:
+    """What to say to a request that there are not so many tokens for."""
     wait_s = retry_after_s(wait_ns)
     costs = "a token" if tokens == 1 else f"{tokens} tokens"
     return RetryLater(

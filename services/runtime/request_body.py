@@ -75,7 +75,7 @@ class BodyLimit:
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > self._bytes_max:
-            raise _too_large(self._bytes_max)
+            raise body_too_large(self._bytes_max)
         arriving = _ArrivingBody(
             receive,
             send,
@@ -108,7 +108,7 @@ class _ArrivingBody:
             self._arrived_bytes += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._arrived_bytes > self._bytes_max:
-                raise _too_large(self._bytes_max)
+                raise body_too_large(self._bytes_max)
         return message
 
     async def _next_part(self) -> Message:
@@ -137,7 +137,7 @@ class _ArrivingBody:
         await self._send(message)
 
 
-def _too_large(bytes_max: int) -> FixRequest:
+def body_too_large(bytes_max: int) -> FixRequest:
     return FixRequest(
         "body_too_large",
         f"The body is larger than {bytes_max} bytes, the most that is taken here",

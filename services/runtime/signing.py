@@ -9,10 +9,11 @@ subkey made for this purpose, of these lines:
     SHA-256 of the body, hex
     time_ms                             milliseconds since 1970
     nonce                               22 base64url characters: 128 random bits
-    name:value                          of every other X-Ydht-* header, lower-case, by name
+    name:value                          of every header below, lower-case, by name
 
-so that claims such as `X-Ydht-Tenant` and `X-Ydht-Namespace` are as trustworthy as the rest.
-Whatever else a service lets a signed request say in a header must have such a name.
+Those are the other X-Ydht-*, claims such as `X-Ydht-Tenant`, and all by which a request says what
+is to be done: Content-Type, If-Match, If-None-Match, X-Consistency, X-Metadata-*, X-Namespace.
+Whatever else a service lets a signed request say in a header must have a name among them.
 
 The receiver takes a request signed within 30 s of its own clock, once: it remembers nonces for as
 long as their time would be accepted. Without room to remember, it refuses.
@@ -50,7 +51,13 @@ valid_s_max = 2 * skew_ms_max / 1000
 nonces_max = 250_000
 purpose_http = b"ydht http"
 
-_covered_prefix = "x-ydht-"
+# RFC 9110 asks for one with every 401.
+challenge = {"WWW-Authenticate": f'{signature_header} realm="ydht"'}
+
+_covered_prefixes = ("x-ydht-", "x-metadata-")
+_covered_names = frozenset(
+    {"content-type", "if-match", "if-none-match", "x-consistency", "x-namespace"}
+)
 # What HTTP allows around a value. Without this, strip() would also take the end of some UTF-8.
 _white_space = " \t"
 _form = re.compile(r"v1;(\d{1,16});([A-Za-z0-9_-]{22});([0-9a-f]{64})", re.ASCII)
@@ -124,9 +131,11 @@ class Verifier:
         metrics.add("nonces", "gauge", "Signatures remembered", lambda: self.remembered)
 
     def look(self, headers: Headers) -> None:
-        """Refuse what no body could make right: a signature that is not there or not one."""
+        """Refuse what no body could make right: a signature that is not there, or not one, or not
+        of these seconds."""
         try:
-            _signature_in(headers)
+            time_ms, _, _ = _signature_in(headers)
+            self._check_time(int(time_ms))
         except FixRequest:
             self.refused += 1
             raise
@@ -147,10 +156,9 @@ class Verifier:
         # The signature comes first: until it holds, nothing else in the request is worth an answer.
         digest = _digest(self._key, method, target, headers, body, time_ms, nonce)
         if not hmac.compare_digest(digest, claimed):
-            raise FixRequest(
-                "unauthorized",
+            raise _unauthorized(
                 "The signature does not match: the request was altered on the way, or "
-                "CLUSTER_SECRET differs between the two services",
+                "CLUSTER_SECRET differs between the two services"
             )
         self._check_time(int(time_ms))
         self._remember(nonce)
@@ -159,10 +167,9 @@ class Verifier:
         ahead_ms = time_ms - self._clock.wall_ms()
         if abs(ahead_ms) > skew_ms_max:
             where = "after" if ahead_ms > 0 else "before"
-            raise FixRequest(
-                "unauthorized",
+            raise _unauthorized(
                 f"Signed {abs(ahead_ms)} ms {where} this machine's time, which may be at most "
-                f"{skew_ms_max} ms: the request is late, or the two clocks differ",
+                f"{skew_ms_max} ms: the request is late, or the two clocks differ"
             )
 
     def _remember(self, text: str) -> None:
@@ -170,7 +177,7 @@ class Verifier:
         nonce = int.from_bytes(base64.urlsafe_b64decode(text + "=="))
         self._nonces.forget(now_s)
         if nonce in self._nonces:
-            raise FixRequest("unauthorized", "This signed request was received before: a replay")
+            raise _unauthorized("This signed request was received before: a replay")
         if self._nonces.is_full:
             self.full += 1
             raise RetryLater(
@@ -214,14 +221,16 @@ def _signature_in(headers: Headers) -> tuple[str, str, str]:
     """Time, nonce and digest as they are claimed; FixRequest if there is no one such claim."""
     signatures = [value for name, value in headers if name.lower() == signature_header.lower()]
     if not signatures:
-        raise FixRequest(
-            "unauthorized", f"This path is internal: the {signature_header} header is missing"
-        )
+        raise _unauthorized(f"This path is internal: the {signature_header} header is missing")
     match = _form.fullmatch(signatures[0])
     if len(signatures) > 1 or match is None:
-        raise FixRequest("unauthorized", f"{signature_header} is not v1;time_ms;nonce;hex, once")
+        raise _unauthorized(f"{signature_header} is not v1;time_ms;nonce;hex, once")
     time_ms, nonce, digest = match.groups()
     return time_ms, nonce, digest
+
+
+def _unauthorized(detail: str) -> FixRequest:
+    return FixRequest("unauthorized", detail, headers=challenge)
 
 
 async def _read_body(receive: Receive) -> bytes | None:
@@ -253,7 +262,7 @@ def _digest(
     covered = sorted(
         f"{name.lower()}:{value.strip(_white_space)}"
         for name, value in headers
-        if name.lower().startswith(_covered_prefix) and name.lower() != signature_header.lower()
+        if _is_covered(name.lower())
     )
     lines = [
         "v1",
@@ -266,3 +275,9 @@ def _digest(
     ]
     # A newline inside a part would let one line pass for two; HTTP allows none there.
     return hmac.new(key, "\n".join(lines).encode("latin-1", "strict"), "sha256").hexdigest()
+
+
+def _is_covered(name: str) -> bool:
+    if name in _covered_names:
+        return True
+    return name.startswith(_covered_prefixes) and name != signature_header.lower()

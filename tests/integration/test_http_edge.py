@@ -28,7 +28,13 @@ from services.runtime.clock import SystemClock
 from services.runtime.http import application
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
-from services.runtime.request_body import BodyLimit, decode_json, read_json
+from services.runtime.request_body import (
+    BodyLimit,
+    decode_json,
+    decode_struct,
+    read_json,
+    wrong_members_max,
+)
 from services.runtime.signing import (
     RequireSignature,
     SignedAuth,
@@ -373,6 +379,45 @@ def test_a_number_of_very_many_digits_is_refused() -> None:
         decode_json(b'{"thing": "x", "count": ' + b"9" * 1_000_000 + b"}", Order)
 
 
+def test_of_a_large_body_what_is_wrong_first_is_told_and_nothing_else() -> None:
+    members = b",".join(b'"x%d":1' % number for number in range(20_000))
+    small = members[: members.index(b',"x100"')]
+    with pytest.raises(FixRequest) as found:
+        decode_struct(b'{"count":"x",' + small + b"}", Order)
+    assert [one["member"] for one in found.value.members["errors"]][:2] == ["thing", "count"]
+    assert len(found.value.members["errors"]) == wrong_members_max
+    with pytest.raises(FixRequest) as found:
+        decode_struct(b'{"count":"x",' + members + b"}", Order)
+    assert found.value.members["member"] == "count"
+    assert "errors" not in found.value.members
+
+
+@pytest.mark.parametrize(
+    ("end", "word"),
+    [
+        (rb"\ud800", "half a character"),
+        (rb"\ud800\u0041", "half a character"),
+        (rb"\udc00", "half a character"),
+        (rb"\ud83d\ude00\q", "invalid escape"),
+        (b"", "invalid escape"),
+    ],
+)
+def test_half_a_character_of_a_large_body_is_found_where_decoding_fails(
+    end: bytes, word: str
+) -> None:
+    filled = b'{"thing": "' + rb"\ud83d\ude00" * 20_000 + (end or rb"\q" + b"x" * 500)
+    with pytest.raises(FixRequest, match=word):
+        decode_json(filled + b'"}', Order)
+
+
+def test_a_large_body_that_ends_too_soon_is_told_as_that() -> None:
+    for left_out in range(1, 13):
+        with pytest.raises(FixRequest, match=r"ends too soon|half a character"):
+            decode_json((b'{"thing": "' + rb"\ud83d\ude00" * 20_000)[:-left_out], Order)
+    with pytest.raises(FixRequest, match="ends too soon"):
+        decode_json(b'{"thing": "' + rb"\u0041" * 20_000, Order)
+
+
 def test_nesting_without_end_is_refused_for_any_type() -> None:
     for of in (object, dict[str, object], list[object]):
         for opening in (b"[", b'{"a":'):
@@ -461,7 +506,7 @@ async def test_an_internal_route_takes_signed_requests_only(
 async def test_an_internal_route_does_not_hold_more_than_its_limit(
     client: httpx.AsyncClient,
 ) -> None:
-    headers = {signature_header: f"v1;1;{'n' * 22};{'0' * 64}"}
+    headers = {signature_header: f"v1;{SystemClock().wall_ms()};{'n' * 22};{'0' * 64}"}
     content = chunks(body_bytes_max + 1)
     response = await client.post("/internal", content=content, headers=headers)
     problem(response, 413, "body_too_large")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
 from msgspec import Meta, Struct
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from services.core.errors import FixRequest
 from services.core.plans import Limits
+from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.console_requests import ConsoleRequests
@@ -60,6 +64,7 @@ class World:
         self.keys = KnownKeys(self.clock)
         self.counted = Counted()
         self.handled = 0
+        self.room = BodyRoom(200_000, 100_000)
         verifier = Verifier(secret, self.clock)
         console = ConsoleRequests(verifier, self.keys)
         shared: dict[str, Any] = {"access": Access.API_KEY, "answer_type": Seen}
@@ -120,6 +125,7 @@ class World:
                 verifier=verifier,
                 addresses=ClientAddresses(),
                 keys=KeyAccess(self.keys, console, self.counted, self.clock),
+                room=self.room,
             ),
             metrics=Metrics(),
             readiness=Readiness(),
@@ -413,6 +419,97 @@ async def test_a_signed_request_is_good_once_and_as_it_was(world: World) -> None
         "POST", "/many", json={"items": [2]}, headers=signed_once.headers
     )
     assert problem(await world.client.send(other)) == (401, "unauthorized")
+
+
+async def unread(world: World, *headers: tuple[bytes, bytes]) -> int:
+    """The status of an answer to a request whose body must not be asked for."""
+
+    async def receive() -> Message:
+        raise AssertionError("the body is read")
+
+    statuses = []
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    fields = [(b"content-type", b"application/json"), *headers]
+    scope = {"type": "http", "method": "POST", "path": "/many", "raw_path": b"/many"}
+    await world.app({**scope, "query_string": b"", "headers": fields}, receive, send)
+    return int(statuses[0] or 0)
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "length", "status"),
+    [
+        (0, (b"content-length", b"65537"), 413),
+        (0, (b"transfer-encoding", b"chunked"), 400),
+        (60_000, (b"content-length", b"10"), 401),
+        (-60_000, (b"content-length", b"10"), 401),
+    ],
+)
+async def test_what_looks_signed_has_nothing_large_or_late_read_for_it(
+    world: World, age_ms: int, length: tuple[bytes, bytes], status: int
+) -> None:
+    forged = f"v1;{world.clock.wall_ms() - age_ms};{'a' * 22};{'0' * 64}".encode()
+    assert await unread(world, (b"x-ydht-signature", forged), length) == status
+
+
+async def test_a_client_that_leaves_is_no_failure_of_its_tenant(world: World) -> None:
+    key = world.keys.add(7).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nobody is there")
+
+    fields = [(b"content-type", b"application/json"), (b"x-api-key", key)]
+    scope = {"type": "http", "method": "POST", "path": "/many", "raw_path": b"/many"}
+    with suppress(ClientDisconnect):
+        await world.app({**scope, "query_string": b"", "headers": fields}, receive, send)
+    assert world.counted.requests == []
+
+
+async def test_the_application_says_once_that_it_closes(world: World) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"{"
+
+    answer = await world.client.post("/many", content=parts(), headers={"X-API-Key": "none"})
+    assert problem(answer) == (401, "invalid_api_key")
+    assert answer.headers.get_list("connection") == ["close"]
+
+
+# -- the room for large bodies
+
+
+async def test_a_large_body_has_room_while_it_is_there_and_no_more_than_has_arrived(
+    world: World,
+) -> None:
+    seen: list[int] = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        for text in (b'{"items": [', b" " * 70_000, b"1]}"):
+            seen.append(world.room.taken_bytes)
+            yield text
+        seen.append(world.room.taken_bytes)
+
+    headers = {"X-API-Key": world.keys.add(7), "Content-Type": "application/json"}
+    answer = await world.client.post("/many", content=parts(), headers=headers)
+    assert answer.status_code == 200
+    assert seen == [0, 0, 70_011, 70_014]
+    assert world.room.taken_bytes == 0
+
+
+async def test_a_large_body_without_room_is_refused_and_gives_back_what_it_had(
+    world: World,
+) -> None:
+    headers = {"X-API-Key": world.keys.add(7)}
+    assert world.room.take(100_000, "another")
+    answer = await world.client.post("/many", json={"items": [1] * 33_000}, headers=headers)
+    assert problem(answer) == (503, "overloaded")
+    assert world.room.taken_bytes == 100_000
+    small = await world.client.post("/many", json={"items": [1] * 20_000}, headers=headers)
+    assert small.status_code == 200
 
 
 # -- the list of endpoints

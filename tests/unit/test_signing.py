@@ -106,6 +106,44 @@ def test_altered_added_or_removed_claims_are_refused() -> None:
     two.verify([tenant, scope, ("Accept", "text/html"), signature])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Content-Type",
+        "If-Match",
+        "If-None-Match",
+        "X-Consistency",
+        "X-Metadata-Color",
+        "X-Namespace",
+    ],
+)
+def test_what_a_request_says_in_headers_is_signed_with_it(name: str) -> None:
+    two = Two()
+    assert "does not match" in two.refusal([*two.signed(), (name, "other")])
+    said = [*claims, (name, "this")]
+    signature = (signature_header, two.signer.sign("POST", target, said, body))
+    assert "does not match" in two.refusal([*claims, signature])
+    assert "does not match" in two.refusal([*claims, (name, "that"), signature])
+    two.verify([*claims, (name.lower(), " this"), signature])
+
+
+def test_a_look_finds_what_is_out_of_date_before_there_is_a_body() -> None:
+    two = Two(skew_ms=-skew_ms_max - 1)
+    with pytest.raises(FixRequest, match="before this machine's time"):
+        two.verifier.look(two.signed())
+    assert two.verifier.refused == 1
+    Two().verifier.look(Two().signed())
+
+
+def test_every_refusal_says_how_to_be_let_in() -> None:
+    two = Two(skew_ms=skew_ms_max + 1)
+    late, missing = two.signed(), claims
+    for headers in (late, missing):
+        with pytest.raises(FixRequest) as caught:
+            two.verifier.look(headers)
+        assert caught.value.headers["WWW-Authenticate"].startswith("X-Ydht-Signature ")
+
+
 def test_another_secret_or_another_purpose_does_not_sign() -> None:
     two = Two()
     stranger = Signer(secret[::-1], two.sender_clock).sign("POST", target, claims, body)
