@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +33,8 @@ from starlette.applications import Starlette
 
 from bench import wrk
 from bench.report import Row, quiet, show
+from services.core.errors import ClientError
+from services.runtime.body_room import BodyRoom
 from services.runtime.clock import SystemClock
 from services.runtime.edge import RequestCounters
 from services.runtime.exchange import Exchange, Headers
@@ -98,8 +100,20 @@ class AnsweringLane:
 
     body_bytes_max = 1 << 20
 
+    def __init__(self) -> None:
+        self.room = BodyRoom()
+
     def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
         return path.startswith(b"/v1/kv/")
+
+    def refusal(self, exchange: Exchange) -> ClientError | None:
+        return None
+
+    def whose(self, exchange: Exchange) -> Hashable:
+        return None
+
+    def refuse(self, exchange: Exchange, error: ClientError) -> None:
+        exchange.reply(error.status, b"", b"")
 
     def begin(self, exchange: Exchange) -> None:
         exchange.reply(200, lines, value)

@@ -25,6 +25,7 @@ from services.gateway.readiness import add_conditions, health
 from services.gateway.reads import Reads
 from services.gateway.settings import GatewaySettings
 from services.runtime.allowance import Allowances
+from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import Clock
 from services.runtime.console_requests import ConsoleRequests
@@ -76,7 +77,9 @@ class Gateway:
             self.cluster, self.reads, self.meters, self.cors, clock, Dates(), Places()
         )
         self.addresses = ClientAddresses(settings.trusted_proxies or ())
-        self.keys = KeyValue(platform, self.credentials, self.addresses)
+        # One budget for large bodies, whichever way they come.
+        self.room = BodyRoom()
+        self.keys = KeyValue(platform, self.credentials, self.addresses, self.room)
         self.json_api = JsonApi(
             self.cluster,
             Surroundings(settings.cluster_secret, settings.keygen_url, settings.public_url),
@@ -91,6 +94,7 @@ class Gateway:
             self.meters,
             self.verifier,
             self.reads,
+            self.room,
         ):
             part.add_to(metrics)
 
@@ -98,7 +102,7 @@ class Gateway:
         access = KeyAccess(self.credentials, self.console, self.meters, clock)
         return [
             KeyRoute(ConsoleLane(self.keys, self.console)),
-            *self.json_api.routes(access, self.verifier, self.addresses),
+            *self.json_api.routes(access, self.verifier, self.addresses, self.room),
         ]
 
     async def open(self, stack: AsyncExitStack, loops: Loops) -> None:

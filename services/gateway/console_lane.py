@@ -6,6 +6,7 @@ application runs without the fast lane. The requests are those of `KeyValue`, wh
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from time import monotonic_ns
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from services.core.errors import ClientError
 from services.gateway.kv import KeyValue, options_of, path_prefix
 from services.runtime import telemetry
+from services.runtime.body_room import BodyRoom
 from services.runtime.console_requests import ConsoleRequests
 from services.runtime.exchange import Exchange, Headers
 from services.runtime.lane_route import LaneRoute
@@ -55,6 +57,27 @@ class ConsoleLane:
         options_of(headers).request_id = telemetry.request_id.get().encode("ascii")
         return True
 
+    @property
+    def room(self) -> BodyRoom:
+        return self._keys.room
+
+    def refusal(self, exchange: Exchange) -> ClientError | None:
+        if not options_of(exchange.headers).signed:
+            return self._keys.refusal(exchange)
+        try:
+            self._console.look(exchange.headers.fields)
+        except ClientError as error:
+            return error
+        return None
+
+    def whose(self, exchange: Exchange) -> Hashable:
+        # Whether it is signed is known by its body alone: what claims to be shares one share.
+        signed = options_of(exchange.headers).signed
+        return "the console" if signed else self._keys.whose(exchange)
+
+    def refuse(self, exchange: Exchange, error: ClientError) -> None:
+        self._keys.refuse(exchange, error)
+
     def begin(self, exchange: Exchange) -> None:
         options = options_of(exchange.headers)
         if not options.signed:
@@ -70,7 +93,7 @@ class ConsoleLane:
                 exchange.body,
             )
         except ClientError as error:
-            self._keys.refuse(exchange, error)
+            self._keys.refuse_to_nobody(exchange, error)
             return
         options.belongs_to(credential)
         self._keys.begin_for(exchange, options, credential, began_ns)

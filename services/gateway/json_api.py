@@ -14,6 +14,7 @@ from services.gateway.ids import IdSource
 from services.gateway.listing import Listings
 from services.gateway.namespaces import Namespaces
 from services.gateway.prefix_deletion import PrefixDeletions
+from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import Clock
 from services.runtime.docs_pages import docs_routes
@@ -49,12 +50,16 @@ class JsonApi:
         self.document = api_document(self.endpoints, surroundings.public_url)
 
     def routes(
-        self, keys: KeyAccess, verifier: Verifier, addresses: ClientAddresses
+        self,
+        keys: KeyAccess,
+        verifier: Verifier,
+        addresses: ClientAddresses,
+        room: BodyRoom | None = None,
     ) -> list[BaseRoute]:
         return [
             document_route(self.document),
             *docs_routes(self.document),
-            *routes(self.endpoints, verifier=verifier, addresses=addresses, keys=keys),
+            *routes(self.endpoints, verifier=verifier, addresses=addresses, keys=keys, room=room),
         ]
 
     async def close(self) -> None:

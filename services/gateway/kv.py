@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from operator import attrgetter
 from time import monotonic_ns
@@ -34,7 +34,8 @@ from services.gateway.gets import Get
 from services.gateway.keyspace import check_allowed
 from services.gateway.options import Options
 from services.runtime import telemetry
-from services.runtime.client_address import ClientAddresses
+from services.runtime.body_room import BodyRoom
+from services.runtime.client_address import ClientAddresses, network_of
 from services.runtime.credentials import Credential, Credentials
 from services.runtime.exchange import Exchange, Headers
 from services.runtime.key_access import check_scope, key_challenge
@@ -86,8 +87,13 @@ class KeyValue:
     body_bytes_max = value_bytes_max
 
     def __init__(
-        self, platform: Platform, credentials: Credentials, addresses: ClientAddresses
+        self,
+        platform: Platform,
+        credentials: Credentials,
+        addresses: ClientAddresses,
+        room: BodyRoom,
     ) -> None:
+        self.room = room
         self._platform = platform
         self._credentials = credentials
         self._addresses = addresses
@@ -106,6 +112,24 @@ class KeyValue:
         return (
             path.startswith(path_prefix) and method != b"OPTIONS" and not options_of(headers).signed
         )
+
+    def refusal(self, exchange: Exchange) -> ClientError | None:
+        options = options_of(exchange.headers)
+        if self._cached(options) is not None:
+            return None
+        if options.nobody is not None:
+            return options.nobody
+        error = self._credentials.refusal(options.api_key)
+        return None if error is None else _challenged(error)
+
+    def whose(self, exchange: Exchange) -> Hashable:
+        credential = self._cached(options_of(exchange.headers))
+        if credential is not None:
+            return credential.whose
+        return network_of(self._addresses.behind(exchange.address, exchange.headers.fields))
+
+    def _cached(self, options: Options) -> Credential | None:
+        return self._credentials.cached(options.api_key, monotonic_ns() * _s_per_ns)
 
     def begin(self, exchange: Exchange) -> None:
         began_ns = monotonic_ns()
@@ -173,11 +197,11 @@ class KeyValue:
 
     def too_large(self, exchange: Exchange) -> None:
         problem = f"The value is larger than {value_bytes_max} bytes; nothing was changed"
-        self._refuse_early(exchange, FixRequest("value_too_large", problem))
+        self.refuse(exchange, FixRequest("value_too_large", problem))
 
     def timed_out(self, exchange: Exchange) -> None:
         problem = "The value did not arrive in time; nothing was changed"
-        self._refuse_early(exchange, FixRequest("request_timeout", problem))
+        self.refuse(exchange, FixRequest("request_timeout", problem))
 
     async def close(self) -> None:
         """Look up nothing more; who still waits for it is refused."""
@@ -191,12 +215,12 @@ class KeyValue:
     def _begin_later(self, exchange: Exchange, options: Options) -> None:
         """Answer once it is known whose key it is, or that it is nobody's."""
         if options.nobody is not None:
-            self.refuse(exchange, options.nobody)
+            self.refuse_to_nobody(exchange, options.nobody)
             return
         size = len(exchange.body)
         if len(self._lookups) >= lookups_max or self._lookup_bytes + size > lookup_bytes_max:
             busy = f"{len(self._lookups)} other requests wait for their API keys to be checked"
-            self.refuse(exchange, RetryLater("overloaded", busy))
+            self.refuse_to_nobody(exchange, RetryLater("overloaded", busy))
             return
         self._lookup_bytes += size
         lookup = asyncio.create_task(self._look_up(exchange, options))
@@ -212,29 +236,27 @@ class KeyValue:
         try:
             credential = await self._credentials.find(options.api_key, address)
         except FixRequest as error:
-            self.refuse(exchange, _challenged(error))
+            self.refuse_to_nobody(exchange, _challenged(error))
         except ClientError as error:
-            self.refuse(exchange, error)
+            self.refuse_to_nobody(exchange, error)
         except asyncio.CancelledError:
-            self.refuse(exchange, RetryLater("shutting_down", "This gateway ends"))
+            self.refuse_to_nobody(exchange, RetryLater("shutting_down", "This gateway ends"))
             raise
         except Exception:
             log.exception("an API key could not be looked up")
-            self.refuse(exchange, InternalError())
+            self.refuse_to_nobody(exchange, InternalError())
         else:
-            if not exchange.gone:
-                options.belongs_to(credential)
-                self.begin_for(exchange, options, credential, monotonic_ns())
+            options.belongs_to(credential)
+            self.begin_for(exchange, options, credential, monotonic_ns())
 
     # -- refusals of what is not begun
 
-    def _refuse_early(self, exchange: Exchange, error: ClientError) -> None:
+    def refuse(self, exchange: Exchange, error: ClientError) -> None:
         """Refuse a request that has not come as a whole. Nobody is asked whose it is, for it may be
         anybody's; if that is known it is told as every other."""
-        options = options_of(exchange.headers)
-        credential = self._credentials.cached(options.api_key, monotonic_ns() * _s_per_ns)
+        credential = self._cached(options_of(exchange.headers))
         if credential is None:
-            self.refuse(exchange, error)
+            self.refuse_to_nobody(exchange, error)
             return
         method = methods.get(exchange.method)
         self._refuse_to(credential, exchange, method.operation if method else "other", error)
@@ -249,7 +271,7 @@ class KeyValue:
         credential.allowance.take(1, now_ns)
         call.refuse(error)
 
-    def refuse(self, exchange: Exchange, error: ClientError) -> None:
+    def refuse_to_nobody(self, exchange: Exchange, error: ClientError) -> None:
         """Refuse a request of which it is not known whose it is, or does not matter."""
         options = options_of(exchange.headers)
         self._platform.refuse(exchange, options, options.request_id or self._new_id(), error)

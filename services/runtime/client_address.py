@@ -6,6 +6,8 @@ rightmost address that is not itself a trusted proxy. Whatever stands left of it
 client, and proves nothing. Where the header ends in something that is no address, or is missing,
 the last proxy that could be followed stands for the client: an address to throttle, never a way
 around it.
+
+Who is slowed down is counted by networks, for an address costs little where there are many.
 """
 
 from __future__ import annotations
@@ -23,6 +25,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 unknown_address: Final = "unknown"
 # More proxies in a row than anybody has; what stands further left is not looked at.
 hops_max: Final = 16
+
+# What an internet provider gives to one customer at least, and so the least that costs another.
+ipv6_network_bits: Final = 64
+# And what it gives at most to whoever asks.
+ipv6_site_bits: Final = 48
+# What is rented as one: 256 addresses that cost little more than one of them.
+ipv4_site_bits: Final = 24
 
 _header: Final = b"x-forwarded-for"
 
@@ -56,6 +65,33 @@ class ClientAddresses:
     def _trusts(self, address: Address) -> bool:
         # An address is never in a network of the other version, which is what is meant.
         return any(address in network for network in self._trusted)
+
+
+def network_of(address: str) -> str:
+    """Whose an address is at least: itself, or the network of IPv6 around it. What is no address
+    stands for itself, here and below."""
+    return _around(address, None, ipv6_network_bits)
+
+
+def wide_network_of(address: str) -> str:
+    """The same of IPv6, where a customer has as many networks as can easily be had."""
+    return _around(address, None, ipv6_site_bits)
+
+
+def site_of(address: str) -> str:
+    """The same of both versions."""
+    return _around(address, ipv4_site_bits, ipv6_site_bits)
+
+
+def _around(address: str, ipv4_bits: int | None, ipv6_bits: int) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    bits = ipv4_bits if parsed.version == 4 else ipv6_bits
+    if bits is None:
+        return address
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
 def _hops(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:

@@ -1,10 +1,12 @@
 """The clients of an HTTP server: how many there may be at once, and how long each may idle.
 
 - Past `connections_max` a new connection closes the one that has been idle for longest. Idle is
-  one without a request being answered: between requests, silent, or with a head half sent.
-  When none is idle there is no room.
+  one without a request being answered: between requests, silent, or with a request half sent.
+  An upload that comes along idles from its last large piece. When none is idle there is no room.
 - A connection may be idle for `idle_s_max`, which also bounds how slowly a head may arrive, and
   a client may leave its answer unread for as long.
+- Answers that clients have asked for and do not read may take `unread_bytes_max` together: past
+  that the connection that holds most of them is cut.
 - A connection may ask for a closer watch on a request while it arrives: it is told when that has
   gone on for `receive_s_max`.
 """
@@ -25,6 +27,9 @@ from services.runtime.metrics import Metrics
 idle_s_max = 75.0
 # From the first byte of a request to its last: a megabyte over a poor mobile line.
 receive_s_max = 30.0
+# Two hundred clients on poor lines that get the largest values. One that does not read is held to
+# one answer, which may have some megabytes.
+unread_bytes_max = 256 << 20
 
 
 class Receiving(Protocol):
@@ -61,6 +66,10 @@ class Connections(ServerState):
         self.idle_since: dict[HttpToolsProtocol, float] = {}
         # Those whose clients do not read what they asked for, in the same way.
         self._stalled: dict[HttpToolsProtocol, float] = {}
+        # What they had not read when they stalled, for little is written from then on.
+        self._unread: dict[HttpToolsProtocol, int] = {}
+        self.unread_bytes = 0
+        self.unread_bytes_max = unread_bytes_max
         # Those in the middle of a request, likewise.
         self._receiving: dict[Receiving, float] = {}
         self.heads = Heads()
@@ -69,6 +78,7 @@ class Connections(ServerState):
         self.refused = 0
         self.expired = 0
         self.late = 0
+        self.unread = 0
         self.malformed = 0
 
     def add(self, connection: HttpToolsProtocol) -> bool:
@@ -92,9 +102,19 @@ class Connections(ServerState):
 
     def stalled(self, connection: HttpToolsProtocol) -> None:
         self._stalled.setdefault(connection, self.clock.monotonic_s())
+        self._count_unread(connection)
+        while self.unread_bytes > self.unread_bytes_max:
+            self.unread += 1
+            self._drop(max(self._unread, key=self._unread.__getitem__))
 
     def flowing(self, connection: HttpToolsProtocol) -> None:
         self._stalled.pop(connection, None)
+        self.unread_bytes -= self._unread.pop(connection, 0)
+
+    def _count_unread(self, connection: HttpToolsProtocol) -> None:
+        size = connection.transport.get_write_buffer_size()
+        self.unread_bytes += size - self._unread.get(connection, 0)
+        self._unread[connection] = size
 
     def receiving(self, connection: Receiving) -> None:
         """Watch the time from now on, unless it is watched already."""
@@ -139,10 +159,13 @@ class Connections(ServerState):
                     break
                 self.expired += 1
                 self._drop(connection)
+        # They may have read some of it.
+        for connection in self._unread:
+            self._count_unread(connection)
 
     def _drop(self, connection: HttpToolsProtocol) -> None:
         self.idle_since.pop(connection, None)
-        self._stalled.pop(connection, None)
+        self.flowing(connection)
         # Not close(), which would wait for a client that does not read.
         connection.transport.abort()
 
@@ -151,6 +174,10 @@ class Connections(ServerState):
             "http_connections": ("Client connections", lambda: len(self.connections)),
             "http_connections_idle": ("Those without a request", lambda: self.idle_count),
             "http_connections_stalled": ("Those not reading", lambda: self.stalled_count),
+            "http_answers_unread_bytes": (
+                "Answers that clients do not read",
+                lambda: self.unread_bytes,
+            ),
             "http_connections_max": ("Bound on them", lambda: self.connections_max),
         }
         for name, (text, read) in figures.items():
@@ -160,12 +187,14 @@ class Connections(ServerState):
             "refused": lambda: self.refused,
             "expired": lambda: self.expired,
             "late": lambda: self.late,
+            "unread": lambda: self.unread,
         }
         metrics.add("http_connections_opened", "counter", "Accepted", lambda: self.opened)
         metrics.add(
             "http_connections_closed_by_us",
             "counter",
-            "Closed for room, refused for lack of it, idle for too long, or sending too slowly",
+            "Closed for room, refused for lack of it, idle for too long, sending too slowly, or "
+            "holding the most of answers that are not read",
             lambda: {name: read() for name, read in ends.items()},
             labels=("why",),
         )

@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -125,6 +125,11 @@ class Credential:
         self.usable_until_s = self.stale_until_s = self.expires_s = _never
         # Whether it is to be looked up before its next use.
         self.due = False
+
+    @property
+    def whose(self) -> Hashable:
+        """What shares are had by: the console takes nothing from a tenant's own programs."""
+        return self.tenant, self.tally is None
 
     def allow(self, scopes: Collection[Scope]) -> None:
         self.may_read = "read" in scopes
@@ -235,6 +240,14 @@ class Credentials:
         self._use_on(credential, now_s)
         return credential
 
+    def refusal(self, key: bytes) -> FixRequest | None:
+        """Why nobody has to be asked about this key: it cannot be one, or was none a moment ago."""
+        is_one = well_formed(key.decode("latin-1"))
+        if is_one and self._clock.monotonic_s() >= self._refused.get(key, _never):
+            return None
+        self.counters.refused += 1
+        return FixRequest("invalid_api_key", refusal)
+
     async def find(self, key: bytes, address: str) -> Credential:
         """The credential of this key, which came from this address.
 
@@ -313,16 +326,13 @@ class Credentials:
     def _begin_unless_refused(self, key: bytes, address: str) -> asyncio.Task[_Outcome]:
         now_s = self._clock.monotonic_s()
         text = key.decode("latin-1")
-        if not well_formed(text):
-            self.counters.refused += 1
-            raise FixRequest("invalid_api_key", refusal)
         known = self._known.get(key)
         if known is not None and now_s >= known.expires_s:
             self._refuse(key)
             known = None
-        if now_s < self._refused.get(key, _never):
-            self.counters.refused += 1
-            raise FixRequest("invalid_api_key", refusal)
+        refused = self.refusal(key)
+        if refused is not None:
+            raise refused
         if known is not None:
             return self._begin(key, text, None)
         self.guesses.check(address)

@@ -14,9 +14,11 @@ pipelined requests.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Protocol
 
+from services.core.errors import ClientError
+from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import unknown_address
 
 
@@ -47,7 +49,8 @@ class Headers:
 
 
 class Exchange(ABC):
-    """A whole request, to be answered exactly once.
+    """A whole request, to be answered once, also if the client has gone: it counts as one that is
+    under way until then.
 
     `path` is in origin form, still percent-encoded and without the query, whatever form the
     target had. `body` is empty as long as the request is not whole: where the lane is asked for
@@ -101,12 +104,31 @@ class Lane(Protocol):
         """The largest body that is taken."""
         ...
 
+    @property
+    def room(self) -> BodyRoom:
+        """Where large bodies have their room from, from when they arrive until the answer."""
+        ...
+
     def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
         """Whether requests with this head are the lane's. Asked once for each."""
         ...
 
     def begin(self, exchange: Exchange) -> None:
         """Answer the request, now or later, by `exchange.reply`."""
+        ...
+
+    def refusal(self, exchange: Exchange) -> ClientError | None:
+        """Why its body is not worth waiting for; None if it is. Asked once of a request whose body
+        is not here with its head, before more of it is read and before a client that waits for it
+        is told to go on."""
+        ...
+
+    def whose(self, exchange: Exchange) -> Hashable:
+        """What the room of a large body is shared by, as far as its head tells; asked once."""
+        ...
+
+    def refuse(self, exchange: Exchange, error: ClientError) -> None:
+        """Reply that, now, in place of what it asks for."""
         ...
 
     def too_large(self, exchange: Exchange) -> None:

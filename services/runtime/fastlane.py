@@ -12,7 +12,10 @@ go to the application. Those of one connection are answered strictly one after t
   reading is paused. But a slice of `slice_bytes_max`, once begun, is parsed to its end, so what
   has stood in one slice may wait in the pipeline.
 - While answers are not read by the client no request gets its turn, and nothing is read.
-- A refusal ends the connection, behind the answers to what came before.
+- A refusal ends the connection, behind the answers to what came before. A body that is not here
+  with its head is refused before the rest is read, if the lane has a reason by then.
+- What a body has beyond `small_bytes_max` takes its room (body_room.py) as it arrives, until the
+  answer.
 - A client that has ended its side gets its answers all the same.
 
 This is a hot path and looks like one: callbacks and bytes, and for a request no task, future,
@@ -31,7 +34,7 @@ import asyncio
 import contextvars
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from time import perf_counter
 from typing import Any, Final
@@ -43,6 +46,7 @@ from uvicorn.server import ServerState
 
 from services.core.errors import ClientError, FixRequest
 from services.runtime import telemetry
+from services.runtime.body_room import small_bytes_max
 from services.runtime.client_address import unknown_address
 from services.runtime.client_connections import receive_s_max
 from services.runtime.edge import RequestCounters, status_client_left
@@ -91,6 +95,7 @@ class FastLane(ServiceProtocol):
         self._lane: Lane = app_state["lane"]
         self._lane_takes = self._lane.takes
         self._lane_begin = self._lane.begin
+        self._small_bytes_max = min(small_bytes_max, self._lane.body_bytes_max)
         self._counters: RequestCounters = app_state["counters"]
         self._log_access: bool = app_state.get("access_log", False)
         # Bytes that have not been parsed.
@@ -108,7 +113,11 @@ class FastLane(ServiceProtocol):
         self._receiving: FastExchange | None = None
         self._act_when_whole: Act = self._lane.begin
         self._body: bytes | bytearray = b""
+        # How large it may become before room has to be found for it.
+        self._body_bytes_free = 0
         self._continue_due = False
+        # The room of large bodies, until their requests are answered.
+        self._rooms: dict[FastExchange, tuple[int, Hashable]] = {}
         self._watched = False
         # The last heads that the lane took, without a body and with one; those of them that came
         # again, and are kept as they were sent; and the one that is coming again now.
@@ -144,6 +153,7 @@ class FastLane(ServiceProtocol):
         self._unwatch()
         self.pipeline.clear()
         self._held = b""
+        self._leave_rooms()
         turn = self._turn
         if isinstance(turn, RequestResponseCycle):
             # uvicorn tells the newest one only.
@@ -305,6 +315,8 @@ class FastLane(ServiceProtocol):
             if self._mid_message and not self._watched:
                 self._watched = True
                 self.server_state.receiving(self)
+                if self._receiving is not None and self._refuse_early(self._receiving):
+                    return
             if self._continue_due:
                 self._continue_due = False
                 self.transport.write(_continue)
@@ -427,6 +439,7 @@ class FastLane(ServiceProtocol):
         self._receiving = exchange
         self._act_when_whole = act
         self._continue_due = head.expects and (head.chunked or head.length > 0)
+        self._body_bytes_free = self._small_bytes_max
         if head.length > self._lane.body_bytes_max:
             self._refuse_body(exchange, self._lane.too_large)
             raise httptools.HttpParserError
@@ -444,9 +457,37 @@ class FastLane(ServiceProtocol):
             if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += body
-        if len(self._body) > self._lane.body_bytes_max:
-            self._refuse_body(exchange, self._lane.too_large)
+        if len(self._body) > self._body_bytes_free:
+            self._make_room(exchange, len(self._body))
+
+    def _make_room(self, exchange: FastExchange, size: int) -> None:
+        """For a body that has come to be so large."""
+        lane = self._lane
+        if size > lane.body_bytes_max:
+            self._refuse_body(exchange, lane.too_large)
             raise httptools.HttpParserError
+        taken, whose = self._rooms.get(exchange) or (0, lane.whose(exchange))
+        # Something ahead, or a body of small chunks would ask with each.
+        wanted = min(size + small_bytes_max, lane.body_bytes_max)
+        if not lane.room.take(wanted - taken, whose):
+            error = lane.room.refusal(wanted - taken)
+            self._refuse_body(exchange, partial(lane.refuse, error=error))
+            raise httptools.HttpParserError
+        self._rooms[exchange] = wanted, whose
+        # An upload that comes along gives way after those that do not.
+        self.server_state.idle(self)
+        self._body_bytes_free = wanted
+
+    def _leave_room(self, exchange: FastExchange) -> None:
+        taken = self._rooms.pop(exchange, None)
+        if taken is not None:
+            self._lane.room.give_back(*taken)
+
+    def _leave_rooms(self) -> None:
+        """The room of whatever will not be answered any more, or has not been whole."""
+        for exchange in list(self._rooms):
+            if exchange is not self._turn:
+                self._leave_room(exchange)
 
     def on_message_complete(self) -> None:
         if self._declining:
@@ -531,6 +572,8 @@ class FastLane(ServiceProtocol):
         data = answer_bytes(state.heads[status], exchange, status, lines, persistence, body)
         exchange.connection = None
         self._turn = None
+        if self._rooms:
+            self._leave_room(exchange)
         lost = self.transport.is_closing()
         if lost:
             status = status_client_left
@@ -595,6 +638,7 @@ class FastLane(ServiceProtocol):
         self._ended = True
         self._read_no_more()
         self.pipeline.clear()
+        self._leave_rooms()
         self._flush()
         if self.lost:
             return
@@ -608,10 +652,27 @@ class FastLane(ServiceProtocol):
         self._refused = True
         self._held = b""
         self._repeated = []
-        self._receiving = None
+        if self._receiving is not None:
+            self._leave_room(self._receiving)
+            self._receiving = None
         self._body = b""
         self._continue_due = False
         self._unwatch()
+
+    def _refuse_early(self, exchange: FastExchange) -> bool:
+        """Whether the lane knows already why it does not want the body, and has said so."""
+        act: Act
+        try:
+            error = self._lane.refusal(exchange)
+            if error is None:
+                self.server_state.idle(self)
+                return False
+            act = partial(self._lane.refuse, error=error)
+        except Exception:
+            # As in `_act`.
+            act = partial(FastExchange.excuse, request_id=exchange.lament())
+        self._refuse_body(exchange, act)
+        return True
 
     def _refuse_body(self, exchange: FastExchange, act: Act) -> None:
         """Have the lane say why the body is not taken."""

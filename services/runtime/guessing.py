@@ -12,7 +12,6 @@ to give, the one that a customer has at most.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from services.core.bucket import Bucket
 from services.core.errors import RetryLater
 from services.core.plans import Limits
 from services.runtime.allowance import retry_after_s
+from services.runtime.client_address import network_of, wide_network_of
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
 from services.runtime.shares import ShareLimit, Shares
@@ -30,8 +30,6 @@ from services.runtime.shares import ShareLimit, Shares
 # A wrong key that is sent again and again is remembered, and counts as one of twelve a minute.
 address_limits: Final = Limits(30, 30)
 site_limits: Final = Limits(120, 120)
-ipv6_prefix_bits: Final = 64
-ipv6_site_bits: Final = 48
 # Some thousand a second; and so many guesses go through at most after the last that is allowed.
 turns: Final = ShareLimit(8, 2_000, 4.0, "rate_limited", "unknown API keys of one address")
 # About 4 MB. Who has more addresses than this has no need to come back with one of them.
@@ -82,7 +80,7 @@ class Guesses:
     @asynccontextmanager
     async def turn(self, address: str) -> AsyncIterator[None]:
         """Let the block look up a key when it is the turn of what has come from there."""
-        async with self._turns.of(_around(address, ipv6_prefix_bits)):
+        async with self._turns.of(network_of(address)):
             self.check(address)
             yield
 
@@ -101,18 +99,8 @@ class Guesses:
 
 
 def _subjects(address: str) -> list[tuple[str, Limits]]:
-    network, site = _around(address, ipv6_prefix_bits), _around(address, ipv6_site_bits)
+    network, site = network_of(address), wide_network_of(address)
     subjects = [(network, address_limits)]
     if site != network:
         subjects.append((site, site_limits))
     return subjects
-
-
-def _around(address: str, bits: int) -> str:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return address
-    return str(ipaddress.ip_network((parsed, bits), strict=False))

@@ -14,6 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from services.core.errors import ClientError
+from services.runtime.body_room import Held
 from services.runtime.client_address import unknown_address
 from services.runtime.exchange import Exchange, Headers, Lane, split_lines
 from services.runtime.request_body import body_s_default
@@ -38,21 +40,30 @@ class LaneRoute:
         if not lane.takes(exchange.method, exchange.path, exchange.headers):
             raise HTTPException(404)
         whole = False
-        try:
-            async with asyncio.timeout(self._body_s_max):
-                whole = await _read_body(exchange, receive, lane.body_bytes_max)
-        except TimeoutError:
-            lane.timed_out(exchange)
-        else:
-            (lane.begin if whole else lane.too_large)(exchange)
-        await exchange.answer(receive, send, whole=whole)
+        with lane.room.held(lane.whose(exchange)) as held:
+            try:
+                async with asyncio.timeout(self._body_s_max):
+                    whole = await _read_body(exchange, receive, lane, held)
+            except TimeoutError:
+                lane.timed_out(exchange)
+            except ClientError as error:
+                lane.refuse(exchange, error)
+            else:
+                (lane.begin if whole else lane.too_large)(exchange)
+            await exchange.answer(receive, send, whole=whole)
 
 
-async def _read_body(exchange: Exchange, receive: Receive, bytes_max: int) -> bool:
-    """Fill in the body; False as soon as it is known to be larger than that."""
+async def _read_body(exchange: Exchange, receive: Receive, lane: Lane, held: Held) -> bool:
+    """Fill in the body; False as soon as it is known to be larger than is taken. ClientError if
+    the lane does not want it, or there is no room."""
+    bytes_max = lane.body_bytes_max
     announced = exchange.headers.get(b"content-length") or b""
     if announced.isdigit() and int(announced) > bytes_max:
         return False
+    if announced.strip(b"0") or exchange.headers.get(b"transfer-encoding"):
+        refusal = lane.refusal(exchange)
+        if refusal is not None:
+            raise refusal
     body, more = bytearray(), True
     while more:
         message = await receive()
@@ -61,6 +72,7 @@ async def _read_body(exchange: Exchange, receive: Receive, bytes_max: int) -> bo
         body += message.get("body", b"")
         if len(body) > bytes_max:
             return False
+        held.grow(len(body))
         more = message.get("more_body", False)
     exchange.body = bytes(body)
     return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from services.core.errors import FixRequest
+from services.runtime.client_address import network_of
 from services.runtime.endpoints import Access, Call, Caller, Endpoint
 from services.runtime.request_body import invalid_members
 from services.usermanager import audit
@@ -20,7 +21,6 @@ from services.usermanager.passwords import Passwords, password_problem
 from services.usermanager.throttle import (
     Throttle,
     from_address,
-    network_of,
     password_of_account,
     signup_from_address,
     signup_from_site,

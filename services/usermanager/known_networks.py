@@ -18,11 +18,12 @@ import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from services.runtime.client_address import network_of
 from services.runtime.clock import Clock
 from services.runtime.postgres import Connection, Database
 from services.runtime.request_body import invalid_members
 from services.usermanager.audit import Audit, Note
-from services.usermanager.throttle import network_of, subject_of
+from services.usermanager.throttle import subject_of
 
 # As long as a session lasts that is not used.
 kept: Final = timedelta(days=30)

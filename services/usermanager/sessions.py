@@ -26,6 +26,7 @@ from datetime import timedelta
 from typing import Final
 
 from services.core.errors import FixRequest
+from services.runtime.client_address import network_of, site_of
 from services.runtime.endpoints import Access, Call, Caller, Client, Endpoint
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Connection, Database
@@ -56,9 +57,7 @@ from services.usermanager.throttle import (
     login_of_account,
     login_of_account_from_known,
     login_of_account_from_site,
-    network_of,
     refresh_of_account,
-    site_of,
     try_from_address,
     try_of_account_from_site,
 )

@@ -23,7 +23,6 @@ is throttled: it fails closed.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -32,16 +31,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.core.errors import RetryLater, UnknownOutcome
+from services.runtime.client_address import network_of, wide_network_of
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
 from services.runtime.postgres import Connection, Database
 
-# What an internet provider gives to one customer at least, and so the least that costs another.
-ipv6_prefix_bits: Final = 64
-# And what it gives at most to whoever asks.
-ipv6_site_bits: Final = 48
-# What is rented as one: 256 addresses that cost little more than one of them.
-ipv4_site_bits: Final = 24
 # More than clocks that are kept at all differ by.
 skew: Final = timedelta(minutes=1)
 tidied_at_once: Final = 10_000
@@ -208,32 +202,11 @@ class Throttle:
         return datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
 
 
-def network_of(address: str) -> str:
-    """Who is throttled for what comes from an address: itself, or the network around it."""
-    return _around(address, None, ipv6_prefix_bits)
-
-
-def site_of(address: str) -> str:
-    """The same, where a customer has as many networks or addresses as can easily be had."""
-    return _around(address, ipv4_site_bits, ipv6_site_bits)
-
-
 def from_address(address: str, near: Limit, far: Limit) -> tuple[Subject, ...]:
     """An address as the subject of a limit of its own, and one of IPv6 of another for all that its
     owner may have."""
-    network, site = network_of(address), _around(address, None, ipv6_site_bits)
+    network, site = network_of(address), wide_network_of(address)
     return ((near, network),) if network == site else ((near, network), (far, site))
-
-
-def _around(address: str, ipv4_bits: int | None, ipv6_bits: int) -> str:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    bits = ipv4_bits if parsed.version == 4 else ipv6_bits
-    if bits is None:
-        return address
-    return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
 def _told(limit: Limit) -> str:

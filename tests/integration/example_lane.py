@@ -3,6 +3,7 @@
 /v1/kv/{key}    GET, HEAD, PUT, DELETE; POST echoes what has arrived
 /v1/kv/later    is answered when a test says so, or after ?ms=
 /v1/kv/bug      raises; /v1/kv/wrong replies what is no answer; /v1/kv/rash raises in takes
+?refused=       in any of them: the body is refused when the lane is asked
 /app/{any}      belongs to the application: it echoes too
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -27,6 +28,7 @@ from starlette.types import Lifespan, Receive, Scope, Send
 
 from services.core.errors import ClientError, FixRequest
 from services.runtime import setting_values as values
+from services.runtime.body_room import BodyRoom
 from services.runtime.edge import RequestCounters, RequestEdge, request_id_of
 from services.runtime.exchange import Exchange, Headers, Lane
 from services.runtime.fastlane import FastLane
@@ -52,12 +54,23 @@ class ExampleLane:
         self.headers_seen: deque[Headers] = deque(maxlen=remembered_max)
         self.asked = 0
         self.begun: deque[bytes] = deque(maxlen=remembered_max)
+        self.room = BodyRoom()
+        self.asked_early = 0
 
     def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
         self.asked += 1
         if path == prefix + b"rash":
             raise KeyError("a rash lane")
         return path.startswith(prefix)
+
+    def refusal(self, exchange: Exchange) -> ClientError | None:
+        self.asked_early += 1
+        if exchange.query == b"refused":
+            return FixRequest("missing_api_key", "Who is it?")
+        return None
+
+    def whose(self, exchange: Exchange) -> Hashable:
+        return exchange.headers.get(b"x-api-key")
 
     def begin(self, exchange: Exchange) -> None:
         self.begun.append(exchange.path)

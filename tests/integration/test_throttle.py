@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.core.errors import FixRequest, RetryLater, UnknownOutcome
+from services.runtime.client_address import network_of, site_of
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.postgres import Connection, Database, Isolation
@@ -21,8 +22,6 @@ from services.usermanager.throttle import (
     Limit,
     Throttle,
     from_address,
-    network_of,
-    site_of,
     skew,
 )
 from tests.waiting import wait_until
