@@ -43,7 +43,8 @@ class ValidateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ValidKey(msgspec.Struct, frozen=True, kw_only=True):
     """Whose a key is and what it may do, until `expires_at` or an event after `event_id`.
 
-    The limits are those of this key: those of the plan, or less.
+    The limits are those of this key as the table of plans has them: those of the plan, or less. For
+    who gives a plan other limits there is `held_to`: what the key's owner holds it to, if anything.
     """
 
     valid: bool = True
@@ -55,6 +56,7 @@ class ValidKey(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     requests_per_minute: int
     burst: int
+    held_to: int | None = None
     event_id: int
 
 

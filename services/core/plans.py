@@ -19,6 +19,14 @@ class Limits(NamedTuple):
     requests_per_minute: int
     burst: int
 
+    def held_to(self, per_minute: int | None) -> Limits:
+        """Of an API key that is held to so many requests a minute; None: to these alone."""
+        if per_minute is None or per_minute >= self.requests_per_minute:
+            return self
+        if per_minute < 1:
+            raise ValueError(f"a key is held to at least one request a minute: {per_minute}")
+        return Limits(per_minute, min(self.burst, -(-per_minute // burst_share)))
+
 
 @dataclass(slots=True, frozen=True)
 class Plan:
@@ -33,11 +41,7 @@ class Plan:
 
     def limits(self, key_per_minute: int | None = None) -> Limits:
         """Of an API key that is held to so many requests a minute; None: to the plan alone."""
-        if key_per_minute is None or key_per_minute >= self.requests_per_minute:
-            return Limits(self.requests_per_minute, self.burst)
-        if key_per_minute < 1:
-            raise ValueError(f"a key is held to at least one request a minute: {key_per_minute}")
-        return Limits(key_per_minute, min(self.burst, -(-key_per_minute // burst_share)))
+        return Limits(self.requests_per_minute, self.burst).held_to(key_per_minute)
 
 
 free: Final = Plan("free", 100, 10, 1_000, 2)

@@ -65,7 +65,7 @@ class Gateway:
             lookup_subkey(settings.key_pepper),
             Allowances(),
             clock,
-            least=Limits(settings.requests_per_minute, settings.burst),
+            of_free=Limits(settings.requests_per_minute, settings.burst),
         )
         # A process that starts anew counts anew.
         self.meters = Meters(self.user_manager, clock, f"{name}-{os.urandom(8).hex()}")

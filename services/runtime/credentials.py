@@ -72,7 +72,7 @@ tries_max: Final = 3
 # Of the five seconds that a gateway gives a request.
 find_s_max: Final = 4.5
 upkeep_s: Final = 2.0
-least_default: Final = free.limits()
+of_free_default: Final = free.limits()
 tidied_at_once: Final = 1_000
 
 # There is one answer to all that is wrong with a key, as the user manager has one.
@@ -160,7 +160,7 @@ class CredentialCounters:
 class Credentials:
     """All that a process knows of API keys. An async context manager, with a loop to `run`.
 
-    `least` are limits that every tenant has, whatever its plan.
+    `of_free` are the limits of the plan free, in place of those of the table.
     """
 
     def __init__(
@@ -170,14 +170,14 @@ class Credentials:
         allowances: Allowances,
         clock: Clock,
         *,
-        least: Limits = least_default,
+        of_free: Limits = of_free_default,
         credentials_max: int = credentials_max,
     ) -> None:
         self._source = source
         self._pepper_subkey = pepper_subkey
         self._allowances = allowances
         self._clock = clock
-        self._least = least
+        self._of_free = of_free
         self._credentials_max = credentials_max
         # By key. Whoever is looked up moves to the end, which all in use are every minute: so the
         # first is the one that was not used for longest, give or take that minute.
@@ -383,7 +383,7 @@ class Credentials:
             expires_s = now_s + answer.expires_at.timestamp() - self._clock.wall_ms() / 1000
             if expires_s <= now_s:
                 raise FixRequest("invalid_api_key", refusal)
-        of_tenant, of_key = _limits(answer, self._least)
+        of_tenant, of_key = _limits(answer, self._of_free)
         credential = self._known.pop(key, None)
         if credential is None:
             tenant, key_id = answer.user_id, answer.key_id
@@ -461,12 +461,8 @@ def _again(error: ClientError) -> ClientError:
     return InternalError()
 
 
-def _limits(answer: ValidKey, least: Limits) -> tuple[Limits, Limits]:
+def _limits(answer: ValidKey, of_free: Limits) -> tuple[Limits, Limits]:
     """Of the tenant, and of the key if it is held to less."""
-    of_plan = plan_named(answer.plan).limits()
-    of_tenant = Limits(
-        max(of_plan.requests_per_minute, least.requests_per_minute),
-        max(of_plan.burst, least.burst),
-    )
-    of_key = Limits(answer.requests_per_minute, answer.burst)
-    return of_tenant, of_tenant if of_key == of_plan else of_key
+    plan = plan_named(answer.plan)
+    of_tenant = of_free if plan is free else plan.limits()
+    return of_tenant, of_tenant.held_to(answer.held_to)

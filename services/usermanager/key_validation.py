@@ -42,6 +42,7 @@ class KeyValidation:
             plan=plan.name,
             requests_per_minute=limits.requests_per_minute,
             burst=limits.burst,
+            held_to=key.rate_limit_per_minute,
             event_id=key.event_id,
         )
 

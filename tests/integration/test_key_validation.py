@@ -45,6 +45,7 @@ async def test_a_gateway_is_told_whose_a_key_is_and_what_it_may(desk: KeyDesk) -
         "plan": "pro",
         "requests_per_minute": 50,
         "burst": 5,
+        "held_to": 50,
         "event_id": 0,
     }
     for asked in ({"key_hash": lookup_hash(pepper, made.key).hex()}, {"key": made.key}):
@@ -62,6 +63,7 @@ async def test_a_key_has_the_plan_that_its_account_has_now(desk: KeyDesk) -> Non
     plain = await desk.make(ada, expires_in_days=None)
     limited = await desk.make(ada, rate_limit_per_minute=60)
     limits = {}
+    assert [(await desk.validate(key.key)).held_to for key in (plain, limited)] == [None, 60]
     for plan in ("free", "pro", "developer", "of a newer version"):
         await desk.execute("UPDATE users SET plan = $2 WHERE id = $1", ada, plan)
         told = [await desk.validate(key.key) for key in (plain, limited)]

@@ -138,7 +138,8 @@ class MemoryKeys:
         held = self._keys.get(name)
         if held is None or held.revoked:
             return FixRequest("invalid_api_key", "none")
-        limits = plan_named(held.plan).limits()
+        held_to = held.members.get("held_to")
+        limits = plan_named(held.plan).limits(held_to)
         answer = ValidKey(
             user_id=held.tenant,
             key_id=held.key_id,

@@ -11,7 +11,7 @@ import traceback
 import pytest
 
 from services.core.errors import FixRequest, RetryLater
-from services.core.plans import Limits
+from services.core.plans import Limits, free
 from services.runtime.credentials import (
     again_s,
     fresh_s,
@@ -634,14 +634,36 @@ async def test_the_console_needs_no_key_is_not_counted_and_has_a_bucket_of_its_o
         assert world.keys.asked == 1
 
 
-async def test_a_key_is_held_to_its_own_limits_and_a_tenant_has_what_everybody_has() -> None:
-    async with key_world(least=Limits(1_000, 50)) as world:
-        plain = await world.find(world.keys.make(7))
-        held = await world.find(world.keys.make(7, requests_per_minute=60, burst=6))
-        rich = await world.find(world.keys.make(8, plan="pro"))
-        assert b';q=1000;w=60\r\nRateLimit: "default";r=50;' in plain.allowance.lines(0)
-        assert b';q=60;w=60\r\nRateLimit: "default";r=6;' in held.allowance.lines(0)
-        assert b';q=6000;w=60\r\nRateLimit: "default";r=600;' in rich.allowance.lines(0)
+@pytest.mark.parametrize(
+    ("of_free", "expected"),
+    [
+        (free.limits(), {"plain": (100, 10), "held": (60, 6), "at_plan": (100, 10)}),
+        # Also a key that its owner holds to just what the plan has in the table of plans.
+        (Limits(1_000, 50), {"plain": (1_000, 50), "held": (60, 6), "at_plan": (100, 10)}),
+        (Limits(50, 2), {"plain": (50, 2), "held": (50, 2), "at_plan": (50, 2)}),
+        (
+            Limits(60_000, 10_000),
+            {"plain": (60_000, 10_000), "held": (60, 6), "at_plan": (100, 10)},
+        ),
+    ],
+)
+async def test_a_gateway_may_give_the_plan_free_other_limits_and_no_other_plan(
+    of_free: Limits, expected: dict[str, tuple[int, int]]
+) -> None:
+    async with key_world(of_free=of_free) as world:
+        made = {
+            "plain": world.keys.make(7),
+            "held": world.keys.make(8, held_to=60),
+            "at_plan": world.keys.make(9, held_to=100),
+            "rich": world.keys.make(10, plan="pro"),
+            "rich_held": world.keys.make(11, plan="pro", held_to=100),
+        }
+        expected = {**expected, "rich": (6_000, 600), "rich_held": (100, 10)}
+        for name, key in made.items():
+            lines = (await world.find(key)).allowance.lines(0)
+            per_minute, burst = expected[name]
+            told = b';q=%d;w=60\r\nRateLimit: "default";r=%d;' % (per_minute, burst)
+            assert told in lines, (name, lines)
 
 
 async def test_who_ends_while_a_key_is_looked_up_says_so() -> None:
