@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from services.core.cluster import Placement
 from services.core.ring import slot_count
 from services.gateway.cluster import Cluster
-from services.runtime.fleet import Fleet, node_state
+from services.runtime.fleet import node_state
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
 
 
@@ -42,10 +43,10 @@ def _has_replicator(cluster: Cluster) -> Condition:
 
 def _has_replicas(cluster: Cluster) -> Condition:
     fleet = cluster.fleet
-    lacking = slots_without_replica(fleet)
     away = sorted(node_id for node_id, node in fleet.nodes.items() if not node.live)
     if not away:
         return ready
+    lacking = fleet.slots_without(_can_be_read)
     if not lacking:
         return degraded(f"the others answer for {', '.join(away)}, which cannot be reached")
     return degraded(
@@ -53,9 +54,6 @@ def _has_replicas(cluster: Cluster) -> Condition:
     )
 
 
-def slots_without_replica(fleet: Fleet) -> int:
-    if fleet.map is None:
-        return 0
-    return sum(
-        not any(node.live for node in fleet.route(slot).readers) for slot in range(slot_count)
-    )
+def _can_be_read(placement: Placement, live: int) -> bool:
+    """New owners have not all of the data yet."""
+    return bool(live & placement.old_mask)

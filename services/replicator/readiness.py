@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from services.core.cluster import Placement
 from services.core.ring import slot_count
 from services.replicator.replicator import Replicator
 from services.runtime.fleet import Fleet
@@ -59,16 +60,8 @@ def _has_quorum(replicator: Replicator) -> Condition:
 
 
 def slots_without_quorum(fleet: Fleet) -> int:
-    if fleet.map is None:
-        return 0
-    live = {node_id for node_id, node in fleet.nodes.items() if node.live}
-    lacking = 0
-    verdicts: dict[int, bool] = {}
-    for placement in fleet.map.placements:
-        # Slots with the same owners share one, so there are few to decide on.
-        verdict = verdicts.get(id(placement))
-        if verdict is None:
-            verdict = placement.is_quorum(placement.mask(live))
-            verdicts[id(placement)] = verdict
-        lacking += not verdict
-    return lacking
+    return fleet.slots_without(_has_majority)
+
+
+def _has_majority(placement: Placement, live: int) -> bool:
+    return placement.is_quorum(live)

@@ -8,6 +8,7 @@ or unreachable ones last, and otherwise as the placement has them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -74,6 +75,9 @@ class Route(NamedTuple):
     readers: tuple[FleetNode, ...]
 
 
+Serves = Callable[[Placement, int], bool]
+"""Whether a slot of this placement can be served by these of its owners, told by their bits."""
+
 Connect = Callable[[Member], OwnedLink]
 """Makes a link to a node that is admitted only if it is that node, with that store."""
 
@@ -93,6 +97,9 @@ class Fleet:
         self._clock = clock
         self._routes: list[Route | None] = [None] * slot_count
         self._by_placement: dict[int, Route] = {}
+        # How many slots have each placement, and what was counted of them.
+        self._placements: list[tuple[Placement, int]] = []
+        self._counted: dict[Serves, int] = {}
         self._closed = False
 
     def start(self) -> None:
@@ -114,7 +121,9 @@ class Fleet:
             nodes[node_id] = node
         dropped += [node.link for node_id, node in known.items() if node_id not in nodes]
         # Made now, not under the first request that needs a placement.
-        _ = new.placements
+        slots = Counter(map(id, new.placements))
+        by_id = {id(placement): placement for placement in new.placements}
+        self._placements = [(by_id[place], count) for place, count in slots.items()]
         self.map, self.epoch, self.nodes = new, new.epoch, nodes
         self._forget_routes()
         return dropped
@@ -140,6 +149,21 @@ class Fleet:
         """Requests to nodes that have not been answered yet, of whatever kind."""
         return sum(node.link.pending for node in self.nodes.values())
 
+    def slots_without(self, serves: Serves) -> int:
+        """How many slots cannot be served by those that are live. Asked again it is counted again
+        only if another is live since; 0 without a map."""
+        if all(node.live for node in self.nodes.values()):
+            return 0
+        count = self._counted.get(serves)
+        if count is None:
+            live = {node_id for node_id, node in self.nodes.items() if node.live}
+            count = self._counted[serves] = sum(
+                slots
+                for placement, slots in self._placements
+                if not serves(placement, placement.mask(live))
+            )
+        return count
+
     def close(self) -> list[OwnedLink]:
         """Look no more; the links, for the caller to close."""
         self._closed = True
@@ -155,6 +179,7 @@ class Fleet:
         self.order += 1
         self._routes = [None] * slot_count
         self._by_placement = {}
+        self._counted = {}
 
     def _make_route(self, slot: int) -> Route:
         if self.map is None:

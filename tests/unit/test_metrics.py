@@ -17,7 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 
 from services.runtime.accept import choose
 from services.runtime.descriptors import connections_most, connections_within, reserve_max
-from services.runtime.metrics import Histogram, Metrics, add_process_metrics, series_max
+from services.runtime.metrics import (
+    Histogram,
+    Metrics,
+    add_process_metrics,
+    listed_descriptors,
+    open_descriptors,
+    series_max,
+)
 from services.runtime.probes import metrics_offers
 
 # What Prometheus 3 and Prometheus 2 send when they scrape.
@@ -118,6 +125,10 @@ def test_the_process_shows_its_own_figures() -> None:
     assert int(str(after["process_open_fds"])) == int(str(before["process_open_fds"])) + 10
     assert int(str(after["process_resident_memory_bytes"])) > 2**20
     assert b"process_cpu_seconds_total" in metrics.as_prometheus()
+
+
+def test_the_number_of_descriptors_is_that_of_those_listed() -> None:
+    assert open_descriptors() == listed_descriptors()
 
 
 @settings(max_examples=100)
