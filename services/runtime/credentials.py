@@ -387,6 +387,10 @@ class Credentials:
         credential = self._known.pop(key, None)
         if credential is None:
             tenant, key_id = answer.user_id, answer.key_id
+            # Two that are said to be one key: events can name one of them only.
+            twin = self._of_tenant.get(tenant, {}).get(key_id)
+            if twin is not None:
+                self._drop(twin)
             allowance = self._allowances.of_key(tenant, of_tenant, key_id, of_key, now_ns)
             credential = Credential(key, tenant, key_id, allowance)
             self._of_tenant.setdefault(tenant, {})[key_id] = credential

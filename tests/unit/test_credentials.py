@@ -666,6 +666,31 @@ async def test_a_gateway_may_give_the_plan_free_other_limits_and_no_other_plan(
             assert told in lines, (name, lines)
 
 
+async def test_two_keys_that_are_said_to_be_one_replace_each_other() -> None:
+    async with key_world(credentials_max=2) as world:
+        keys = [world.keys.make(7, key_id=5) for _ in range(2)]
+        others = [world.keys.make(tenant) for tenant in (8, 9)]
+        for _ in range(2):
+            for key in keys:
+                found = await world.find(key)
+                assert found.key_id == 5
+                assert found is world.cached(key)
+        assert world.cached(keys[0]) is None
+        world.keys.tell(7, 5)
+        await world.hear()
+        assert not any(world.cached(key) for key in keys)
+        # Forgetting and refusing them fails nobody.
+        for key in (*others, *keys):
+            await world.find(key)
+        for key in keys:
+            world.keys.revoke(key)
+        await world.hear()
+        assert len(world.credentials) <= 2
+        world.after(stale_s + 1)
+        world.credentials.tidy()
+        assert len(world.credentials) == 0
+
+
 async def test_who_ends_while_a_key_is_looked_up_says_so() -> None:
     world = KeyWorld()
     async with world.credentials:
