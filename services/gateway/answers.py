@@ -14,7 +14,7 @@ import msgspec
 from services.core.errors import ClientError
 from services.core.hlc import Version, rfc3339, version_bytes
 from services.core.record import Metadata, expires_at_ms, head_bytes, meta, plain
-from services.runtime.problem import problem_type
+from services.runtime.problem import problem_lines
 
 # The largest integer that every JSON reader keeps exact.
 integer_exact_max: Final = (1 << 53) - 1
@@ -24,7 +24,6 @@ dates_max: Final = 4_096
 _date_s_max: Final = 253_402_300_799
 
 _json_line: Final = b"Content-Type: application/json\r\n"
-_problem_line: Final = b"Content-Type: %s\r\n" % problem_type.encode()
 # A value is a tenant's own: no cache on the way may keep it for others, nor show it unasked.
 _value_lines: Final = b"X-Content-Type-Options: nosniff\r\nCache-Control: private, no-cache\r\n"
 _octets_line: Final = b"Content-Type: application/octet-stream\r\n" + _value_lines
@@ -131,5 +130,5 @@ def problem_answer(error: ClientError, request_id: bytes) -> Answer:
         for name, value in error.headers.items()
     )
     return Answer(
-        error.status, _problem_line + lines, encode(error.problem(request_id.decode("ascii")))
+        error.status, problem_lines + lines, encode(error.problem(request_id.decode("ascii")))
     )

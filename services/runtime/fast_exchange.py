@@ -15,7 +15,7 @@ from services.core.errors import InternalError
 from services.runtime import telemetry
 from services.runtime.edge import request_id_of
 from services.runtime.exchange import Exchange, Headers, split_lines
-from services.runtime.problem import problem_type
+from services.runtime.problem import problem_lines
 
 close_line: Final = b"Connection: close\r\n"
 keep_alive_line: Final = b"Connection: keep-alive\r\n"
@@ -71,9 +71,9 @@ class FastExchange(Exchange):
         """Answer 500 in place of the lane, which may still reply, to no effect."""
         connection = self.connection
         if connection is not None:
-            lines = f"Content-Type: {problem_type}\r\nX-Request-ID: {request_id}\r\n"
+            lines = problem_lines + b"X-Request-ID: %s\r\n" % request_id.encode("ascii")
             body = msgspec.json.encode(InternalError().problem(request_id))
-            connection.answer(self, 500, lines.encode("ascii"), body)
+            connection.answer(self, 500, lines, body)
         self.connection = _excused
 
     def lament(self) -> str:

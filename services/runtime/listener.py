@@ -28,7 +28,7 @@ from services.runtime.client_connections import Connections, idle_s_max
 from services.runtime.clock import Clock
 from services.runtime.edge import new_request_id
 from services.runtime.port_holder import cannot_listen
-from services.runtime.problem import problem_type
+from services.runtime.problem import problem_caching, problem_type
 
 # What a browser's cookies and a long URL need; the contract names this figure to clients.
 head_bytes_max = 16 * 1024
@@ -321,6 +321,7 @@ def raw_answer(error: ClientError, date_line: bytes = b"") -> bytes:
     headers = {
         **error.headers,
         "Content-Type": problem_type,
+        **problem_caching,
         "Content-Length": str(len(body)),
         "X-Request-ID": request_id,
         "Connection": "close",

@@ -13,6 +13,10 @@ from services.core.errors import ClientError, FixRequest, InternalError
 from services.runtime import telemetry
 
 problem_type = "application/problem+json"
+# On every problem: it is of one request of one client. Caches may keep a 404, a 405 and a 414
+# unasked, and know nothing of API keys, so they would show one tenant's to another.
+problem_caching = {"Cache-Control": "no-store"}
+problem_lines = f"Content-Type: {problem_type}\r\nCache-Control: no-store\r\n".encode()
 # Enough to recognise the path one has asked for; the rest would only echo a client's noise.
 path_chars_max = 200
 
@@ -32,7 +36,7 @@ def problem_response(error: ClientError) -> Response:
     return Response(
         msgspec.json.encode(error.problem(telemetry.request_id.get())),
         status_code=error.status,
-        headers=dict(error.headers),
+        headers=problem_caching | dict(error.headers),
         media_type=problem_type,
     )
 

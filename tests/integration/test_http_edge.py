@@ -26,6 +26,7 @@ from services.core.errors import FixRequest, RetryLater, UnknownOutcome
 from services.runtime import telemetry
 from services.runtime.clock import SystemClock
 from services.runtime.http import application
+from services.runtime.listener import raw_answer
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
 from services.runtime.request_body import (
@@ -143,6 +144,7 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """The answer's document, after a look that it is a whole problem."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["cache-control"] == "no-store"
     document: dict[str, Any] = response.json()
     assert document["code"] == code
     assert document["status"] == status
@@ -151,6 +153,12 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     assert document["detail"]
     assert document["request_id"] == response.headers["x-request-id"]
     return document
+
+
+def test_what_is_said_to_a_connection_that_is_closed_is_kept_by_nobody() -> None:
+    head, _, body = raw_answer(RetryLater("overloaded", "All are busy")).partition(b"\r\n\r\n")
+    assert b"\r\nCache-Control: no-store\r\n" in head
+    assert msgspec.json.decode(body)["code"] == "overloaded"
 
 
 async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.AsyncClient) -> None:

@@ -113,5 +113,6 @@ def test_a_problem_is_told_with_its_headers_and_the_request_it_is_of() -> None:
     status, head, body = problem_answer(error, b"id-1")
     assert status == 405
     assert b"Content-Type: application/problem+json\r\n" in head
+    assert b"Cache-Control: no-store\r\n" in head
     assert b"Allow: GET\r\n" in head
     assert json.loads(body)["request_id"] == "id-1"
