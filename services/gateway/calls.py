@@ -25,8 +25,13 @@ from services.runtime.exchange import Exchange
 from services.runtime.metering import Meters
 from services.runtime.peer import SENT, OwnedLink
 
-# An operation has 2 s in a replicator. Two of them can be asked to read before a client's 5 s end.
+# A client is answered within 5 s of its request, the way there and back included.
+call_s_max: Final = 4.9
+# An operation has 2 s in a replicator. One that does not answer leaves time for another.
 asked_s_max: Final = 2.4
+# With less the outcome would be unknown more often than not.
+asked_s_min: Final = 0.25
+_s_per_ns: Final = 1e-9
 # Nothing was done, and another replicator may be able to.
 _next_may_do: Final = frozenset(
     ("shutting_down", "clock_skew", "cluster_forming", "database_unavailable", "no_quorum")
@@ -82,7 +87,7 @@ class KeyCall:
     `refuse` or `fail`.
 
     Most are put through by a replicator, which `ask` is for: the one of the slot, or, as long as
-    nothing was done, the next one.
+    nothing was done and there is time, the next one.
     """
 
     __slots__ = (
@@ -181,9 +186,14 @@ class KeyCall:
 
     def _ask_next(self) -> None:
         replicators = self.platform.cluster.replicators
+        left_s = call_s_max - (monotonic_ns() - self.began_ns) * _s_per_ns
+        if left_s < asked_s_min:
+            self.refuse(self._refusal or _too_late())
+            return
+        timeout_s = min(left_s, asked_s_max)
         while (link := replicators.choose(self.slot, self._passed)) is not None:
             self._passed = (*self._passed, link)
-            sent = link.request(self._kind, self._body, self._heard, asked_s_max)
+            sent = link.request(self._kind, self._body, self._heard, timeout_s)
             if sent == SENT:
                 return
             if sent == OVERLOADED:
@@ -219,6 +229,10 @@ class KeyCall:
             self.refuse(RetryLater(code, text))
         else:
             self.refuse(FixRequest(code, text))
+
+
+def _too_late() -> RetryLater:
+    return RetryLater("no_replicator", "There was no time left to ask a replicator")
 
 
 def _overloaded() -> RetryLater:

@@ -94,7 +94,7 @@ class KeyValue:
         room: BodyRoom,
     ) -> None:
         self.room = room
-        self._platform = platform
+        self.platform = platform
         self._credentials = credentials
         self._addresses = addresses
         self._lookups: set[asyncio.Task[None]] = set()
@@ -139,7 +139,7 @@ class KeyValue:
         if credential is None or now_s >= credential.usable_until_s:
             credential = self._credentials.cached(options.api_key, now_s)
             if credential is None:
-                self._begin_later(exchange, options)
+                self._begin_later(exchange, options, began_ns)
                 return
             options.belongs_to(credential)
         self.begin_for(exchange, options, credential, began_ns)
@@ -157,7 +157,7 @@ class KeyValue:
             self._refuse_to(credential, exchange, "other", _not_allowed(exchange))
             return
         call = method.call(
-            self._platform,
+            self.platform,
             exchange,
             options,
             credential,
@@ -189,8 +189,8 @@ class KeyValue:
             check_key(key)
         if call.credential.key_prefix:
             check_allowed(call.credential, key)
-        if self._platform.cluster.fleet.map is None:
-            raise self._platform.cluster.absence
+        if self.platform.cluster.fleet.map is None:
+            raise self.platform.cluster.absence
         call.key = key
         storage_key = call.options.prefix + key
         call.start(storage_key, slot_of(storage_key))
@@ -212,7 +212,7 @@ class KeyValue:
 
     # -- keys that are not known
 
-    def _begin_later(self, exchange: Exchange, options: Options) -> None:
+    def _begin_later(self, exchange: Exchange, options: Options, began_ns: int) -> None:
         """Answer once it is known whose key it is, or that it is nobody's."""
         if options.nobody is not None:
             self.refuse_to_nobody(exchange, options.nobody)
@@ -223,7 +223,7 @@ class KeyValue:
             self.refuse_to_nobody(exchange, RetryLater("overloaded", busy))
             return
         self._lookup_bytes += size
-        lookup = asyncio.create_task(self._look_up(exchange, options))
+        lookup = asyncio.create_task(self._look_up(exchange, options, began_ns))
         self._lookups.add(lookup)
         lookup.add_done_callback(partial(self._looked_up, size))
 
@@ -231,7 +231,7 @@ class KeyValue:
         self._lookups.discard(lookup)
         self._lookup_bytes -= size
 
-    async def _look_up(self, exchange: Exchange, options: Options) -> None:
+    async def _look_up(self, exchange: Exchange, options: Options, began_ns: int) -> None:
         address = self._addresses.behind(exchange.address, exchange.headers.fields)
         try:
             credential = await self._credentials.find(options.api_key, address)
@@ -247,7 +247,7 @@ class KeyValue:
             self.refuse_to_nobody(exchange, InternalError())
         else:
             options.belongs_to(credential)
-            self.begin_for(exchange, options, credential, monotonic_ns())
+            self.begin_for(exchange, options, credential, began_ns)
 
     # -- refusals of what is not begun
 
@@ -266,7 +266,7 @@ class KeyValue:
     ) -> None:
         options, now_ns = options_of(exchange.headers), monotonic_ns()
         request_id = options.request_id or self._new_id()
-        call = KeyCall(self._platform, exchange, options, credential, operation, request_id, now_ns)
+        call = KeyCall(self.platform, exchange, options, credential, operation, request_id, now_ns)
         # If there is one.
         credential.allowance.take(1, now_ns)
         call.refuse(error)
@@ -274,7 +274,7 @@ class KeyValue:
     def refuse_to_nobody(self, exchange: Exchange, error: ClientError) -> None:
         """Refuse a request of which it is not known whose it is, or does not matter."""
         options = options_of(exchange.headers)
-        self._platform.refuse(exchange, options, options.request_id or self._new_id(), error)
+        self.platform.refuse(exchange, options, options.request_id or self._new_id(), error)
 
     def _new_id(self) -> bytes:
         self._id += 1

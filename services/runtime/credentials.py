@@ -69,8 +69,8 @@ refused_max: Final = 10_000
 lookups_max: Final = 4_000
 # A key that changes while it is looked up is looked up again; nobody changes one that often.
 tries_max: Final = 3
-# Of the five seconds that a gateway gives a request.
-find_s_max: Final = 4.5
+# Of the five seconds that a gateway gives a request. A read that nobody answers takes two more.
+find_s_max: Final = 2.9
 upkeep_s: Final = 2.0
 of_free_default: Final = free.limits()
 tidied_at_once: Final = 1_000

@@ -31,7 +31,7 @@ from services.runtime.shares import ShareLimit, Shares
 address_limits: Final = Limits(30, 30)
 site_limits: Final = Limits(120, 120)
 # Some thousand a second; and so many guesses go through at most after the last that is allowed.
-turns: Final = ShareLimit(8, 2_000, 4.0, "rate_limited", "unknown API keys of one address")
+turns: Final = ShareLimit(8, 2_000, 2.5, "rate_limited", "unknown API keys of one address")
 # About 4 MB. Who has more addresses than this has no need to come back with one of them.
 subjects_max: Final = 10_000
 

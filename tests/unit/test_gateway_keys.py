@@ -4,25 +4,33 @@ and that each is answered."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic_ns
 
 import pytest
 
 from services.core.errors import ClientError, FixRequest, RetryLater
+from services.core.operations import FETCH, PUT, REFUSED, refused_answer
 from services.core.usage_report import UsageReport, UsageTaken
+from services.core.wire import TIMEOUT, Hello
 from services.gateway.answers import Dates
-from services.gateway.calls import Places, Platform
+from services.gateway.calls import KeyCall, Places, Platform, asked_s_max, call_s_max
+from services.gateway.changes import Put
 from services.gateway.cluster import Cluster, Doors
 from services.gateway.cors import Cors
-from services.gateway.kv import KeyValue
+from services.gateway.gets import Get
+from services.gateway.kv import KeyValue, options_of
 from services.gateway.reads import Reads
 from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
 from services.runtime.disk import SystemDisk
 from services.runtime.exchange import Exchange, Headers
 from services.runtime.metering import Meters
+from services.runtime.peer import SENT, OnAnswer
+from services.runtime.replicators import Replicators
 from tests.unit.key_world import KeyWorld, key_world
 
 never_made = b"ydht_" + b"0" * 40
@@ -127,3 +135,74 @@ async def test_a_request_whose_key_is_looked_up_is_answered_also_when_its_client
         await world.settle()
         assert asked.replies == [503]
         assert keys.looking_up == 0
+
+
+class Waiting:
+    """A link whose other end answers when a test says so."""
+
+    connected = True
+    last_error: str | None = None
+    peer: Hello | None = None
+    pending = 0
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[OnAnswer, float]] = []
+
+    def silent_s(self) -> float:
+        return 0.0
+
+    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
+        self.asked.append((on_answer, timeout_s))
+        return SENT
+
+    def notify(self, kind: int, body: bytes) -> bool:
+        return True
+
+    def start(self) -> None:
+        pass
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        pass
+
+
+async def call_after(
+    keys: KeyValue, world: KeyWorld, kind: type[KeyCall], elapsed_s: float
+) -> tuple[KeyCall, Asked]:
+    """A call of which so much time is over."""
+    credential = await world.find(world.keys.make())
+    asked = Asked(b"PUT")
+    options = options_of(asked.headers)
+    began_ns = monotonic_ns() - int(elapsed_s * 1e9)
+    return kind(keys.platform, asked, options, credential, "put", b"id", began_ns), asked
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "answer"),
+    [
+        # Read, or not done: another may be asked.
+        (Get, FETCH, (TIMEOUT, b"")),
+        (Put, PUT, (REFUSED, refused_answer("shutting_down", "bye"))),
+    ],
+)
+async def test_replicators_are_asked_only_as_long_as_a_client_waits(
+    tmp_path: Path, kind: type[KeyCall], message: int, answer: tuple[int, bytes]
+) -> None:
+    async with lane(tmp_path) as (keys, world):
+        links = [Waiting() for _ in range(3)]
+        keys.platform.cluster.replicators = Replicators(links, random.Random(1))
+        call, asked = await call_after(keys, world, kind, 0.0)
+        for elapsed_s, most_s in ((0.0, asked_s_max), (3.0, call_s_max - 3.0), (4.8, 0.0)):
+            call.began_ns = monotonic_ns() - int(elapsed_s * 1e9)
+            if not elapsed_s:
+                call.ask(message, b"body", 0)
+            else:
+                on_answer, _ = next(link.asked.pop() for link in links if link.asked)
+                on_answer(*answer)
+            given = [timeout_s for link in links for _, timeout_s in link.asked]
+            if most_s:
+                assert len(given) == 1
+                assert most_s - 0.2 < given[0] <= most_s
+                assert asked.replies == []
+            else:
+                assert given == []
+        assert asked.replies == [503]
