@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import time
@@ -13,7 +12,7 @@ import pytest
 from services.runtime.fastlane import parting_s
 from services.runtime.service import drain_s_max
 from tests.cluster.gateway_platform import Caller, GatewayProcess, Platform, served
-from tests.cluster.gateway_turmoil.platform import bugs, paused
+from tests.cluster.gateway_turmoil.platform import bugs, connected, paused
 from tests.integration.lane_world import Client, request
 from tests.integration.replicator_process import until_told
 
@@ -56,14 +55,15 @@ async def test_all_that_is_under_way_is_answered_before_a_gateway_ends(
     platform: Platform, robot: Caller
 ) -> None:
     lines = robot.lines
-    async with served(platform.gateway()) as gateway:
+    async with (
+        served(platform.gateway()) as gateway,
+        connected(gateway, in_flight) as clients,
+        connected(gateway, 2) as [silent, half_a_request],
+    ):
         await gateway.until_whole()
-        clients = [await gateway.connect() for _ in range(in_flight)]
         for number, client in enumerate(clients):
             put = request("PUT", f"/v1/kv/{number}", *lines, strong, body=b"before")
             assert (await client.ask(put)).status == 200
-        silent = await gateway.connect()
-        half_a_request = await gateway.connect()
         half_a_request.send(request("PUT", "/v1/kv/half", *lines, "Content-Length: 4") + b"ha")
         # Nobody answers for a moment, so that all of them are under way at once.
         async with paused(*platform.cluster.nodes):
@@ -87,7 +87,6 @@ async def test_all_that_is_under_way_is_answered_before_a_gateway_ends(
                 results = json.loads(answer.body)["results"]
                 assert [result["status"] for result in results] == [200, 200], results
             assert await client.closed(), kinds[number]
-            await client.close()
         late = await half_a_request.answer()
         assert (late.status, late.closes) == (200, True), "what has begun to arrive is taken"
         assert await silent.closed()
@@ -96,8 +95,6 @@ async def test_all_that_is_under_way_is_answered_before_a_gateway_ends(
         assert parting_s <= took_s < drain_s_max
         assert "drain cut short" not in gateway.said
         assert bugs(gateway) == []
-        await silent.close()
-        await half_a_request.close()
     reader = robot.saying(X_Consistency="strong")
     for number, kind in enumerate(kinds):
         if kind == "delete":
@@ -112,11 +109,12 @@ async def test_who_never_gets_an_answer_does_not_keep_a_gateway_from_ending(
     platform: Platform, robot: Caller
 ) -> None:
     """Replicators that stay silent: what became of the writes is unknown, and told in time."""
-    async with served(platform.gateway()) as gateway:
+    async with (
+        served(platform.gateway()) as gateway,
+        connected(gateway, 2) as [client, stuck],
+    ):
         await gateway.until_whole()
-        client = await gateway.connect()
         assert (await client.ask(request("GET", "/v1/kv/a", *robot.lines))).status == 404
-        stuck = await gateway.connect()
         # It begins to send, and never ends.
         stuck.send(request("PUT", "/v1/kv/b", *robot.lines, "Content-Length: 9") + b"b")
         async with paused(*platform.cluster.replicators):
@@ -130,8 +128,6 @@ async def test_who_never_gets_an_answer_does_not_keep_a_gateway_from_ending(
             assert await gateway.ended() == 0
             assert time.monotonic() - began_s < drain_s_max + 2
         assert bugs(gateway) == []
-        await client.close()
-        await stuck.close()
 
 
 async def are_in_flight(gateway: GatewayProcess, count: int = in_flight) -> bool | None:
@@ -146,5 +142,4 @@ async def refuses(gateway: GatewayProcess) -> bool | None:
     except ConnectionError:
         return True
     await client.close()
-    await asyncio.sleep(0)
     return None
