@@ -51,7 +51,11 @@ class Get(KeyCall):
             self.fail()
 
     def _nobody(self, why: str) -> None:
-        self.refuse(RetryLater("no_quorum", f"No replica of this key answers: {why}"))
+        try:
+            self.refuse(RetryLater("no_quorum", f"No replica of this key answers: {why}"))
+        except Exception:
+            # As above.
+            self.fail()
 
     # -- by a majority
 

@@ -2,7 +2,20 @@
 
     the first live owner ──OK──► found
          │ └── LOST, DOWN, OVERLOADED, FAILED ──► the next owner, at once
-         └── 25 to 37 ms of silence ──► the next owner as well; whoever answers first is heard
+         └── 25 to 37 ms of silence ──► the next owner as well
+
+Replicators tell a client that its write is done once the first live owner has it, which may be
+before the next one has. So the answer of a hedge is kept for a while, in which that of the first
+owner counts, and the greater record of both is what is found. It is found without the first owner
+as soon as that is known to be lost, and otherwise after
+
+    a tenth of a second     a record
+    a quarter of a second   nothing, which a client would take for a value that was lost
+
+What that promises: a read finds what the same client has written and was told is done, as long as
+the first live owner stays so and answers within that time. What it does not: a read may find an
+older value when that owner has stopped without a word, is held up for longer, or has just been
+taken for silent by this gateway and not by the replicator, or the other way round.
 
 This is the hottest path of the platform: a read is one object with callbacks, without a task, a
 future, a timer or a look at the clock of its own. One sweep, while anything is under way, hedges
@@ -27,6 +40,10 @@ from services.runtime.peer import SENT
 hedge_s: Final = 0.025
 # Whoever has waited for two whole ones of these is hedged.
 sweep_s: Final = hedge_s / 2
+# How long the answer of a hedge is kept for the first owner's, so that a read takes no longer than
+# the time above: of a node that is silent for longer, all but the first reads ask others.
+record_kept_s: Final = 0.1 - hedge_s - sweep_s
+absence_kept_s: Final = 0.25 - hedge_s - sweep_s
 # A link is given up after 2 s of silence; by then every owner was asked long ago.
 read_s: Final = 2.0
 
@@ -54,7 +71,7 @@ class Reads:
         self.fleet = fleet
         self.hedged = 0
         self.passed_over: Counter[str] = Counter()
-        self._clock = clock
+        self.clock = clock
         # Those that began, or asked one more, since the last sweep, and those of the two before it.
         self._young: list[_Read] = []
         self._aged: tuple[list[_Read], list[_Read]] = ([], [])
@@ -89,24 +106,28 @@ class Reads:
         self._young.append(read)
         if not self.sweeping:
             self.sweeping = True
-            self._clock.call_later(sweep_s, self._sweep)
+            self.clock.call_later(sweep_s, self._sweep)
 
     def _sweep(self) -> None:
         due, older = self._aged
         self._aged, self._young = (older, self._young), []
-        for read in due:
-            if not read.over:
-                self.hedged += 1
-                read.ask_next()
-        self.sweeping = self.waiting > 0
-        if self.sweeping:
-            self._clock.call_later(sweep_s, self._sweep)
+        try:
+            while due:
+                due.pop().hedge()
+        finally:
+            # A bug in one leaves the others their hedges.
+            self._young += due
+            self.sweeping = self.waiting > 0
+            if self.sweeping:
+                self.clock.call_later(sweep_s, self._sweep)
 
 
 class _Read:
     __slots__ = (
+        "_awaited",
         "_failed",
         "_found",
+        "_kept",
         "_next",
         "_nobody",
         "_readers",
@@ -132,19 +153,32 @@ class _Read:
         self._found = found
         self._nobody = nobody
         self._readers = readers
+        # Whose answer counts at once; None: anybody's. And what others have answered till then.
+        self._awaited: FleetNode | None = readers[0]
+        self._kept: tuple[bytes, FleetNode] | None = None
         # Who is asked next, and how many of those who were have not answered.
         self._next = 1
         self._waiting = 1
         self._failed = none_failed
 
     def told_first(self, kind: int, body: bytes) -> None:
-        self._told(self._readers[0], kind, body)
+        if kind == OK and self._kept is None and not self.over:
+            self.over = True
+            self._found(body, self._readers[0])
+        else:
+            self._told(self._readers[0], kind, body)
 
     def not_asked(self, node: FleetNode, kind: int) -> None:
         """Nothing could be sent to this one."""
         self._waiting -= 1
+        self._awaited = None
         self._note(node, kind)
         self.ask_next()
+
+    def hedge(self) -> None:
+        if not self.over and self._kept is None:
+            self._reads.hedged += 1
+            self.ask_next()
 
     def ask_next(self) -> None:
         """Ask the next owner who can be asked; end the read if nobody is left to hear of."""
@@ -153,6 +187,8 @@ class _Read:
             self._next += 1
             sent = node.link.request(GET, self._storage_key, partial(self._told, node), read_s)
             if sent == SENT:
+                if not self._waiting:
+                    self._awaited = node
                 self._waiting += 1
                 if self._next < len(self._readers):
                     self._reads.hedge_later(self)
@@ -166,13 +202,34 @@ class _Read:
     def _told(self, node: FleetNode, kind: int, body: bytes) -> None:
         if self.over:
             return
-        if kind == OK:
-            self.over = True
-            self._found(body, node)
-            return
         self._waiting -= 1
+        if kind == OK:
+            self._keep(body, node)
+            return
         self._note(node, kind)
-        self.ask_next()
+        if node is self._awaited:
+            self._awaited = None
+        if self._kept is None:
+            self.ask_next()
+        elif self._awaited is None:
+            self._find()
+
+    def _keep(self, record: bytes, node: FleetNode) -> None:
+        kept = self._kept
+        # Compared as bytes, the greater record is the later one, and any is later than none.
+        if kept is None or record > kept[0] or (node is self._awaited and record == kept[0]):
+            self._kept = record, node
+        if self._awaited is None or node is self._awaited:
+            self._find()
+        elif kept is None or (record and not kept[0]):
+            wait_s = record_kept_s if record else absence_kept_s
+            self._reads.clock.call_later(wait_s, self._find)
+
+    def _find(self) -> None:
+        """Unless it was: this may be the time that an answer was kept for."""
+        if not self.over and self._kept is not None:
+            self.over = True
+            self._found(*self._kept)
 
     def _note(self, node: FleetNode, kind: int) -> None:
         why = _failures.get(kind, f"it answered with kind {kind}")
