@@ -24,6 +24,7 @@ from services.gateway.messages_batch import batch_bytes_max
 from services.gateway.readiness import add_conditions, health
 from services.gateway.reads import Reads
 from services.gateway.settings import GatewaySettings
+from services.gateway.unknown_outcomes import UnknownOutcomes
 from services.runtime.allowance import Allowances
 from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
@@ -74,7 +75,14 @@ class Gateway:
         self.cors = Cors(settings.cors_origins)
         self.reads = Reads(self.cluster.fleet, clock)
         platform = Platform(
-            self.cluster, self.reads, self.meters, self.cors, clock, Dates(), Places()
+            self.cluster,
+            self.reads,
+            self.meters,
+            self.cors,
+            clock,
+            Dates(),
+            Places(),
+            UnknownOutcomes(clock),
         )
         self.addresses = ClientAddresses(settings.trusted_proxies or ())
         # One budget for large bodies, whichever way they come.

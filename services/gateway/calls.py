@@ -18,6 +18,7 @@ from services.gateway.cluster import Cluster
 from services.gateway.cors import Cors
 from services.gateway.options import Options
 from services.gateway.reads import Reads
+from services.gateway.unknown_outcomes import UnknownOutcomes
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.credentials import Credential
@@ -51,6 +52,7 @@ class Platform:
     clock: Clock
     dates: Dates
     places: Places
+    unknown_outcomes: UnknownOutcomes
 
     def refuse(
         self, exchange: Exchange, options: Options, request_id: bytes, error: ClientError

@@ -27,7 +27,7 @@ from services.core.operations import (
 )
 from services.core.wire import FAILED, LOST, TIMEOUT
 from services.gateway.answers import changed_answer, counted_answer
-from services.gateway.calls import KeyCall, log
+from services.gateway.calls import KeyCall
 from services.gateway.gets import answer_absent
 from services.gateway.queries import increment_of, no_query, ttl_of
 
@@ -103,7 +103,7 @@ class Change(KeyCall):
         # under that of the request.
         operation_id = self.request_id.decode("ascii")
         text = "The replicator of this key did not tell what became of the change"
-        log.warning("a change has an unknown outcome", request_id=operation_id, slot=self.slot)
+        self.platform.unknown_outcomes.note(operation_id)
         self.refuse(UnknownOutcome(text, operation_id=operation_id))
 
     def changed(self, body: bytes) -> None:

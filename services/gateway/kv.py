@@ -209,6 +209,7 @@ class KeyValue:
             lookup.cancel()
         if self._lookups:
             await asyncio.wait(self._lookups)
+        self.platform.unknown_outcomes.close()
 
     # -- keys that are not known
 

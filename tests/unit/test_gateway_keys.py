@@ -15,7 +15,7 @@ import pytest
 from services.core.errors import ClientError, FixRequest, RetryLater
 from services.core.operations import FETCH, PUT, REFUSED, refused_answer
 from services.core.usage_report import UsageReport, UsageTaken
-from services.core.wire import TIMEOUT, Hello
+from services.core.wire import LOST, TIMEOUT, Hello
 from services.gateway.answers import Dates
 from services.gateway.calls import KeyCall, Places, Platform, asked_s_max, call_s_max
 from services.gateway.changes import Put
@@ -24,6 +24,7 @@ from services.gateway.cors import Cors
 from services.gateway.gets import Get
 from services.gateway.kv import KeyValue, options_of
 from services.gateway.reads import Reads
+from services.gateway.unknown_outcomes import UnknownOutcomes, ids_per_line_max
 from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
 from services.runtime.disk import SystemDisk
@@ -31,6 +32,7 @@ from services.runtime.exchange import Exchange, Headers
 from services.runtime.metering import Meters
 from services.runtime.peer import SENT, OnAnswer
 from services.runtime.replicators import Replicators
+from tests.integration.link_ends import log_lines
 from tests.unit.key_world import KeyWorld, key_world
 
 never_made = b"ydht_" + b"0" * 40
@@ -73,6 +75,7 @@ async def lane(tmp_path: Path) -> AsyncIterator[tuple[KeyValue, KeyWorld]]:
             world.clock,
             Dates(),
             Places(),
+            UnknownOutcomes(world.clock),
         )
         keys = KeyValue(platform, world.credentials, ClientAddresses(), BodyRoom())
         yield keys, world
@@ -206,3 +209,22 @@ async def test_replicators_are_asked_only_as_long_as_a_client_waits(
             else:
                 assert given == []
         assert asked.replies == [503]
+
+
+async def test_a_lost_link_names_every_change_in_a_few_lines(tmp_path: Path) -> None:
+    async with lane(tmp_path) as (keys, world):
+        link = Waiting()
+        keys.platform.cluster.replicators = Replicators([link], random.Random(1))
+        count = 10 * ids_per_line_max
+        for number in range(count):
+            call, _ = await call_after(keys, world, Put, 0.0)
+            call.request_id = b"id-%d" % number
+            call.ask(PUT, b"body", 0)
+        with log_lines() as lines:
+            for on_answer, _ in link.asked:
+                on_answer(LOST, b"")
+            assert lines == []
+            world.after(0.001)
+        assert len(lines) <= 11
+        named = " ".join(line["operation_ids"] for line in lines).split()
+        assert named == [f"id-{number}" for number in range(count)]
