@@ -116,19 +116,23 @@ class Options:
         found: dict[bytes, bytes] = {}
         metadata: list[tuple[bytes, bytes]] = []
         conditions: dict[bytes, list[bytes]] = {}
+        twice = None
         for name, value in fields:
             if name in _single:
                 if found.setdefault(name, value) != value:
-                    raise _twice(name)
+                    twice = name
             elif name.startswith(_metadata_mark):
                 metadata.append((name[len(_metadata_mark) :], value))
             elif name in (b"if-match", b"if-none-match"):
                 conditions.setdefault(name, []).append(value)
+        # Before anything is found fault with: a page has to be let read what is wrong.
+        self.origin = found.get(b"origin", b"")
+        if twice is not None:
+            raise _twice(twice)
         self.user_metadata = tuple(metadata)
         self.content_type = found.get(b"content-type", b"")
         if self.content_type.lower() in _types_unsaid:
             self.content_type = b""
-        self.origin = found.get(b"origin", b"")
         self.namespace = check_namespace(found.get(b"x-namespace", namespace_default))
         self.strong = _is_strong(found.get(b"x-consistency"))
         self.if_match = _tags_of("If-Match", conditions.get(b"if-match"), weakly=False)

@@ -1,7 +1,7 @@
 """The log of changes whose outcome is unknown, by the ids that their clients were told.
 
 A link that is lost leaves thousands of them at once, and a line for each, of 40 us, would hold up
-everybody else for most of a second. So there are many in a line, and one line in a turn of the loop.
+everybody else for most of a second. So many are in one line, and a line is in one turn of the loop.
 """
 
 from __future__ import annotations

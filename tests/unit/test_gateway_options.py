@@ -11,6 +11,7 @@ from services.core.record import Metadata
 from services.gateway.options import Options, namespace_default
 
 version = bytes.fromhex("01a1ff28b32f000000000001")
+origin_field = (b"origin", b"https://app.example")
 tag = b'"' + version.hex().encode() + b'"'
 
 
@@ -192,3 +193,18 @@ def test_no_header_is_a_bug(given_fields: list[tuple[bytes, bytes]]) -> None:
     except FixRequest:
         return
     assert kept.user == tuple(sorted(made.user_metadata))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [(b"x-namespace", b"a"), (b"x-namespace", b"b")],
+        [(b"x-namespace", b"")],
+        [(b"x-consistency", b"sometimes")],
+    ],
+)
+def test_a_page_is_let_read_whatever_is_wrong(wrong: list[tuple[bytes, bytes]]) -> None:
+    for fields in ([*wrong, origin_field], [origin_field, *wrong]):
+        made = Options(fields)
+        assert made.origin == b"https://app.example"
+        assert made.problem is not None
