@@ -1,13 +1,15 @@
 """Who is told which namespaces are caches: nodes their share of each, gateways the whole.
 
 A list travels whole, under an edition that tells which of two is the newer one, and is told on
-every new connection and whenever it has changed: one at a time on each, so that of many changes in
-a row a peer hears of the last. It acknowledges by the edition that it knows then. Who did not, as
-after a message that was lost, is told again by `remind`.
+every new connection and whenever it has changed: one at a time on each, and once a second unless
+somebody waits for it, so that of many changes in a row a peer hears of the last. It acknowledges by
+the edition that it knows then. Who did not, as after a message that was lost, is told again by
+`remind`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +35,8 @@ from services.runtime.peer import SENT, Peer
 
 # A node answers once the list is durable.
 told_s_max: Final = 5.0
+# Who changes a limit again and again does not have a megabyte sent to everybody each time.
+told_every_s: Final = 1.0
 # For who declares, that the nodes know. One that is busy takes some milliseconds.
 awaited_s_max: Final = 1.0
 
@@ -45,6 +49,8 @@ class _Told:
     """What a peer has acknowledged."""
 
     edition: Edition = no_edition
+    # When it was told last.
+    at_s: float = -math.inf
     # Whether it is being told just now.
     asking: bool = False
     # Whether it has refused a list, which was logged.
@@ -68,6 +74,8 @@ class CacheNews:
         self._clock = clock
         self._told: dict[Peer, _Told] = {}
         self._awaited: list[_Awaited] = []
+        # Whether those who were not told, because they had been told just before, soon will be.
+        self._due = False
         # What was encoded last: for nodes, and for all others.
         self._encoded: dict[bool, tuple[Edition, bytes]] = {}
         self._said = telemetry.logger("services.replicator")
@@ -92,11 +100,12 @@ class CacheNews:
             self._tell(peer)
 
     def await_nodes(self, told: Told) -> None:
-        """`told` is called once the nodes that are connected know what is declared now, or after
-        a second."""
+        """Everybody is told at once; `told` is called once the nodes that are connected know what
+        is declared now, or after a second."""
         awaited = _Awaited(self._declared.now.version, told)
         self._awaited.append(awaited)
         self._clock.call_later(awaited_s_max, partial(self._late, awaited))
+        self.remind()
         self._look()
 
     # -- telling
@@ -109,9 +118,26 @@ class CacheNews:
             return
         if peer.hello.role is Role.NODE and not self._is_member(peer):
             return
+        now_s = self._clock.monotonic_s()
+        if now_s < told.at_s + told_every_s and not self._awaits_more_than(told.edition):
+            self._tell_soon()
+            return
+        told.at_s = now_s
         body = self._body(edition, shares=peer.hello.role is Role.NODE)
         heard = partial(self._heard, peer, told, edition)
         told.asking = peer.request(CACHES, body, heard, told_s_max) == SENT
+
+    def _awaits_more_than(self, known: Edition) -> bool:
+        return any(awaited.version > known.version for awaited in self._awaited)
+
+    def _tell_soon(self) -> None:
+        if not self._due:
+            self._due = True
+            self._clock.call_later(told_every_s, self._now_due)
+
+    def _now_due(self) -> None:
+        self._due = False
+        self.remind()
 
     def _body(self, edition: Edition, *, shares: bool) -> bytes:
         encoded = self._encoded.get(shares)

@@ -9,7 +9,8 @@ second. Without PostgreSQL nothing is declared, and what is known goes on to hol
 
 Whoever declares a cache is answered once the nodes that are connected know of it, so that what is
 put from then on is put into a cache. One that does not say so within a second is named in the
-answer; it is told again, and what it stored meanwhile becomes part of the cache.
+answer; it is told again, and what it stored meanwhile becomes part of the cache. For a store nobody
+has to know anything, and of another limit of a cache nodes hear within a second or two.
 """
 
 from __future__ import annotations
@@ -179,7 +180,8 @@ class Declaring:
     async def _declare(self, request: Declaration) -> Answer:
         prefix = request.namespace
         wanted = check(prefix, request.max_items)
-        if wanted and not self._declared.now.caches.get(prefix):
+        was_cache = prefix in self._declared.now.caches
+        if wanted and not was_cache:
             kind, body = await _answer(partial(self._listings.describe, prefix))
             if kind == REFUSED:
                 return kind, body
@@ -190,7 +192,10 @@ class Declaring:
                 )
         version = await self._twice(lambda: self._store.declare(prefix, wanted, request.caches_max))
         await self._learn(version, prefix, wanted)
-        return OK, encode_body(DeclaredAnswer(version is not None, await self._told()))
+        changed = version is not None
+        nobody_waits = not wanted or (was_cache and changed)
+        untold = [] if nobody_waits else await self._told()
+        return OK, encode_body(DeclaredAnswer(changed, untold))
 
     async def _delete(self, request: NamespaceDeletion) -> Answer:
         prefix = request.namespace

@@ -397,12 +397,15 @@ async def test_a_node_that_does_not_say_that_it_knows_is_named_after_a_second(
     tmp_path: Path, database_address: DatabaseAddress
 ) -> None:
     async with running(tmp_path, database_address) as cluster, gateway(cluster.replicator) as asker:
+        assert await asker.declare(cached, 10) == done
         silent = cluster.nodes[2]
         silent.process.send_signal(signal.SIGSTOP)
         try:
-            # A store needs no look at its keys, and nobody is left out who is only silent.
-            answer = await asker.declare(namespace_prefix(7, b"store"), None)
-            assert answer == DeclaredAnswer(changed=True, untold=["node-3"])
+            # Of another limit nodes hear soon, of a store they need not; who asks is told.
+            assert await asker.declare(cached, 20) == done
+            assert await asker.declare(namespace_prefix(7, b"store"), None) == done
+            answer = await asker.declare(cached, 20)
+            assert answer == DeclaredAnswer(changed=False, untold=["node-3"])
         finally:
             silent.process.send_signal(signal.SIGCONT)
         await until_metrics(cluster.replicator, nodes_live=3)

@@ -16,7 +16,7 @@ from services.core.messages import (
     encode_edition,
 )
 from services.core.wire import LOST, OK, Role
-from services.replicator.cache_news import CacheNews, awaited_s_max
+from services.replicator.cache_news import CacheNews, awaited_s_max, told_every_s
 from services.replicator.declarations import Declarations
 from services.replicator.declared import Declared
 from services.runtime.clock import FakeClock, Timeline
@@ -103,10 +103,39 @@ def test_of_changes_in_a_row_a_peer_hears_the_last_and_one_at_a_time(world: Worl
         world.declare(version, version)
     assert [known.edition.version for known in told(gateway)] == [0]
     answer(gateway, Edition(0, 1))
+    world.timeline.advance(told_every_s)
     assert [known.edition.version for known in told(gateway)] == [0, 5]
     answer(gateway, Edition(5, 1))
+    world.timeline.advance(told_every_s)
     world.news.remind()
     assert len(gateway.asked) == 2
+
+
+def test_the_list_is_told_once_a_second_unless_somebody_waits_for_it(world: World) -> None:
+    node, gateway = world.come("node-1"), world.come("gateway-1", Role.GATEWAY)
+    version = 0
+    for _ in range(100):
+        world.timeline.advance(0.1)
+        version += 1
+        world.declare(version, version)
+        for peer in (node, gateway):
+            answer(peer, told(peer)[-1].edition)
+    for peer in (node, gateway):
+        assert 5 <= len(peer.asked) <= 11
+    # The last of all is told, although nothing follows it.
+    world.timeline.advance(told_every_s)
+    assert [told(peer)[-1].edition.version for peer in (node, gateway)] == [version, version]
+    for peer in (node, gateway):
+        answer(peer, Edition(version, 1))
+    heard: list[list[str]] = []
+    for _ in range(3):
+        version += 1
+        world.declare(version, version)
+        world.news.await_nodes(heard.append)
+        for peer in (node, gateway):
+            assert told(peer)[-1].edition.version == version
+            answer(peer, Edition(version, 1))
+    assert heard == [[], [], []]
 
 
 def test_who_was_lost_or_refuses_is_told_again_and_said_so_once(world: World) -> None:
@@ -115,6 +144,7 @@ def test_who_was_lost_or_refuses_is_told_again_and_said_so_once(world: World) ->
     assert len(gateway.asked) == 1
     with log_lines() as lines:
         for count in range(2, 5):
+            world.timeline.advance(told_every_s)
             world.news.remind()
             assert len(gateway.asked) == count
             gateway.asked[-1][2](MALFORMED, b"no")
@@ -128,6 +158,7 @@ def test_another_epoch_is_news_to_everybody(world: World) -> None:
     world.fleet.adopt(
         ClusterMap(3, 3, (Member("node-1", f"{1:032x}", "127.0.0.2", 8001, 9001), *members[1:]))
     )
+    world.timeline.advance(told_every_s)
     world.news.remind()
     assert [known.edition for known in told(node)] == [Edition(4, 1), Edition(4, 3)]
 

@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+from services.core.cluster import ClusterMap, Member
 from services.core.hlc import version_bytes
 from services.core.key import namespace_prefix
-from services.core.messages import encode_body
-from services.core.operations import UNKNOWN, Declaration, decode_unknown
+from services.core.messages import Edition, encode_body, encode_edition
+from services.core.operations import UNKNOWN, Declaration, DeclaredAnswer, decode_unknown
 from services.core.paxos import Answer
 from services.core.wire import OK, Role
-from services.replicator.cache_news import CacheNews
+from services.replicator.cache_news import CacheNews, awaited_s_max
+from services.replicator.declarations import Declarations
 from services.replicator.declared import Declared
 from services.replicator.declaring import Declaring
 from services.replicator.memory_namespace_store import MemoryNamespaceStore, NamespaceRows
@@ -25,15 +27,21 @@ from tests.unit.hand_peer import hand_peer
 from tests.unit.test_replicator_membership import Away
 from tests.waiting import wait_until
 
-store = namespace_prefix(7, b"store")
+store, cache = (namespace_prefix(7, name) for name in (b"store", b"cache"))
+
+
+def told(*untold: str, changed: bool) -> Answer:
+    return OK, encode_body(DeclaredAnswer(changed, list(untold)))
 
 
 class World:
     def __init__(self) -> None:
-        clock, self.rows, declared = FakeClock(Timeline()), NamespaceRows(), Declared()
-        self.news = CacheNews(declared, Fleet(Away, clock), lambda peer: True, clock)
+        self.timeline, self.rows, self.declared = Timeline(), NamespaceRows(), Declared()
+        clock = FakeClock(self.timeline)
+        self.fleet = Fleet(Away, clock)
+        self.news = CacheNews(self.declared, self.fleet, lambda peer: True, clock)
         rows = MemoryNamespaceStore(self.rows)
-        self.declaring = Declaring(rows, declared, self.news, clock, random.Random(1))
+        self.declaring = Declaring(rows, self.declared, self.news, clock, random.Random(1))
         self.running = asyncio.create_task(self.declaring.run())
 
     async def declare(self, prefix: bytes, max_items: int | None) -> Answer:
@@ -70,12 +78,36 @@ async def test_what_is_unknown_is_told_by_an_id_that_the_log_has(world: World) -
     assert decode_unknown(body)[0] != operation
 
 
+async def test_only_what_becomes_a_cache_waits_for_the_nodes(world: World) -> None:
+    world.rows.declared[cache] = 10
+    world.rows.version = 1
+    node = hand_peer(Role.NODE, "node-1")
+    world.news.came(node)
+    world.declared.adopt(Declarations.of(1, [(cache, 10)]))
+    # Neither of these changes where anything is put. The node has not said that it knows.
+    for prefix, max_items in ((store, None), (cache, 20), (cache, 30)):
+        assert await world.declare(prefix, max_items) == told(changed=True)
+    waiting = asyncio.ensure_future(world.declare(cache, 30))
+
+    def answered() -> bool:
+        world.timeline.advance(awaited_s_max)
+        return waiting.done()
+
+    await wait_until(answered, "a second has passed")
+    assert await waiting == told("node-1", changed=False)
+
+
 async def test_what_is_cut_off_at_the_end_is_unknown_by_an_id_too(world: World) -> None:
-    world.news.came(hand_peer(Role.NODE, "node-1"))
+    world.fleet.adopt(ClusterMap(1, 1, (Member("node-1", "1" * 32, "127.0.0.1", 8001, 9001),)))
+    node = hand_peer(Role.NODE, "node-1")
+    world.news.came(node)
+    node.answer(OK, encode_edition(Edition(0, 1)))
     with log_lines() as lines:
-        asked = asyncio.ensure_future(world.declare(store, None))
-        # It is declared, and waits for the node to say that it knows.
-        await wait_until(lambda: world.rows.version == 1, "it is declared")
+        world.declared.adopt(Declarations.of(1, [(cache, 10)]))
+        world.rows.declared[cache], world.rows.version = 10, 1
+        asked = asyncio.ensure_future(world.declare(cache, 10))
+        # It waits for the node to say that it knows.
+        await wait_until(lambda: bool(node.asked), "the node is told")
         world.running.cancel()
         kind, body = await asked
     assert kind == UNKNOWN
