@@ -8,6 +8,9 @@ go to the application. Those of one connection are answered strictly one after t
     head parsed ──> receiving ──> pipeline ──────> turn ─────────> answered
                       its body      those before     Lane.begin      Exchange.reply
 
+The class is in three parts: here what arrives is parsed; lane_bodies.py has bodies until they are
+whole, and lane_turns.py the rest of the way, with all that is written.
+
 - While a request has its turn nothing behind it is parsed: bytes are held as they came, and
   reading is paused. But a slice of `slice_bytes_max`, once begun, is parsed to its end, so what
   has stood in one slice may wait in the pipeline.
@@ -31,10 +34,6 @@ with the kernel and the loop around it, 1.2 times the CPU of a bare protocol ins
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Hashable
 from functools import partial
 from time import perf_counter
 from typing import Any, Final
@@ -46,42 +45,23 @@ from uvicorn.server import ServerState
 
 from services.core.errors import ClientError, FixRequest
 from services.runtime import telemetry
-from services.runtime.body_room import small_bytes_max
-from services.runtime.client_address import unknown_address
-from services.runtime.client_connections import receive_s_max
-from services.runtime.edge import RequestCounters, status_client_left
-from services.runtime.exchange import Lane
-from services.runtime.fast_exchange import (
-    FastExchange,
-    answer_bytes,
-    close_line,
-    keep_alive_line,
-)
-from services.runtime.listener import ServiceProtocol, head_bytes_max, head_too_large
+from services.runtime.fast_exchange import FastExchange, close_line, keep_alive_line
+from services.runtime.lane_bodies import LaneBodies
+from services.runtime.lane_turns import Act
+from services.runtime.listener import head_bytes_max, head_too_large
 from services.runtime.request_head import Head, block_bytes_max, read_target, request_line
 
-# A balancer may be sending into an idle connection at the moment in which we leave, and could not
-# tell whether that was taken. One that looks every half second has found out by then.
-parting_s: Final = 1.0
-# What of a read is parsed at once, and how many bytes of answers are gathered before they leave.
+# What of a read is parsed at once.
 slice_bytes_max: Final = 64 * 1024
 # A longer one is left to the parser, which counts the whole head.
 _line_bytes_max: Final = head_bytes_max - block_bytes_max
 
 _log = telemetry.logger("services.http")
 _continue: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_status_words: Final = {status: str(status) for status in range(100, 600)}
 
 
-Act = Callable[[Any], None]
-
-
-class FastLane(ServiceProtocol):
+class FastLane(LaneBodies):
     """One client connection."""
-
-    # What waits for its turn, newest first: an exchange with what is to be done with it, or
-    # uvicorn's cycle with its application, or None with the error to refuse the rest with.
-    pipeline: deque[tuple[Any, Any]]
 
     def __init__(
         self,
@@ -91,17 +71,9 @@ class FastLane(ServiceProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.address = unknown_address
-        self._lane: Lane = app_state["lane"]
         self._lane_takes = self._lane.takes
         self._lane_begin = self._lane.begin
-        self._small_bytes_max = min(small_bytes_max, self._lane.body_bytes_max)
-        self._counters: RequestCounters = app_state["counters"]
-        self._log_access: bool = app_state.get("access_log", False)
-        # Bytes that have not been parsed.
-        self._held: bytes | memoryview = b""
         # The message that is being parsed.
-        self._mid_message = False
         self._messages_begun = 0
         self._handed_over = False
         self._fields: list[tuple[bytes, bytes]] = []
@@ -109,35 +81,12 @@ class FastLane(ServiceProtocol):
         self._head_bytes = 0
         # Whether it is known that the lane does not take it.
         self._declined = False
-        # If the lane takes it, while the body arrives.
-        self._receiving: FastExchange | None = None
-        self._act_when_whole: Act = self._lane.begin
-        self._body: bytes | bytearray = b""
-        # How large it may become before room has to be found for it.
-        self._body_bytes_free = 0
-        self._continue_due = False
-        # The room of large bodies, until their requests are answered.
-        self._rooms: dict[FastExchange, tuple[int, Hashable]] = {}
-        self._watched = False
         # The last heads that the lane took, without a body and with one; those of them that came
         # again, and are kept as they were sent; and the one that is coming again now.
         self._bare: Head | None = None
         self._full: Head | None = None
         self._repeated: list[Head] = []
         self._come_again: Head | None = None
-        # The request that is being answered.
-        self._turn: FastExchange | RequestResponseCycle | None = None
-        self._idle_since = self.server_state.idle_since
-        self._context = contextvars.copy_context()
-        self._out: list[bytes] = []
-        self._out_bytes = 0
-        self._advancing = False
-        self._stalled = False
-        self._half_closed = False
-        self._draining = False
-        # While draining: until when an idle connection is kept.
-        self._parting: asyncio.TimerHandle | None = None
-        self._ended = False
 
     # What the transport tells
 
@@ -232,23 +181,6 @@ class FastLane(ServiceProtocol):
             return False
         return bool(turn is not None or self.pipeline or self._held)
 
-    def pause_writing(self) -> None:
-        self._stalled = True
-        super().pause_writing()
-        self.flow.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._stalled = False
-        super().resume_writing()
-        if isinstance(self._turn, RequestResponseCycle):
-            # It may be waiting for more of its body by now.
-            self.flow.resume_reading()
-        self._advance()
-
-    @property
-    def lost(self) -> bool:
-        return self.transport.is_closing()
-
     # Moving on
 
     def _advance(self) -> None:
@@ -325,34 +257,6 @@ class FastLane(ServiceProtocol):
         elif not isinstance(turn, RequestResponseCycle) or not turn.more_body:
             # Of a body for the application uvicorn decides how much is read.
             self.flow.resume_reading()
-
-    def too_slow(self) -> None:
-        """The request that is arriving has taken too long to."""
-        self._watched = False
-        exchange = self._receiving
-        if exchange is not None:
-            self._refuse_body(exchange, self._lane.timed_out)
-        elif self._in_head:
-            what = f"The head of the request was not whole after {receive_s_max:g} s"
-            self._refuse(FixRequest("request_timeout", what))
-        else:
-            # The rest of a body that the application did not want.
-            self._end()
-
-    def shutdown(self) -> None:
-        """Answer what has arrived, and what still comes within `parting_s`; the last answer says
-        that the connection ends."""
-        self._draining = True
-        self._parting = self.loop.call_later(parting_s, self._part)
-        turn = self._turn
-        if isinstance(turn, RequestResponseCycle) and not self._more_waits():
-            turn.keep_alive = False
-        self._advance()
-
-    def _part(self) -> None:
-        self._parting = None
-        if not self._ended:
-            self._advance()
 
     def _more_waits(self) -> bool:
         return bool(self.pipeline) or len(self._held) > 0 or self._receiving is not None
@@ -435,84 +339,6 @@ class FastLane(ServiceProtocol):
         super().on_headers_complete()
         self._handed_over = True
 
-    def _receive(self, exchange: FastExchange, act: Act, head: Head) -> None:
-        self._receiving = exchange
-        self._act_when_whole = act
-        self._continue_due = head.expects and (head.chunked or head.length > 0)
-        self._body_bytes_free = self._small_bytes_max
-        if head.length > self._lane.body_bytes_max:
-            self._refuse_body(exchange, self._lane.too_large)
-            raise httptools.HttpParserError
-
-    def on_body(self, body: bytes) -> None:
-        exchange = self._receiving
-        if exchange is None:
-            super().on_body(body)
-            return
-        self._framing_bytes -= len(body)
-        self._continue_due = False
-        if not self._body:
-            self._body = body
-        else:
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += body
-        if len(self._body) > self._body_bytes_free:
-            self._make_room(exchange, len(self._body))
-
-    def _make_room(self, exchange: FastExchange, size: int) -> None:
-        """For a body that has come to be so large."""
-        lane = self._lane
-        if size > lane.body_bytes_max:
-            self._refuse_body(exchange, lane.too_large)
-            raise httptools.HttpParserError
-        taken, whose = self._rooms.get(exchange) or (0, lane.whose(exchange))
-        # Something ahead, or a body of small chunks would ask with each.
-        wanted = min(size + small_bytes_max, lane.body_bytes_max)
-        if not lane.room.take(wanted - taken, whose):
-            error = lane.room.refusal(wanted - taken)
-            self._refuse_body(exchange, partial(lane.refuse, error=error))
-            raise httptools.HttpParserError
-        self._rooms[exchange] = wanted, whose
-        # An upload that comes along gives way after those that do not.
-        self.server_state.idle(self)
-        self._body_bytes_free = wanted
-
-    def _leave_room(self, exchange: FastExchange) -> None:
-        taken = self._rooms.pop(exchange, None)
-        if taken is not None:
-            self._lane.room.give_back(*taken)
-
-    def _leave_rooms(self) -> None:
-        """The room of whatever will not be answered any more, or has not been whole."""
-        for exchange in list(self._rooms):
-            if exchange is not self._turn:
-                self._leave_room(exchange)
-
-    def on_message_complete(self) -> None:
-        if self._declining:
-            return
-        self._mid_message = False
-        self._unwatch()
-        exchange = self._receiving
-        if exchange is None:
-            super().on_message_complete()
-            return
-        self._framing_bytes = 0
-        self._receiving = None
-        self._continue_due = False
-        if self._body:
-            exchange.body = bytes(self._body)
-            self._body = b""
-        self._take_turn(exchange, self._act_when_whole)
-
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = False
-            self.server_state.received(self)
-
-    # Turns
-
     def _act(self, exchange: FastExchange) -> Act | None:
         """What is to be done with the request once it is whole; None if it is not the lane's."""
         try:
@@ -522,163 +348,7 @@ class FastLane(ServiceProtocol):
             return partial(FastExchange.excuse, request_id=exchange.lament())
         return self._lane_begin if taken else None
 
-    def _take_turn(self, exchange: FastExchange, act: Act) -> None:
-        if self._turn is None and not self.pipeline and not self._stalled:
-            self._begin(exchange, act)
-        else:
-            self.pipeline.appendleft((exchange, act))
-
-    def _start(self, who: Any, act: Any) -> None:
-        """Give its turn to an entry of the pipeline."""
-        if isinstance(who, FastExchange):
-            self._begin(who, act)
-        elif who is None:
-            self._answer_and_end(act)
-        elif who.more_body and self._half_closed:
-            # It will never be whole.
-            self.transport.close()
-        else:
-            self._turn = who
-            self.server_state.busy(self)
-            if self._draining and not self._more_waits():
-                who.keep_alive = False
-            super()._start_asgi_task(who, act)
-
-    def _begin(self, exchange: FastExchange, act: Act) -> None:
-        self._turn = exchange
-        self._counters.in_flight += 1
-        self._idle_since.pop(self, None)
-        exchange.began_s = perf_counter()
-        try:
-            act(exchange)
-        except Exception:
-            # As above.
-            exchange.excuse(exchange.lament())
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """uvicorn's, for a request with no other of the application's before it."""
-        if self._turn is None and not self.pipeline and not self._stalled:
-            self._start(cycle, app)
-        else:
-            self.pipeline.appendleft((cycle, app))
-
-    def answer(self, exchange: FastExchange, status: int, lines: bytes, body: bytes) -> None:
-        """Send the reply to the exchange that has its turn, and move on."""
-        counters, state = self._counters, self.server_state
-        persistence = exchange.persistence
-        if self._draining and not self._more_waits():
-            persistence = close_line
-        # First, so that nothing has changed if the lane has handed over what is no answer.
-        data = answer_bytes(state.heads[status], exchange, status, lines, persistence, body)
-        exchange.connection = None
-        self._turn = None
-        if self._rooms:
-            self._leave_room(exchange)
-        lost = self.transport.is_closing()
-        if lost:
-            status = status_client_left
-        counters.in_flight -= 1
-        elapsed_ms = (perf_counter() - exchange.began_s) * 1000
-        # As Histogram.observe does, without the call.
-        latency_ms = counters.latency_ms
-        latency_ms.buckets[bisect_left(latency_ms.bounds, elapsed_ms)] += 1
-        latency_ms.total += elapsed_ms
-        counters.by_status[_status_words[status]] += 1
-        if self._log_access:
-            exchange.log(status, lines)
-        if lost:
-            return
-        state.total_requests += 1
-        if self._advancing:
-            self._out.append(data)
-            self._out_bytes += len(data)
-            if self._out_bytes > slice_bytes_max:
-                self._flush()
-        else:
-            self.transport.write(data)
-        if persistence is close_line:
-            self._end()
-            return
-        self._idle_since[self] = state.now_s
-        if self.pipeline or self._held or self._mid_message or self._half_closed:
-            self._advance()
-
-    def on_response_complete(self) -> None:
-        """uvicorn's, when the application has answered.
-
-        It is called from within the application. The next request shall not be answered there,
-        in the context of this one and under its handlers of exceptions.
-        """
-        self.server_state.total_requests += 1
-        self.loop.call_soon(self._end_turn, context=self._context)
-
-    def _end_turn(self) -> None:
-        self._turn = None
-        if not self._ended and not self.lost:
-            self.server_state.idle(self)
-            self._advance()
-
-    def _flush(self) -> None:
-        if self._out:
-            out, self._out = self._out, []
-            self._out_bytes = 0
-            if not self.lost:
-                self.transport.write(out[0] if len(out) == 1 else b"".join(out))
-
-    # Ends
-
-    def close_after_answer(self) -> None:
-        """uvicorn's way to close, when an answer of the application was the last."""
-        self._end()
-
-    def _end(self) -> None:
-        """Close behind the last answer, which a reset must not overtake."""
-        if self._ended:
-            return
-        self._ended = True
-        self._read_no_more()
-        self.pipeline.clear()
-        self._leave_rooms()
-        self._flush()
-        if self.lost:
-            return
-        if self._half_closed:
-            self.transport.close()
-        else:
-            # Whether anything is unread cannot be known, if only because it may be on its way.
-            self._linger()
-
-    def _read_no_more(self) -> None:
-        self._refused = True
-        self._held = b""
-        self._repeated = []
-        if self._receiving is not None:
-            self._leave_room(self._receiving)
-            self._receiving = None
-        self._body = b""
-        self._continue_due = False
-        self._unwatch()
-
-    def _refuse_early(self, exchange: FastExchange) -> bool:
-        """Whether the lane knows already why it does not want the body, and has said so."""
-        act: Act
-        try:
-            error = self._lane.refusal(exchange)
-            if error is None:
-                self.server_state.idle(self)
-                return False
-            act = partial(self._lane.refuse, error=error)
-        except Exception:
-            # As in `_act`.
-            act = partial(FastExchange.excuse, request_id=exchange.lament())
-        self._refuse_body(exchange, act)
-        return True
-
-    def _refuse_body(self, exchange: FastExchange, act: Act) -> None:
-        """Have the lane say why the body is not taken."""
-        self._read_no_more()
-        exchange.persistence = close_line
-        self._take_turn(exchange, act)
+    # Refusals
 
     def _refuse(self, error: ClientError) -> None:
         """Refuse the request that is arriving, behind the answers to those before it."""
@@ -700,7 +370,6 @@ class FastLane(ServiceProtocol):
         self.pipeline.appendleft((None, error))
         self._advance()
 
-    def _answer_and_end(self, error: ClientError) -> None:
-        self._ended = True
-        self._flush()
-        super()._answer_and_end(error)
+    def _read_no_more(self) -> None:
+        super()._read_no_more()
+        self._repeated = []
