@@ -30,13 +30,18 @@ strong_line = "X-Consistency: strong"
 pause_s = 0.002
 # By then every replica has what was acknowledged.
 converged_s_max = 10.0
-share_of_work: Mapping[str, int] = {
+Work = Mapping[str, int]
+"""What is asked, and how often of a hundred times."""
+
+usual_work: Work = {
     "GET": 35,
     "PUT": 25,
     "strong GET": 15,
     "strong PUT": 15,
     "incr": 10,
 }
+# What is done twice shows in these.
+counting_work: Work = {"GET": 25, "PUT": 10, "strong GET": 10, "strong PUT": 10, "incr": 45}
 
 
 @dataclass(slots=True)
@@ -79,7 +84,7 @@ class Report:
             f"{self.unknown.total()} unknown outcomes {dict(self.unknown)}, "
             f"{len(self.wrong)} wrong, {self.older} of an older state"
         )
-        for name in share_of_work:
+        for name in usual_work:
             took_ms = sorted(took_s * 1e3 for took_s in self.took_s[name])
             if took_ms:
                 p50, p99 = (took_ms[int(len(took_ms) * share)] for share in (0.5, 0.99))
@@ -95,10 +100,11 @@ class Report:
 class Customer:
     """One after the other it asks what its own random numbers say."""
 
-    def __init__(self, robot: Caller, number: int, report: Report) -> None:
+    def __init__(self, robot: Caller, number: int, work: Work, report: Report) -> None:
         self.name = f"customer-{number:03}"
         self._gateway = robot.gateway
         self._lines = robot.lines
+        self._work = work
         self._report = report
         self._draw = random.Random(self.name)
         self._kept: defaultdict[str, Kept] = defaultdict(Kept)
@@ -107,7 +113,7 @@ class Customer:
 
     async def visit(self) -> None:
         """Until it is told to leave."""
-        names, weights = list(share_of_work), list(share_of_work.values())
+        names, weights = list(self._work), list(self._work.values())
         while not self.leaving:
             [name] = self._draw.choices(names, weights)
             await self._do(name)
@@ -236,10 +242,10 @@ class Customer:
 
 
 @asynccontextmanager
-async def customers(robot: Caller, count: int) -> AsyncIterator[Report]:
+async def customers(robot: Caller, count: int, work: Work = usual_work) -> AsyncIterator[Report]:
     """Have so many come and go on until the block ends; then each looks at all that it has."""
     report = Report()
-    crowd = [Customer(robot, number, report) for number in range(count)]
+    crowd = [Customer(robot, number, work, report) for number in range(count)]
     async with asyncio.TaskGroup() as visits:
         for one in crowd:
             visits.create_task(one.visit())

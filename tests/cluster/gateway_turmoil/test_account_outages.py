@@ -7,13 +7,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
 from tests.cluster.gateway.answers import found, problem, put, raw, told
 from tests.cluster.gateway_platform import Caller, Platform, Tenant, new_name
-from tests.cluster.gateway_turmoil.platform import until_degraded
+from tests.cluster.gateway_turmoil.platform import paused, until_degraded
 from tests.integration.database import SharedServer, as_superuser
 from tests.integration.replicator_process import until_told
 
@@ -88,7 +88,18 @@ async def ask_for_everything(robot: Caller, ledger: Ledger) -> None:
     )
 
 
-@pytest.mark.parametrize("part", ["user manager", "database"])
+def without(
+    part: str, platform: Platform, server: SharedServer
+) -> AbstractAsyncContextManager[None]:
+    if part == "user manager":
+        return without_usermanager(platform)
+    if part == "database":
+        return without_database(platform, server)
+    # It takes what it is sent, and reports among that, but says nothing until it is too late.
+    return paused(platform.usermanager)
+
+
+@pytest.mark.parametrize("part", ["user manager", "database", "user manager's answer"])
 async def test_while_it_is_away_known_keys_go_on_and_others_are_asked_to_wait(
     platform: Platform, postgres_server: SharedServer, part: str
 ) -> None:
@@ -99,15 +110,10 @@ async def test_while_it_is_away_known_keys_go_on_and_others_are_asked_to_wait(
     await found(robot.saying(**strong), "/v1/kv/a", etag)
     ledger.by_operation += Counter(put=1, get=1)
     unknown = platform.caller((await tenant.make_key()).key)
-    away = (
-        without_usermanager(platform)
-        if part == "user manager"
-        else without_database(platform, postgres_server)
-    )
-    async with away:
+    async with without(part, platform, postgres_server):
         await ask_for_everything(robot.saying(X_Namespace=new_name("during")), ledger)
-        for target in ("/v1/kv/a", "/v1/kv", "/v1/namespaces"):
-            answer = await unknown.get(target)
+        targets = ("/v1/kv/a", "/v1/kv", "/v1/namespaces")
+        for answer in await asyncio.gather(*map(unknown.get, targets)):
             assert problem(answer) == (503, "auth_unavailable")
             assert int(answer.headers["Retry-After"]) >= 1
             assert "WWW-Authenticate" not in answer.headers, "the key may be good"

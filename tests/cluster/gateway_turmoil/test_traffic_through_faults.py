@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from tests.cluster.gateway_platform import Caller, Platform
-from tests.cluster.gateway_turmoil.customers import customers
+from tests.cluster.gateway_turmoil.customers import counting_work, customers
 from tests.cluster.gateway_turmoil.platform import paused, until_whole
 from tests.integration.node_process import NodeProcess
 from tests.integration.replicator_process import until_metrics
@@ -54,7 +54,7 @@ async def test_no_client_notices_that_a_replica_is_killed_and_another_falls_sile
 async def test_a_replicator_that_dies_takes_no_more_along_than_what_it_was_asked(
     platform: Platform, robot: Caller
 ) -> None:
-    async with customers(robot, connections) as report:
+    async with customers(robot, connections, counting_work) as report:
         for replicator in platform.cluster.replicators:
             await asyncio.sleep(seconds / 8)
             await killed_for(replicator, seconds / 4)
