@@ -32,7 +32,9 @@ async def _started(
         gateway_platform(tmp_path_factory.mktemp("platform"), address) as platform,
     ):
         senders: SlowSenders = {}
-        head = request("PUT", "/v1/kv/slow", "Content-Length: 9")
+        # Whoever has no API key is refused by the head.
+        key = (await (await platform.tenant()).make_key()).key
+        head = request("PUT", "/v1/kv/slow", f"X-API-Key: {key}", "Content-Length: 9")
         # Of a head the fast lane alone says what was wrong; without it the connection is closed.
         begun: dict[tuple[LaneName, str], bytes] = {
             ("fast", "head"): head[:-2],

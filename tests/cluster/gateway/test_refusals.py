@@ -61,7 +61,6 @@ async def test_without_an_api_key_there_is_nothing(
 @pytest.mark.parametrize(
     ("header", "value"),
     [
-        ("X-API-Key", ""),
         ("X-API-Key", "ydht_"),
         ("X-API-Key", "ydht_" + "a" * 49),
         ("X-API-Key", "\xff" * 54),
@@ -78,6 +77,11 @@ async def test_what_is_no_api_key_is_refused(
     answer = await nobody.get("/v1/kv/a")
     assert problem(answer) == (401, "invalid_api_key")
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="ydht"'
+
+
+async def test_an_empty_api_key_is_none(platform: Platform, gateway: GatewayProcess) -> None:
+    nobody = platform.caller(None, X_API_Key="").at(gateway)
+    assert problem(await nobody.get("/v1/kv/a")) == (401, "missing_api_key")
 
 
 async def test_a_key_that_is_nobodys_is_refused_and_who_tries_many_has_to_wait(
