@@ -11,7 +11,7 @@ from services.core.key_checks import Scope, scopes_all
 from services.core.plans import Limits
 from services.runtime.allowance import Allowances
 from services.runtime.clock import Clock
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 
 plenty: Final = Limits(60_000_000, 1_000_000)
 

@@ -21,7 +21,7 @@ from services.gateway.reads import Reads
 from services.gateway.unknown_outcomes import UnknownOutcomes
 from services.runtime import telemetry
 from services.runtime.clock import Clock
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 from services.runtime.exchange import Exchange
 from services.runtime.metering import Meters
 from services.runtime.peer import SENT, OwnedLink

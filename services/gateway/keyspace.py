@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.core.errors import FixRequest
 from services.core.key import check_namespace, key_bytes_max, namespace_prefix
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 
 
 def storage_prefix(credential: Credential, namespace: str) -> bytes:

@@ -36,9 +36,10 @@ from services.gateway.options import Options
 from services.runtime import telemetry
 from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses, network_of
-from services.runtime.credentials import Credential, Credentials
+from services.runtime.credential import Credential
+from services.runtime.credentials import Credentials
 from services.runtime.exchange import Exchange, Headers
-from services.runtime.key_access import check_scope, key_challenge
+from services.runtime.key_access import challenged, check_scope, too_many
 
 path_prefix: Final = b"/v1/kv/"
 _path_bytes: Final = len(path_prefix)
@@ -52,7 +53,6 @@ usual_key_bytes: Final = 256
 _increment: Final = b"/incr"
 _half_escaped: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _s_per_ns: Final = 1e-9
-_ns_per_s: Final = 1_000_000_000
 
 log = telemetry.logger("services.gateway")
 
@@ -120,7 +120,7 @@ class KeyValue:
         if options.nobody is not None:
             return options.nobody
         error = self._credentials.refusal(options.api_key)
-        return None if error is None else _challenged(error)
+        return None if error is None else challenged(error)
 
     def whose(self, exchange: Exchange) -> Hashable:
         credential = self._cached(options_of(exchange.headers))
@@ -167,7 +167,7 @@ class KeyValue:
         )
         wait_ns = credential.allowance.take(1, began_ns)
         if wait_ns:
-            call.refuse(_too_many(wait_ns))
+            call.refuse(too_many(1, wait_ns))
         elif options.problem is not None:
             call.refuse(options.problem)
         else:
@@ -237,7 +237,7 @@ class KeyValue:
         try:
             credential = await self._credentials.find(options.api_key, address)
         except FixRequest as error:
-            self.refuse_to_nobody(exchange, _challenged(error))
+            self.refuse_to_nobody(exchange, challenged(error))
         except ClientError as error:
             self.refuse_to_nobody(exchange, error)
         except asyncio.CancelledError:
@@ -300,21 +300,6 @@ def _decoded(key: bytes) -> bytes:
     if _half_escaped.search(key) is not None:
         raise FixRequest("invalid_key", "A % in the key is not followed by two hexadecimal digits")
     return unquote_to_bytes(key)
-
-
-def _challenged(error: FixRequest) -> FixRequest:
-    """As every refusal of an API key is."""
-    headers = {**key_challenge, **error.headers}
-    return FixRequest(error.code, error.detail, members=error.members, headers=headers)
-
-
-def _too_many(wait_ns: int) -> RetryLater:
-    wait_s = -(-wait_ns // _ns_per_s)
-    return RetryLater(
-        "rate_limited",
-        f"The rate limit is used up; there will be a token in {wait_s} s",
-        retry_after_s=wait_s,
-    )
 
 
 def _not_allowed(exchange: Exchange) -> FixRequest:

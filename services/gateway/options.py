@@ -16,7 +16,7 @@ from services.core.hlc import Version, parse_etag
 from services.core.key import check_namespace, namespace_prefix
 from services.core.operations import versions_max
 from services.core.record import Metadata
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 from services.runtime.edge import request_id_of
 from services.runtime.key_access import api_key_in
 from services.runtime.signing import signature_header

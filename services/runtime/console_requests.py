@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from services.core.errors import FixRequest
 from services.core.key import tenant_max
 from services.core.key_checks import Scope, scopes_all
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 from services.runtime.signing import Verifier, signature_header
 
 tenant_header: Final = "X-Ydht-Tenant"

@@ -17,10 +17,6 @@ A key that is unknown while the user manager is away is `auth_unavailable`, neve
 shall throw away a good key. A refused one is remembered for seconds, for a key is drawn at random
 when it is made and cannot have been tried before.
 
-Whoever keeps a Credential compares `now_s < credential.usable_until_s` before each use, and asks
-`cached` again when that is over. Its other members may change at any time, to what the key may
-do from then on.
-
 Keys are kept in memory as they came, because a hash takes longer than all the rest of the hot path:
 120 ns for a key that is known (CPython 3.11, 2.1 GHz).
 """
@@ -30,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -47,13 +43,13 @@ from services.core.key_checks import (
     ValidKey,
     scopes_all,
 )
-from services.core.plans import Limits, free, plan_named
+from services.core.plans import Limits, free
 from services.runtime import telemetry
-from services.runtime.allowance import Allowance, Allowances
+from services.runtime.allowance import Allowances
 from services.runtime.clock import Clock
+from services.runtime.credential import Credential, limits_of, never_s
 from services.runtime.guessing import Guesses
 from services.runtime.key_news import KeyNews
-from services.runtime.metering import Tally
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness
 
@@ -77,7 +73,6 @@ tidied_at_once: Final = 1_000
 
 # There is one answer to all that is wrong with a key, as the user manager has one.
 refusal: Final = "The API key is unknown, was revoked, or has expired"
-_never: Final = -math.inf
 
 
 class KeySource(Protocol):
@@ -90,56 +85,6 @@ class KeySource(Protocol):
     async def key_events(self, asked: KeyEventsQuery) -> KeyEventPage:
         """RetryLater if it cannot be told now."""
         ...
-
-
-class Credential:
-    """What one API key, or the console for a tenant, may do now."""
-
-    __slots__ = (
-        "allowance",
-        "due",
-        "expires_s",
-        "key",
-        "key_id",
-        "key_prefix",
-        "may_admin",
-        "may_read",
-        "may_write",
-        "stale_until_s",
-        "tally",
-        "tenant",
-        "usable_until_s",
-    )
-
-    def __init__(self, key: bytes, tenant: int, key_id: int, allowance: Allowance) -> None:
-        self.key = key
-        self.tenant = tenant
-        self.key_id = key_id
-        self.allowance = allowance
-        self.may_read = self.may_write = self.may_admin = False
-        # What its keys begin with; empty if it is held to none.
-        self.key_prefix = b""
-        # None: its requests are not counted.
-        self.tally: Tally | None = {}
-        # Monotonic times. No use of it needs to ask anybody before the first.
-        self.usable_until_s = self.stale_until_s = self.expires_s = _never
-        # Whether it is to be looked up before its next use.
-        self.due = False
-
-    @property
-    def whose(self) -> Hashable:
-        """What shares are had by: the console takes nothing from a tenant's own programs."""
-        return self.tenant, self.tally is None
-
-    def allow(self, scopes: Collection[Scope]) -> None:
-        self.may_read = "read" in scopes
-        self.may_write = "write" in scopes
-        self.may_admin = "admin" in scopes
-
-    def end(self) -> None:
-        """It may not be used any more, whatever happens."""
-        self.due = True
-        self.usable_until_s = self.stale_until_s = _never
 
 
 @dataclass(slots=True)
@@ -243,7 +188,7 @@ class Credentials:
     def refusal(self, key: bytes) -> FixRequest | None:
         """Why nobody has to be asked about this key: it cannot be one, or was none a moment ago."""
         is_one = well_formed(key.decode("latin-1"))
-        if is_one and self._clock.monotonic_s() >= self._refused.get(key, _never):
+        if is_one and self._clock.monotonic_s() >= self._refused.get(key, never_s):
             return None
         self.counters.refused += 1
         return FixRequest("invalid_api_key", refusal)
@@ -318,7 +263,7 @@ class Credentials:
     def all_changed(self) -> None:
         for credential in self._known.values():
             credential.due = True
-            credential.usable_until_s = _never
+            credential.usable_until_s = never_s
         self._refused.clear()
 
     # Looking up.
@@ -383,7 +328,7 @@ class Credentials:
             expires_s = now_s + answer.expires_at.timestamp() - self._clock.wall_ms() / 1000
             if expires_s <= now_s:
                 raise FixRequest("invalid_api_key", refusal)
-        of_tenant, of_key = _limits(answer, self._of_free)
+        of_tenant, of_key = limits_of(answer, self._of_free)
         credential = self._known.pop(key, None)
         if credential is None:
             tenant, key_id = answer.user_id, answer.key_id
@@ -463,10 +408,3 @@ def _again(error: ClientError) -> ClientError:
     if isinstance(error, FixRequest):
         return FixRequest(error.code, error.detail)
     return InternalError()
-
-
-def _limits(answer: ValidKey, of_free: Limits) -> tuple[Limits, Limits]:
-    """Of the tenant, and of the key if it is held to less."""
-    plan = plan_named(answer.plan)
-    of_tenant = of_free if plan is free else plan.limits()
-    return of_tenant, of_tenant.held_to(answer.held_to)

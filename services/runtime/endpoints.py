@@ -43,7 +43,7 @@ from services.core.errors import FixRequest
 from services.core.key_checks import Scope
 from services.runtime.body_room import BodyRoom, Held
 from services.runtime.client_address import ClientAddresses
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 from services.runtime.key_access import Admitted, KeyAccess, Need
 from services.runtime.problem import path_chars_max
 from services.runtime.request_body import BodyLimit, check_is_json, decode_struct, read_body

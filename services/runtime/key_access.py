@@ -27,7 +27,7 @@ from services.core.key_checks import Scope
 from services.runtime.allowance import retry_after_s
 from services.runtime.clock import Clock
 from services.runtime.console_requests import ConsoleRequests, signed_body_bytes_max
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 from services.runtime.exchange import split_lines
 from services.runtime.problem import problem_response
 from services.runtime.request_body import body_too_large
@@ -160,10 +160,7 @@ class KeyAccess:
         try:
             return known or await self._keys.find(key, address)
         except FixRequest as error:
-            headers = {**key_challenge, **error.headers}
-            raise FixRequest(
-                error.code, error.detail, members=error.members, headers=headers
-            ) from error
+            raise challenged(error) from error
 
     def _count(
         self, admitted: Admitted, need: Need, status: int, bytes_out: int, began_s: float
@@ -231,6 +228,12 @@ def api_key_in(fields: Fields) -> bytes:
         "Send an API key as X-API-Key: ydht_… or as Authorization: Bearer ydht_…",
         headers=key_challenge,
     )
+
+
+def challenged(error: FixRequest) -> FixRequest:
+    """The same as a refusal of an API key, with what each of them has."""
+    headers = {**key_challenge, **error.headers}
+    return FixRequest(error.code, error.detail, members=error.members, headers=headers)
 
 
 def check_scope(credential: Credential, scope: Scope) -> None:

@@ -14,7 +14,8 @@ from services.core.api_key import lookup_subkey
 from services.core.errors import FatalError, FixRequest, RetryLater
 from services.runtime.allowance import Allowances
 from services.runtime.clock import SystemClock
-from services.runtime.credentials import Credential, Credentials
+from services.runtime.credential import Credential
+from services.runtime.credentials import Credentials
 from services.runtime.loops import Loops
 from services.runtime.metering import Meters
 from services.runtime.user_manager import UserManager

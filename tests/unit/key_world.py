@@ -34,7 +34,8 @@ from services.core.key_checks import (
 from services.core.plans import plan_named
 from services.runtime.allowance import Allowances
 from services.runtime.clock import FakeClock, Timeline
-from services.runtime.credentials import Credential, Credentials
+from services.runtime.credential import Credential
+from services.runtime.credentials import Credentials
 from services.runtime.key_news import KeyNews
 
 pepper = lookup_subkey("k9XvTq2mWz7bRf4nHs8cYd3gLp6jUe5a")
