@@ -28,7 +28,7 @@ When one read is exactly one request, and all behind its target is byte for byte
 on this connection, the parser is not asked again: `_take_again`. Of the time that this module
 takes for a GET that brings 2.5 us instead of 5.6 (a bare parser with callbacks takes 1.1), and
 with the kernel and the loop around it, 1.2 times the CPU of a bare protocol instead of 1.7:
-`make bench ARGS=fastlane`. Requests whose fields are new each time take 2.1 times as much.
+`make bench ARGS=fastlane`. Where the fields are new each time it is 2.1 times.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from services.gateway.answers import Dates
 from services.gateway.calls import KeyCall, Places, Platform, asked_s_max, call_s_max
 from services.gateway.changes import Put
 from services.gateway.cluster import Cluster, Doors
+from services.gateway.console_lane import ConsoleLane
 from services.gateway.cors import Cors
 from services.gateway.gets import Get
 from services.gateway.kv import KeyValue, options_of
@@ -27,11 +28,13 @@ from services.gateway.reads import Reads
 from services.gateway.unknown_outcomes import UnknownOutcomes, ids_per_line_max
 from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
+from services.runtime.console_requests import ConsoleRequests
 from services.runtime.disk import SystemDisk
 from services.runtime.exchange import Exchange, Headers
 from services.runtime.metering import Meters
 from services.runtime.peer import SENT, OnAnswer
 from services.runtime.replicators import Replicators
+from services.runtime.signing import Verifier
 from tests.integration.link_ends import log_lines
 from tests.unit.key_world import KeyWorld, key_world
 
@@ -228,3 +231,19 @@ async def test_a_lost_link_names_every_change_in_a_few_lines(tmp_path: Path) -> 
         assert len(lines) <= 11
         named = " ".join(line["operation_ids"] for line in lines).split()
         assert named == [f"id-{number}" for number in range(count)]
+
+
+async def test_what_only_looks_signed_is_refused_by_the_head_too(tmp_path: Path) -> None:
+    async with lane(tmp_path) as (keys, world):
+        verifier = Verifier("one secret for all of them here", world.clock)
+        console = ConsoleLane(keys, ConsoleRequests(verifier, world.credentials))
+        forged = Asked(b"PUT", (b"x-ydht-signature", b"forged"), (b"x-ydht-tenant", b"8"))
+        error = console.refusal(forged)
+        assert error is not None
+        assert error.code == "unauthorized"
+        # Nor has it a share of a tenant that it only names.
+        good = world.keys.make(8)
+        await world.find(good)
+        assert console.whose(forged) != console.whose(Asked(b"PUT", (b"x-api-key", good)))
+        assert console.refusal(Asked(b"PUT")) is not None
+        assert console.room is keys.room
