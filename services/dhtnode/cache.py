@@ -4,12 +4,18 @@ A cache keeps at most `max_items` records on this node, those used last. It has 
 anti-entropy: replicas evict different keys, so its keys are not in the digests.
 
 A namespace may have keys when it becomes a cache. They change sides one by one, in slices: a key is
-out of the digests exactly when it stands in the `recency` of its namespace. What is a cache no more
-was deleted, and gives up what it has, in slices as well. No replica has all that another one has of
-a cache, so that nobody else could delete it; what is put meanwhile is that of a store, and stays.
+out of the digests exactly when it stands in the `recency` of its namespace, or in one of its past.
 
-What a strong operation once had for a key must not come back when a cache becomes a store: a record
-of such a key, most often its tombstone, is not given up. It is pinned, and does not count.
+What is a cache no more was deleted, and gives up what it has. No replica has all that another one
+has of a cache, so that nobody else could delete it. From that moment on nobody sees it: it does not
+count, no listing shows it, and whoever looks for one of its keys has that given up first. The rest
+goes in slices. What is put meanwhile is that of a store, or of the next cache of this name, which
+begins with an order of its own, and stays.
+
+What a strong operation once had for a key must not come back when a cache becomes a store. Of such
+a key nothing but the value is given up: its record becomes a tombstone of the same version, which
+is greater than the record, so that replicas agree on it and it does no harm beside what is newer.
+It is pinned, and does not count, until the key is put again.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from typing import Protocol
 
 from services.core.digest import Digests
 from services.core.ring import place_of, slot_count, slot_of
-from services.dhtnode.namespace import Namespace, Namespaces
+from services.dhtnode.namespace import Namespace, Namespaces, Past
 from services.dhtnode.recency import Recency
 
 # One makes room for the key that came; the other catches up with a limit that was lowered.
@@ -27,29 +33,51 @@ _evictions_per_put = 2
 _change_cost = 8
 
 
-class Drop(Protocol):
-    def __call__(self, namespace: Namespace, slot: int, key: bytes) -> None:
-        """Remove a record that stands neither in the digests nor in a recency."""
+class Records(Protocol):
+    """What the owner of the records does to one that stands neither in the digests nor in a
+    recency. It may not be `counted` in its namespace."""
+
+    def drop(self, namespace: Namespace, slot: int, key: bytes, *, counted: bool) -> None:
+        """Forget it altogether."""
+
+    def blank(self, namespace: Namespace, slot: int, key: bytes, *, counted: bool) -> None:
+        """Have a tombstone of its version in its place, and count that."""
 
 
-class Bound(Protocol):
-    def __call__(self, slot: int, key: bytes) -> bool:
-        """Whether an acceptor holds something for this key."""
+class Held(Protocol):
+    """What strong operations have left (promises.py)."""
+
+    def holds(self, slot: int, key: bytes) -> bool:
+        """Whether there is anything for this key."""
+        ...
+
+    def weigh(self, slot: int, key: bytes) -> None:
+        """Hear that the record of this key is another one."""
+        ...
+
+
+class NothingHeld:
+    def holds(self, slot: int, key: bytes) -> bool:
+        return False
+
+    def weigh(self, slot: int, key: bytes) -> None:
+        """Nothing changes."""
 
 
 class Caches:
     __slots__ = (
         "_adopting",
         "_digests",
-        "_drop",
         "_namespaces",
         "_overfull",
-        "_returning",
+        "_records",
         "_slots",
-        "bound",
         "declared",
         "evicted",
+        "held",
         "ordered",
+        "returning",
+        "uncounted",
     )
 
     def __init__(
@@ -57,27 +85,29 @@ class Caches:
         slots: list[dict[bytes, bytes]],
         namespaces: Namespaces,
         digests: Digests,
-        drop: Drop,
+        records: Records,
     ) -> None:
         self._slots = slots
         self._namespaces = namespaces
         self._digests = digests
-        self._drop = drop
-        self.bound: Bound = lambda slot, key: False
+        self._records = records
+        self.held: Held = NothingHeld()
         self.declared: dict[bytes, Namespace] = {}
         # What is left to do, by prefix: the next slot to be searched for keys that a cache had
-        # before it was declared one; caches above their limit; stores that were caches.
+        # before it was declared one; caches above their limit; namespaces that have a past.
         self._adopting: dict[bytes, int] = {}
         self._overfull: dict[bytes, Namespace] = {}
-        self._returning: dict[bytes, Namespace] = {}
-        # How many keys stand in a recency, of all namespaces together.
+        self.returning: dict[bytes, Namespace] = {}
+        # How many keys stand in a recency, of all namespaces together; and how many of those of
+        # the past are counted no more.
         self.ordered = 0
+        self.uncounted = 0
         self.evicted = 0
 
     @property
     def settled(self) -> bool:
         """Whether the digests have all keys of stores and no keys of caches."""
-        return not (self._adopting or self._returning)
+        return not (self._adopting or self.returning)
 
     # Declarations.
 
@@ -86,22 +116,37 @@ class Caches:
             raise ValueError(f"a cache has 1 item at least, not {max_items}")
         namespace = self._namespaces.open(prefix)
         namespace.max_items = max_items
+        self.declared[prefix] = namespace
+        self._overfull[prefix] = namespace
         if namespace.recency is None:
             namespace.recency = Recency()
-        self.declared[prefix] = namespace
-        self._returning.pop(prefix, None)
-        self._overfull[prefix] = namespace
-        if namespace.records > len(namespace.recency) + len(namespace.recency.pinned):
-            self._adopting[prefix] = 0
+            if namespace.records:
+                self._adopting[prefix] = 0
 
     def forget(self, prefix: bytes) -> None:
         namespace = self.declared.pop(prefix, None)
         if namespace is None:
             return
-        namespace.max_items = 0
-        self._adopting.pop(prefix, None)
+        adopting = self._adopting.pop(prefix, None) is not None
         self._overfull.pop(prefix, None)
-        self._returning[prefix] = namespace
+        recency, pasts = namespace.recency, namespace.pasts
+        namespace.max_items = 0
+        namespace.recency = None
+        if recency is not None and (recency or recency.pinned):
+            # While not all of its keys were adopted, nobody knows what the others count for. It had
+            # no keys to be seen when it was declared, so that is little.
+            counted = adopting or any(past.counted for past in pasts)
+            namespace.pasts = (*pasts, Past(recency, counted))
+            if not counted:
+                self._count_no_more(namespace)
+            self.returning[prefix] = namespace
+        self._namespaces.close_if_empty(namespace)
+
+    def _count_no_more(self, namespace: Namespace) -> None:
+        """All that it counts is of the past; of that only what is pinned stays, as tombstones."""
+        pinned = sum(len(past.recency.pinned) for past in namespace.pasts)
+        self.uncounted += namespace.records - pinned
+        namespace.count(-namespace.keys, pinned - namespace.tombstones, -namespace.bytes)
 
     # Keys.
 
@@ -111,20 +156,16 @@ class Caches:
         if namespace is not None:
             recency = namespace.recency
             # A key that is not adopted yet stays in the digests until it is.
-            if recency is not None and key in recency:
+            if recency is not None and recency.orders(key):
                 recency.touch(key)
 
     def put(self, namespace: Namespace, key: bytes, old: bytes | None) -> bool:
-        """A key of a namespace with a recency has been put; False if the digests are to follow
-        it, as they do in a store."""
+        """A key that is not of the past has been put; False if the digests are to follow it, as
+        they do in a store."""
         recency = namespace.recency
         if recency is None:
             return False
         known = key in recency
-        if not namespace.max_items:
-            if known:
-                self._leave(recency, key, old)
-            return False
         if old is not None and not known:
             self._digests.toggle(place_of(key), key, old[:12])
         recency.touch(key)
@@ -136,24 +177,8 @@ class Caches:
             self._evict(namespace, recency)
         return True
 
-    def _leave(self, recency: Recency, key: bytes, record: bytes | None) -> None:
-        """The key of a cache becomes one of a store, in the digests with the record it had."""
-        recency.discard(key)
-        self.ordered -= 1
-        if record is not None:
-            self._digests.toggle(place_of(key), key, record[:12])
-
-    def doomed(self, key: bytes) -> bool:
-        """Whether the key is one that a cache of the past has not given up yet."""
-        if not self._returning:
-            return False
-        namespace = self._returning.get(key[: 9 + key[8]])
-        if namespace is None or namespace.recency is None:
-            return False
-        return key in namespace.recency and key not in namespace.recency.pinned
-
     def remove(self, namespace: Namespace, key: bytes) -> bool:
-        """A key is being removed; False if the digests are to follow it."""
+        """A key that is not of the past is being removed; False if the digests are to follow."""
         recency = namespace.recency
         if recency is None or key not in recency:
             return False
@@ -162,20 +187,66 @@ class Caches:
         return True
 
     def _evict(self, namespace: Namespace, recency: Recency) -> None:
-        key = recency.pop_oldest()
-        slot = slot_of(key)
-        if self.bound(slot, key):
-            recency.pinned[key] = None
-            return
         self.ordered -= 1
+        self._give_up(namespace, recency.pop_oldest(), counted=True)
+
+    def _give_up(self, namespace: Namespace, key: bytes, *, counted: bool) -> None:
+        """A key leaves an order of use, and goes unless there is something that it must outlast."""
+        slot = slot_of(key)
         self.evicted += 1
-        self._drop(namespace, slot, key)
+        if not counted:
+            self.uncounted -= 1
+        if self.held.holds(slot, key):
+            self._records.blank(namespace, slot, key, counted=counted)
+            self.held.weigh(slot, key)
+            self._keep(namespace, slot, key)
+        else:
+            self._records.drop(namespace, slot, key, counted=counted)
+
+    def _keep(self, namespace: Namespace, slot: int, key: bytes) -> None:
+        """A tombstone stays, in a cache without counting for it, in a store with the digests."""
+        if namespace.recency is not None:
+            namespace.recency.pinned[key] = None
+            self.ordered += 1
+        else:
+            self._digests.toggle(place_of(key), key, self._slots[slot][key][:12])
+
+    # What is of the past.
+
+    def lasts(self, slot: int, key: bytes) -> bool:
+        """Whether the key is one that is here to stay, as far as it depends on declarations."""
+        namespace = self.returning.get(key[: 9 + key[8]])
+        return namespace is None or not namespace.doomed(key) or self.held.holds(slot, key)
+
+    def is_past(self, key: bytes) -> bool:
+        """Whether the key stands in the order of a cache that was, or is pinned there."""
+        namespace = self.returning.get(key[: 9 + key[8]])
+        return namespace is not None and any(key in past.recency for past in namespace.pasts)
+
+    def meet(self, key: bytes) -> None:
+        """Somebody is about to look at this key: if it is of the past it has its end now."""
+        namespace = self.returning.get(key[: 9 + key[8]])
+        if namespace is None:
+            return
+        for past in namespace.pasts:
+            if key in past.recency:
+                self._end(namespace, past, key)
+                return
+
+    def _end(self, namespace: Namespace, past: Past, key: bytes) -> None:
+        pinned = key in past.recency.pinned
+        past.recency.discard(key)
+        self.ordered -= 1
+        if pinned:
+            self._keep(namespace, slot_of(key), key)
+        else:
+            self._give_up(namespace, key, counted=past.counted)
 
     # Changing sides.
 
     def tend_slice(self, budget: int) -> bool:
         """Do some of what declarations have left to do; whether there is nothing more."""
-        while self._adopting or self._overfull or self._returning:
+        while self._adopting or self._overfull or self.returning:
             if budget <= 0:
                 return False
             if self._adopting:
@@ -183,7 +254,7 @@ class Caches:
             elif self._overfull:
                 budget -= self._shrink(next(iter(self._overfull.values())))
             else:
-                budget -= self._return(next(iter(self._returning.values())))
+                budget -= self._return(next(iter(self.returning.values())))
         return True
 
     def _adopt(self, prefix: bytes, slot: int) -> int:
@@ -191,11 +262,13 @@ class Caches:
         recency = self.declared[prefix].recency
         cost = 1 + len(self._slots[slot])
         for key, record in self._slots[slot].items():
-            if key.startswith(prefix) and recency is not None and key not in recency:
+            if not key.startswith(prefix) or recency is None or key in recency:
+                continue
+            cost += _change_cost
+            if not self.is_past(key):
                 self._digests.toggle(place_of(key), key, record[:12])
                 recency.touch(key)
                 self.ordered += 1
-                cost += _change_cost
         if slot + 1 < slot_count:
             self._adopting[prefix] = slot + 1
         else:
@@ -211,16 +284,17 @@ class Caches:
         return _change_cost
 
     def _return(self, namespace: Namespace) -> int:
-        """Give up a key of what was a cache; one that is pinned goes back into the digests."""
-        recency = namespace.recency
-        if recency is None or not (recency or recency.pinned):
-            del self._returning[namespace.prefix]
-            namespace.recency = None
-            self._namespaces.close_if_empty(namespace)
-            return 1
-        if recency:
-            self._evict(namespace, recency)
+        """Have the end of one key of the past, the oldest first."""
+        past = namespace.pasts[0]
+        if past.recency:
+            self.ordered -= 1
+            self._give_up(namespace, past.recency.pop_oldest(), counted=past.counted)
+        elif past.recency.pinned:
+            self._end(namespace, past, next(iter(past.recency.pinned)))
         else:
-            key = next(iter(recency.pinned))
-            self._leave(recency, key, self._slots[slot_of(key)][key])
+            namespace.pasts = namespace.pasts[1:]
+            if not namespace.pasts:
+                del self.returning[namespace.prefix]
+                self._namespaces.close_if_empty(namespace)
+            return 1
         return _change_cost

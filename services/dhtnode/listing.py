@@ -90,6 +90,8 @@ def list_page(slots: Slots, namespace: Namespace, query: Query, now_ms: int) -> 
         record = slots[slot].get(key)
         if record is None or not records.visible(record, now_ms):
             continue
+        if namespace.pasts and namespace.doomed(key):
+            continue
         if room <= 0:
             return page._replace(next=key[skipped:])
         room -= 1
@@ -126,6 +128,8 @@ def scan_page(
             continue
         record = slots[slot].get(key)
         if record is None or not (tombstones or records.visible(record, now_ms)):
+            continue
+        if namespace.pasts and namespace.doomed(key):
             continue
         if len(found) >= query.limit:
             return Scan(found, key[skipped:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 from sortedcontainers import SortedList  # type: ignore[import-untyped]
 
@@ -75,6 +76,15 @@ class Tenant(Counts):
         return [self.namespaces[name] for name in islice(names, count)]
 
 
+class Past(NamedTuple):
+    """The keys of a cache that was deleted, until they are given up. Nobody sees one any more, and
+    whoever comes upon one has it given up at once."""
+
+    recency: Recency
+    # Whether they are among the counts of the namespace still.
+    counted: bool
+
+
 class Namespace(Counts):
     """One namespace of one tenant, for as long as it has records or is declared a cache."""
 
@@ -83,6 +93,7 @@ class Namespace(Counts):
         "index",
         "max_items",
         "name",
+        "pasts",
         "prefix",
         "recency",
         "tenant",
@@ -101,9 +112,10 @@ class Namespace(Counts):
         # What a key and a record have that a client does not count.
         self.fixed_bytes = len(prefix) + head_bytes
         # Above 0 the namespace is a cache. Its keys that are in `recency` are not in the digests.
-        # A store has a recency only while the keys of what was a cache return to the digests.
         self.max_items = 0
         self.recency: Recency | None = None
+        # Of the caches that it was; their keys are not in the digests either.
+        self.pasts: tuple[Past, ...] = ()
 
     def count(self, keys: int, tombstones: int, size: int) -> None:
         """Add to the counts of the namespace, of its tenant, and of everything."""
@@ -118,6 +130,10 @@ class Namespace(Counts):
             self.tombstones += tombstones
             tenant.tombstones += tombstones
             total.tombstones += tombstones
+
+    def doomed(self, key: bytes) -> bool:
+        """Whether the key is one that a cache of the past has not given up yet."""
+        return any(past.recency.orders(key) for past in self.pasts)
 
     @property
     def index_lags(self) -> bool:
@@ -165,7 +181,7 @@ class Namespaces:
             self.close_if_empty(namespace)
 
     def close_if_empty(self, namespace: Namespace) -> None:
-        if namespace.records or namespace.max_items or namespace.recency is not None:
+        if namespace.records or namespace.max_items or namespace.pasts:
             return
         prefix = namespace.prefix
         if namespace.index.is_large:

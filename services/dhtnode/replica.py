@@ -94,7 +94,7 @@ class Replica:
         self.table = table
         self.counters = ReplicaCounters()
         self.promises = Promises(table.peek)
-        table.never_evict(self.promises.holds)
+        table.outlast(self.promises)
         self.floors: dict[int, Version] = {}
         # Slots that are ours by the map, and whose data have not arrived yet. It is not durable:
         # after a restart every slot counts as ready, so a replica that is sent the data of a slot

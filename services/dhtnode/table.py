@@ -36,9 +36,9 @@ from mmap import mmap
 from services.core import record as records
 from services.core.digest import Digests, differing, digests_bytes, encode_leaves
 from services.core.hlc import Version
-from services.core.record import head_bytes
+from services.core.record import head_bytes, tombstone_body
 from services.core.ring import leaf_bits, leaf_count, place_of, slot_count, slot_of
-from services.dhtnode.cache import Bound, Caches
+from services.dhtnode.cache import Caches, Held
 from services.dhtnode.chunk import count_of, decode_chunk, encode_chunks
 from services.dhtnode.listing import Page, Query, Scan, list_page, scan_page
 from services.dhtnode.namespace import Counts, Namespace, Namespaces
@@ -63,6 +63,11 @@ def trimmed(record: bytes) -> bytes:
     return record[:21] + _no_meta
 
 
+def _blanked(record: bytes) -> bytes:
+    """What stays of a record of a cache if it must outlast something older."""
+    return record[:12] + tombstone_body
+
+
 class Table:
     """All methods that take a slot and a key trust that the key is one of that slot."""
 
@@ -72,8 +77,9 @@ class Table:
         self._digests = Digests(digest_key, memoryview(mmap(-1, digests_bytes)))
         self._namespaces = Namespaces(self._present)
         self._by_prefix = self._namespaces.by_prefix
-        self._caches = Caches(self._slots, self._namespaces, self._digests, self._drop)
+        self._caches = Caches(self._slots, self._namespaces, self._digests, self)
         self._declared = self._caches.declared
+        self._returning = self._caches.returning
         # Keys and records with everything in them.
         self._raw_bytes = 0
         # By slot, the time up to which expired values have been trimmed and count as tombstones.
@@ -87,6 +93,8 @@ class Table:
     def get(self, slot: int, key: bytes) -> bytes | None:
         """The record, for a client: in a cache this is a use of the key. Whether the client may
         see it is the caller's question, and `record.visible` the answer."""
+        if self._returning:
+            self._caches.meet(key)
         record = self._slots[slot].get(key)
         if self._declared and record is not None:
             self._caches.use(key[: 9 + key[8]], key)
@@ -94,15 +102,17 @@ class Table:
 
     def peek(self, slot: int, key: bytes) -> bytes | None:
         """The record, for the platform itself."""
+        if self._returning:
+            self._caches.meet(key)
         return self._slots[slot].get(key)
 
     def put(self, slot: int, key: bytes, record: bytes) -> None:
         """Have this record, whatever there was. In a full cache the least recently used go."""
-        self.replace(place_of(key), key, self._slots[slot].get(key), record)
+        self.replace(place_of(key), key, self.peek(slot, key), record)
 
     def replace(self, place: int, key: bytes, old: bytes | None, record: bytes) -> None:
-        """As `put`, for a caller that knows the place of the key (`ring.place_of`) and what there
-        is just now: neither is worked out a second time."""
+        """As `put`, for a caller that knows the place of the key (`ring.place_of`) and what `peek`
+        has just told: neither is worked out a second time."""
         namespace = self._store(place >> leaf_bits, key, old, record)
         if namespace.recency is None or not self._caches.put(namespace, key, old):
             if old is None:
@@ -112,13 +122,13 @@ class Table:
 
     def remove(self, slot: int, key: bytes) -> None:
         """Forget the key altogether. It may be unknown."""
-        record = self._slots[slot].get(key)
+        record = self.peek(slot, key)
         if record is None:
             return
         namespace = self._by_prefix[key[: 9 + key[8]]]
         if not self._caches.remove(namespace, key):
             self._digests.toggle(place_of(key), key, record[:12])
-        self._drop(namespace, slot, key)
+        self.drop(namespace, slot, key)
 
     def wipe(self, slot: int) -> None:
         """Forget all of a slot."""
@@ -130,7 +140,7 @@ class Table:
 
     def keys(self, slot: int) -> list[bytes]:
         """All keys of a slot, whatever their records are, in no order that means anything."""
-        return list(self._slots[slot])
+        return [key for key, _ in self._lasting_items(slot)]
 
     def _store(self, slot: int, key: bytes, old: bytes | None, record: bytes) -> Namespace:
         """Everything of a put but digests and recency."""
@@ -160,15 +170,25 @@ class Table:
             namespace.count(change, -change, change * size)
         return namespace
 
-    def _drop(self, namespace: Namespace, slot: int, key: bytes) -> None:
-        """Everything of a removal but digests and recency."""
+    def drop(self, namespace: Namespace, slot: int, key: bytes, *, counted: bool = True) -> None:
+        """Everything of a removal but digests and recency. The caches call it."""
         record = self._slots[slot].pop(key)
         self._raw_bytes -= len(key) + len(record)
-        if self._live(slot, record):
+        if counted and self._live(slot, record):
             namespace.count(-1, 0, namespace.fixed_bytes - len(key) - len(record))
-        else:
+        elif counted:
             namespace.count(0, -1, 0)
         self._namespaces.removed(namespace, key)
+
+    def blank(self, namespace: Namespace, slot: int, key: bytes, *, counted: bool) -> None:
+        """Leave nothing of a record but its version. The caches call it."""
+        record = self._slots[slot][key]
+        tombstone = self._slots[slot][key] = _blanked(record)
+        self._raw_bytes += len(tombstone) - len(record)
+        if not counted:
+            namespace.count(0, 1, 0)
+        elif self._live(slot, record):
+            namespace.count(-1, 1, namespace.fixed_bytes - len(key) - len(record))
 
     def _live(self, slot: int, record: bytes) -> bool:
         """Whether the record counts as a key. It depends on nothing but its bytes and how far the
@@ -184,7 +204,7 @@ class Table:
         return (
             table_memory_bytes
             + self._raw_bytes
-            + self.total.records * record_memory_bytes
+            + (self.total.records + self._caches.uncounted) * record_memory_bytes
             + self._caches.ordered * recency_memory_bytes
             + self._namespaces.lag_bytes
         )
@@ -257,10 +277,14 @@ class Table:
     def _lasting_items(self, slot: int) -> list[tuple[bytes, bytes]]:
         """Without what a cache of the past is about to give up: nobody else is to have it."""
         items = self._slots[slot].items()
-        if self._caches.settled:
+        if not self._returning:
             return list(items)
-        doomed = self._caches.doomed
-        return [item for item in items if not doomed(item[0])]
+        caches = self._caches
+        return [
+            (key, _blanked(record) if caches.is_past(key) else record)
+            for key, record in items
+            if caches.lasts(slot, key)
+        ]
 
     def import_chunk(self, body: bytes, *, leaves_follow: bool = False) -> int:
         """Take over the records of a chunk, or the greater one where there is one already, and
@@ -278,6 +302,8 @@ class Table:
         namespace: Namespace | None = None
         size = 0
         for key, record in zip(keys, found, strict=True):
+            if self._returning:
+                self._caches.meet(key)
             old = here.get(key)
             if old is not None and old >= record:
                 continue
@@ -339,7 +365,7 @@ class Table:
             for key, record in self._slots[slot].items()
             if place_of(key) & _leaf_mask in wanted
             and not (self._declared and key[: 9 + key[8]] in self._declared)
-            and not self._caches.doomed(key)
+            and self._caches.lasts(slot, key)
         ]
 
     def _scan_leaves(self, slot: int, *, settled: bool) -> bytes:
@@ -347,13 +373,13 @@ class Table:
         that have left the digests so far."""
         leaves = [0] * leaf_count
         hash_of = self._digests.hash_of
+        caches = self._caches
         for key, record in self._slots[slot].items():
-            namespace = self._by_prefix[key[: 9 + key[8]]]
-            if namespace.recency is not None and (
-                (namespace.max_items or self._caches.doomed(key))
-                if settled
-                else key in namespace.recency
-            ):
+            recency = self._by_prefix[key[: 9 + key[8]]].recency
+            if settled:
+                if recency is not None or not caches.lasts(slot, key):
+                    continue
+            elif (recency is not None and key in recency) or caches.is_past(key):
                 continue
             leaves[place_of(key) & _leaf_mask] ^= hash_of(key, record[:12])
         return encode_leaves(leaves)
@@ -367,7 +393,8 @@ class Table:
         What stays of an expired record is its version and expiry, so that no older write can
         surface. Of two records of one version the greater bytes win: a replica that still has the
         value may bring it back. That does no harm: it remains expired, the digests are equal, and
-        the next pass trims it again. Expired keys of a cache are removed.
+        the next pass trims it again. Expired keys of a cache are removed, but for those that a
+        strong operation has left something for.
 
         A value that is trimmed is gone, even if the clock turns out to have been wrong.
         """
@@ -391,8 +418,11 @@ class Table:
             if record[12:21] != _lasting and records.expired(record, now_ms)
         ]
         for key, record in expired:
+            if self.peek(slot, key) is not record:
+                # It was one of the past.
+                continue
             namespace = self._by_prefix[key[: 9 + key[8]]]
-            if namespace.max_items:
+            if namespace.max_items and not self._caches.held.holds(slot, key):
                 self.remove(slot, key)
                 self.trimmed += 1
                 continue
@@ -416,13 +446,13 @@ class Table:
         """
         self._caches.declare(prefix, max_items)
 
-    def never_evict(self, bound: Bound) -> None:
-        """Have no cache give up a key of which `bound(slot, key)` is true."""
-        self._caches.bound = bound
+    def outlast(self, held: Held) -> None:
+        """Have no cache give up the version of a key that there is something held for."""
+        self._caches.held = held
 
     def forget_cache(self, prefix: bytes) -> None:
-        """Have the namespace be a store, from which what the cache had goes by and by
-        (`tend_slice`). It may be a store."""
+        """Have the namespace be a store, without what the cache had: nobody is shown that any
+        more, and its memory is freed by and by (`tend_slice`). It may be a store."""
         self._caches.forget(prefix)
 
     @property

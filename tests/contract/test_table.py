@@ -514,17 +514,15 @@ class Steps:
 
     def declare(self, key: bytes) -> None:
         limit = self.rng.randrange(1, 20)
-        # What is still on its way back from an earlier declaration keeps its old order.
-        settle(self.real)
         self.real.declare_cache(key[: 9 + key[8]], limit)
         settle(self.real)
         self.plain.declare_cache(key[: 9 + key[8]], limit)
 
     def forget(self, key: bytes) -> None:
-        # What the cache had goes by and by.
+        # What the cache had goes by and by, and is seen no more from now on.
         self.real.forget_cache(key[: 9 + key[8]])
-        settle(self.real)
         self.plain.forget_cache(key[: 9 + key[8]])
+        self.compare(key)
 
     def bring(self, near: bytes) -> None:
         """Records of another replica arrive."""

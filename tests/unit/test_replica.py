@@ -12,11 +12,13 @@ from services.core import messages as m
 from services.core.errors import PeerError
 from services.core.key import namespace_prefix, storage_key_bytes_max
 from services.core.paxos import Promise
-from services.core.record import head_bytes, value_body, value_bytes_max
+from services.core.record import head_bytes, is_tombstone, value_body, value_bytes_max
 from services.core.ring import slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
+from services.dhtnode.listing import Query
 from services.dhtnode.replica import caches_in_a_piece, epochs_ahead_max
+from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock
 from services.runtime.log.log import undurable_bytes_max
 from tests.unit.replica_world import (
@@ -24,6 +26,7 @@ from tests.unit.replica_world import (
     cached,
     declare,
     key_of,
+    records_of,
     replayed,
     tombstone,
     value,
@@ -623,3 +626,98 @@ def test_a_cache_evicts_and_a_forgotten_one_is_an_empty_store(world: World) -> N
         world.write(key_of(number, cached), value(number))
     assert world.table.namespace(cached).keys == 10
     assert wrong_leaves(world.table) == []
+
+
+def settle(table: Table) -> None:
+    while not table.tend_slice(1_000):
+        pass
+
+
+def test_a_deleted_cache_is_gone_at_once_and_the_next_of_its_name_begins_empty(
+    world: World,
+) -> None:
+    table, keys = world.table, [key_of(number, cached) for number in range(5)]
+    declare(world, 1, {cached: 5})
+    for number, key in enumerate(keys):
+        world.write(key, value(number))
+    table.index_slice(cached, table.index_mark(cached), 1_000)
+    before_bytes = table.memory_bytes
+    declare(world, 2, {})
+    # Nothing was tended to meanwhile.
+    assert (table.namespace(cached).keys, table.namespace(cached).bytes) == (0, 0)
+    assert table.memory_bytes == before_bytes
+    assert table.page(cached, Query(), 0).entries == []
+    assert table.scan(cached, Query(), 0, tombstones=True).found == []
+    assert world.get(keys[0]) == (OK, b"")
+    declare(world, 3, {cached: 5})
+    # Also what is older than what was there: nothing of that counts any more.
+    world.write(keys[1], value(0))
+    assert world.get(keys[1]) == (OK, value(0))
+    assert [world.get(key) for key in keys[2:4]] == [(OK, b"")] * 2
+    again = replayed([*world.replica.frames()])
+    for one in (table, again.table):
+        settle(one)
+        assert one.namespace(cached).keys == 1
+        assert records_of(one) == {keys[1]: value(0)}
+        assert wrong_leaves(one) == []
+
+
+def test_caches_that_come_and_go_faster_than_they_are_given_up_do_no_harm(world: World) -> None:
+    for round_ in range(10):
+        declare(world, 2 * round_ + 1, {cached: 5})
+        for number in range(8):
+            world.write(key_of(4 * round_ + number, cached), value(100 * round_ + number))
+        assert world.table.namespace(cached).keys == 5
+        declare(world, 2 * round_ + 2, {})
+        assert world.table.namespace(cached).keys == 0
+    world.write(key_of(3, cached), value(5_000))
+    settle(world.table)
+    assert world.table.namespace(cached).keys == 1
+    assert wrong_leaves(world.table) == []
+    assert records_of(world.table) == {key_of(3, cached): value(5_000)}
+
+
+def test_a_cache_holds_no_more_values_of_keys_that_were_strong_once(world: World) -> None:
+    replica, table = world.replica, world.table
+    keys = [key_of(number, cached) for number in range(50)]
+    for number, key in enumerate(keys):
+        accepted = Promise(version(1), version(1), version(1), value(1))
+        replica.promises.put(slot_of(key), key, accepted)
+        world.write(key, tombstone(2 + number))
+    declare(world, 1, {cached: 3})
+    settle(world.table)
+    for turn in (100, 200):
+        for number, key in enumerate(keys):
+            world.write(key, value(turn + number))
+        present = [key for key in keys if not is_tombstone(world.get(key)[1])]
+        assert present == keys[-3:]
+        assert table.namespace(cached).keys == 3
+    # What was given up has left its version, which no older promise can surface behind.
+    assert table.peek(slot_of(keys[0]), keys[0]) == tombstone(200)
+    declare(world, 2, {})
+    assert table.namespace(cached).keys == 0
+    # A snapshot of what is not given up yet has what must stay, too.
+    for table in (replayed([*replica.frames()]).table, world.table):
+        settle(table)
+        assert (table.namespace(cached).keys, table.namespace(cached).tombstones) == (0, 50)
+        assert wrong_leaves(table) == []
+        assert {table.peek(slot_of(key), key) for key in keys} == {
+            tombstone(200 + number) for number in range(50)
+        }
+
+
+def test_the_version_of_an_expired_key_of_a_cache_outlasts_what_is_accepted(world: World) -> None:
+    replica, table, key = world.replica, world.table, key_of(1, cached)
+    promise = Promise(version(1), version(1), version(1), value(1))
+    replica.promises.put(slot_of(key), key, promise)
+    declare(world, 1, {cached: 3})
+    world.write(key, version(9) + value_body(b"value", FakeClock.epoch_ms + 10))
+    while not table.trim_slice(FakeClock.epoch_ms + 10, 1 << 20):
+        pass
+    declare(world, 2, {})
+    settle(world.table)
+    record = table.peek(slot_of(key), key)
+    assert record is not None
+    assert record[:12] == version(9)
+    assert table.namespace(cached).keys == 0
+    assert wrong_leaves(table) == []
