@@ -8,7 +8,6 @@ import binascii
 from msgspec import UNSET, UnsetType
 
 from services.core.errors import (
-    CATALOGUE,
     ClientError,
     FixRequest,
     InternalError,
@@ -32,7 +31,6 @@ from services.core.operations import (
     ChangedAnswer,
     ChangeRequest,
     decode_changed,
-    decode_refused,
     decode_unknown,
     encode_change,
     encode_put,
@@ -51,8 +49,9 @@ from services.gateway.many_reads import too_large
 from services.gateway.messages_batch import GetItem, Item, Op, PutItem, Result, op_of
 from services.gateway.queries import ttl_ms_of
 from services.runtime import telemetry
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 from services.runtime.key_access import check_scope
+from services.runtime.replicators import fault_told, refusal_told
 
 log = telemetry.logger("services.gateway")
 
@@ -119,7 +118,7 @@ class Asked:
             operation, text = decode_unknown(body)
             self.lost(text, operation.hex())
         elif kind in (REFUSED, INVALID):
-            self.outcome = _refusal(*decode_refused(body))
+            self.outcome = _refused(kind, body)
         elif kind == TOO_LARGE:
             self.outcome = too_large()
         else:
@@ -214,13 +213,13 @@ def _shown(item: Item, content: bytes) -> tuple[str | UnsetType, str | UnsetType
     return UNSET, base64.b64encode(content).decode()
 
 
-def _refusal(code: str, text: str) -> ClientError:
-    entry = CATALOGUE.get(code)
-    if entry is None or entry.status in (401, 403, 500):
-        # No client can do anything about it.
-        log.error("a replicator refuses an item of a batch", code=code, reason=text)
+def _refused(kind: int, body: bytes) -> ClientError:
+    try:
+        return refusal_told(body) if kind == REFUSED else fault_told(body)
+    except PeerError:
+        # The other items are what they are.
+        log.exception("an item of a batch failed")
         return InternalError()
-    return RetryLater(code, text) if entry.retryable else FixRequest(code, text)
 
 
 def _problem(op: Op, key: str, error: ClientError) -> Result:

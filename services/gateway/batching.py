@@ -161,7 +161,7 @@ class Batches:
                 item.outcome = error
         except UnknownOutcome as error:
             for item in items:
-                item.lost(error.detail)
+                item.lost(error.detail, error.members.get("operation_id"))
         else:
             for item, answer in zip(items, decode_batch(told), strict=True):
                 item.told(*answer)

@@ -10,8 +10,8 @@ from time import monotonic_ns
 from typing import Final
 
 from services.core.cluster import ClusterMap
-from services.core.errors import CATALOGUE, ClientError, FixRequest, InternalError, RetryLater
-from services.core.operations import INVALID, REFUSED, decode_refused
+from services.core.errors import ClientError, FixRequest, InternalError, RetryLater
+from services.core.operations import INVALID, REFUSED
 from services.core.wire import OVERLOADED
 from services.gateway.answers import Dates, placed_members, problem_answer
 from services.gateway.cluster import Cluster
@@ -25,6 +25,7 @@ from services.runtime.credential import Credential
 from services.runtime.exchange import Exchange
 from services.runtime.metering import Meters
 from services.runtime.peer import SENT, OwnedLink
+from services.runtime.replicators import fault_told, refusal_told
 
 # A client is answered within 5 s of its request, the way there and back included.
 call_s_max: Final = 4.9
@@ -207,7 +208,7 @@ class KeyCall:
             if kind == REFUSED:
                 self._refused(body)
             elif kind == INVALID:
-                self.refuse(FixRequest(*decode_refused(body)))
+                self.refuse(fault_told(body))
             elif kind == OVERLOADED:
                 self._refusal = _overloaded()
                 self._ask_next()
@@ -218,19 +219,12 @@ class KeyCall:
             self.fail()
 
     def _refused(self, body: bytes) -> None:
-        code, text = decode_refused(body)
-        entry = CATALOGUE.get(code)
-        if entry is None or entry.status in (401, 403, 500):
-            # No client can do anything about it.
-            log.error("a replicator refuses a request", code=code, reason=text)
-            self.refuse(InternalError())
-        elif code in _next_may_do:
-            self._refusal = RetryLater(code, text)
+        error = refusal_told(body)
+        if error.code in _next_may_do:
+            self._refusal = error
             self._ask_next()
-        elif entry.status in RetryLater.statuses:
-            self.refuse(RetryLater(code, text))
         else:
-            self.refuse(FixRequest(code, text))
+            self.refuse(error)
 
 
 def _too_late() -> RetryLater:

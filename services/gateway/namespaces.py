@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from services.core.errors import FixRequest, PeerError
+from services.core.errors import PeerError
 from services.core.key import check_namespace, namespace_prefix, tenant_prefix
 from services.core.messages import NamespacesQuery as ReplicatorQuery
 from services.core.messages import decode_body, encode_body
@@ -24,7 +24,6 @@ from services.core.operations import (
     NamespacesTold,
     NamespaceTold,
     PrefixDeleted,
-    decode_refused,
     prefix_keys_max,
 )
 from services.core.wire import OK
@@ -42,8 +41,9 @@ from services.gateway.messages_namespaces import (
     NamespacePath,
     NamespacesQuery,
 )
-from services.runtime.credentials import Credential
+from services.runtime.credential import Credential
 from services.runtime.endpoints import Access, Call, Endpoint
+from services.runtime.replicators import fault_told
 from services.runtime.request_body import invalid_members
 
 # A replicator answers within 5 s, whatever happens.
@@ -171,7 +171,7 @@ class Namespaces:
         if told == OK:
             return answer
         if told == INVALID:
-            raise FixRequest(*decode_refused(answer))
+            raise fault_told(answer)
         raise PeerError(f"a replicator answered kind {kind} with kind {told}")
 
 

@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from services.core.errors import CATALOGUE, PeerError, RetryLater, UnknownOutcome
+from services.core.errors import CATALOGUE, FixRequest, PeerError, RetryLater, UnknownOutcome
 from services.core.messages import MALFORMED
 from services.core.operations import REFUSED, UNKNOWN, decode_refused, decode_unknown
 from services.core.wire import DOWN, FAILED, LOST, OVERLOADED, TIMEOUT, UNKNOWN_KIND, Hello, Role
+from services.runtime import telemetry
+from services.runtime.edge import new_request_id
 from services.runtime.link import Link, Station
 from services.runtime.link_limits import silent_s_max
 from services.runtime.metrics import Metrics
@@ -33,6 +35,8 @@ from services.runtime.peer import SENT, OwnedLink
 from services.runtime.settings import link_port_offset
 
 Answer = tuple[int, bytes]
+
+log = telemetry.logger(__name__)
 
 _not_taken: Final = frozenset((DOWN, OVERLOADED, UNKNOWN_KIND))
 _undecided: Final = frozenset((LOST, TIMEOUT, FAILED))
@@ -105,11 +109,10 @@ class Replicators:
 
     @property
     def absence(self) -> RetryLater:
-        """What to say where nobody can be asked."""
-        reasons = {link.last_error or "it has not been reached yet" for link in self._links}
+        """What to say where nobody can be asked. Why is in the log, by each link: it names places
+        that are none of a client's business."""
         return RetryLater(
-            "no_replicator",
-            f"None of {len(self._links)} replicators can be asked: {'; '.join(sorted(reasons))}",
+            "no_replicator", f"None of {len(self._links)} replicators can be asked now"
         )
 
     async def ask(
@@ -169,19 +172,33 @@ async def _answer(link: OwnedLink, kind: int, body: bytes, timeout_s: float) -> 
 
 
 def refusal_told(body: bytes) -> RetryLater:
+    """Why a replicator did nothing. PeerError if that is between it and us, such as a role that
+    may not ask: no client can do anything about it."""
     code, text = decode_refused(body)
     entry = CATALOGUE.get(code)
-    if entry is None or not entry.retryable:
-        # Such as a role that may not ask: no client can do anything about it.
+    if entry is None or entry.status not in RetryLater.statuses:
         raise PeerError(f"a replicator refuses us: {code}: {text}")
     return RetryLater(code, text)
+
+
+def fault_told(body: bytes) -> FixRequest:
+    """What is wrong with a request that a replicator found INVALID."""
+    code, text = decode_refused(body)
+    entry = CATALOGUE.get(code)
+    if entry is None or entry.status not in FixRequest.statuses:
+        raise PeerError(f"a replicator finds a request wrong: {code}: {text}")
+    return FixRequest(code, text)
 
 
 def _unknown(name: str, kind: int, body: bytes) -> UnknownOutcome:
     if kind == UNKNOWN:
         operation, text = decode_unknown(body)
         return UnknownOutcome(text, operation_id=operation.hex())
-    return UnknownOutcome(f"{name} did not tell what became of it")
+    asking = telemetry.request_id.get()
+    operation_id = new_request_id() if asking == telemetry.no_request_id else asking
+    why = f"{name} did not tell what became of it"
+    log.warning("an outcome is unknown", operation=operation_id, kind=kind, reason=why)
+    return UnknownOutcome(why, operation_id=operation_id)
 
 
 def _why_not_taken(name: str, kind: int) -> str:

@@ -117,6 +117,7 @@ async def test_what_may_have_been_done_is_unknown_and_a_read_never_is(world: Gat
     mixed: list[Item] = [PutItem("a", value="v"), DeleteItem("b"), GetItem("c")]
     eventual = await run(world, mixed)
     assert [one["status"] for one in eventual] == [504, 504, 404]
+    assert [one.get("operation_id") for one in eventual] == ["ab", "ab", None]
     strong = await run(world, mixed, strong=True)
     assert [(one["status"], one["code"]) for one in strong] == [
         (504, "unknown_outcome"),
