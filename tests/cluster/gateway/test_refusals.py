@@ -58,6 +58,20 @@ async def test_without_an_api_key_there_is_nothing(
     assert await refused(nobody, method, target) == "missing_api_key"
 
 
+async def test_who_has_no_good_key_is_told_so_before_a_body_is_sent(
+    platform: Platform, gateway: GatewayProcess
+) -> None:
+    refused_before = unknown_key(8)
+    assert await refused(platform.caller(refused_before).at(gateway), *everything[0])
+    for lines in ([], ["X-API-Key: ydht_nonsense"], [f"X-API-Key: {refused_before}"]):
+        for expects in ([], ["Expect: 100-continue"]):
+            client = await gateway.connect()
+            client.send(request("PUT", "/v1/kv/a", "Content-Length: 1048576", *lines, *expects))
+            answer = await client.answer()
+            assert (answer.status, answer.closes) == (401, True), lines
+            await client.close()
+
+
 @pytest.mark.parametrize(
     ("header", "value"),
     [
