@@ -34,7 +34,7 @@ async def killed_for(process: NodeProcess, seconds: float) -> None:
 async def test_no_client_notices_that_a_replica_is_killed_and_another_falls_silent(
     platform: Platform, robot: Caller
 ) -> None:
-    first, second, third = platform.cluster.nodes
+    first, second, _ = platform.cluster.nodes
     async with customers(robot, connections) as report:
         await asyncio.sleep(seconds / 6)
         await killed_for(first, seconds / 4)
@@ -47,7 +47,6 @@ async def test_no_client_notices_that_a_replica_is_killed_and_another_falls_sile
     assert not report.wrong, report.wrong[:3]
     assert not report.errors, report.first_errors
     assert not report.unknown
-    assert third.starts == 1
     assert report.answers > 100 * seconds
 
 
