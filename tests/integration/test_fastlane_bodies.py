@@ -231,3 +231,15 @@ async def test_what_has_been_read_is_not_counted_any_more(world: World) -> None:
     assert world.connections.unread_bytes < before - 5_000_000
     client.reset()
     await eventually(lambda: world.connections.unread_bytes == 0)
+
+
+async def test_one_answer_that_is_more_than_all_may_hold_cuts_its_own_connection(
+    world: World,
+) -> None:
+    world.connections.unread_bytes_max = 1_000_000
+    world.lane.values[b"a"] = b"x" * 20_000_000
+    client = await unread(world, "a")
+    assert await was_cut(client)
+    await eventually(lambda: not world.connections.connections)
+    assert (world.connections.unread_bytes, world.connections.idle_count) == (0, 0)
+    assert (await world.ask(get("b"))).status == 404
