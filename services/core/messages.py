@@ -14,15 +14,14 @@ and the rest comes many at a time or seldom:
     LIST        msgpack ListQuery                          → OK  msgpack ListPage
     SCAN        msgpack ListQuery                          → OK  msgpack ScanPage
     COUNT       tenant prefix, or namespace prefix         → OK  msgpack Count
-    NAMESPACES  msgpack NamespacesQuery                    → OK  msgpack NamespacesPage
+    NAMESPACES  msgpack NamespacesQuery, of namespaces.py  → OK  msgpack NamespacesPage
     DIGESTS     first u16 · count u16                      → OK  8 bytes for each slot
     LEAVES      slot u16                                   → OK  64 of u64
     VERSIONS    slot u16 · mask of leaves u64 · after
         → OK    more u8 · (key_len u16 · key · version)…
     SLOT        slot u16 · after                           → OK  last_len u16 · last · chunk
     EPOCH       a cluster map                              → OK  epoch u64
-    CACHES      epoch u64 · version u64 · msgpack list of Cache
-        → OK    epoch u64 · version u64, of the list that is known now
+    CACHES      a list of caches, of namespaces.py         → OK  the edition that is known now
     CAUGHT_UP   nothing                                    → OK
 
 What a node says of itself to replicators, and of what it holds to all that ask it:
@@ -44,13 +43,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Annotated, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
 from services.core.cluster import Member
 from services.core.errors import PeerError
-from services.core.key import namespace_bytes_max, tenant_max
 from services.core.ring import slot_count
 
 GET: Final = 16
@@ -91,11 +89,6 @@ items_max: Final = 1_024
 many_bytes_max: Final = 2 << 20
 # How much of a listing one request may cost a node.
 list_limit_max: Final = 1_000
-# Of all tenants together. A list of so many travels whole: with names of 20 bytes 130 KB, with the
-# longest 1.1 MB. It takes whoever is told 3 ms, or as many turns of a node's loop as it likes.
-caches_max: Final = 4_096
-# Of one cache, over all nodes; memory ends long before.
-max_items_max: Final = 1 << 40
 
 u16 = struct.Struct(">H")
 u32 = struct.Struct(">I")
@@ -104,11 +97,9 @@ _write_head = struct.Struct(">QH")
 _many_head = struct.Struct(">QH")
 _item_head = struct.Struct(">HI")
 _status_head = struct.Struct(">BB")
-_edition = struct.Struct(">QQ")
 slot_bitmap_bytes: Final = slot_count // 8
 
 write_head_bytes: Final = _write_head.size
-edition_bytes: Final = _edition.size
 # Stands for the size of a record that did not fit the answer; ask for it alone.
 left_out: Final = 0xFFFF_FFFF
 
@@ -252,94 +243,10 @@ class Count(msgspec.Struct, frozen=True, array_like=True):
     tombstones: int
 
 
-class NamespacesQuery(msgspec.Struct, frozen=True, array_like=True):
-    """One page of the namespaces of a tenant, in the order of their names. `start` is the first
-    name that may be shown, and `next` of a page the start of the one behind it."""
-
-    tenant: int
-    start: bytes = b""
-    limit: int = list_limit_max
-
-
-class NamespaceCount(msgspec.Struct, frozen=True, array_like=True):
-    name: bytes
-    keys: int
-    # Of keys, as clients know them, with their values and metadata.
-    size_bytes: int
-
-
-class NamespacesPage(msgspec.Struct, frozen=True, array_like=True):
-    """Namespaces that have keys. A node counts what it has of each, in whatever slots. As any
-    page, it may be empty and yet not the last; `next` is None at the end."""
-
-    found: list[NamespaceCount]
-    next: bytes | None
-
-
-class Cache(msgspec.Struct, frozen=True, array_like=True):
-    """A namespace that keeps at most so many keys: a node is told its share of them, and everybody
-    else the whole."""
-
-    namespace: bytes
-    items_max: Annotated[int, msgspec.Meta(gt=0, le=max_items_max)]
-
-
-class Edition(NamedTuple):
-    """Which of two lists of caches is the newer one. The version counts the declarations in
-    PostgreSQL, and comes first: in a list with fewer of them a namespace may be a cache that is a
-    store by now, whose keys must not be evicted. The epoch is that of the map by which shares were
-    worked out; a replicator that learns of a later one tells them anew."""
-
-    version: int
-    epoch: int
-
-
-no_edition: Final = Edition(0, 0)
-
-
-class CacheList(NamedTuple):
-    """All caches that there are, never a difference: who was away takes the newest and goes on.
-    Namespaces that are not in it are stores."""
-
-    edition: Edition
-    caches: list[Cache]
-
-
-def encode_caches(edition: Edition, caches: list[Cache]) -> bytes:
-    return encode_edition(edition) + encode_body(caches)
-
-
-def decode_caches(body: bytes) -> CacheList:
-    """The list, every name in it checked."""
-    told = decode_caches_unchecked(body)
-    for cache in told.caches:
-        check_namespace_prefix(cache.namespace)
-    return told
-
-
-def decode_caches_unchecked(body: bytes) -> CacheList:
-    """As `decode_caches`, for who looks at the names in turns."""
-    caches = decode_body(body[_edition.size :], list[Cache])
-    if len(caches) > caches_max:
-        raise PeerError(f"{len(caches)} caches; at most {caches_max} are allowed")
-    return CacheList(decode_edition(body[: _edition.size]), caches)
-
-
-def encode_edition(edition: Edition) -> bytes:
-    return _edition.pack(edition.epoch, edition.version)
-
-
-def decode_edition(body: bytes) -> Edition:
-    if len(body) != _edition.size:
-        raise PeerError(f"{len(body)} bytes are no edition of the list of caches")
-    epoch, version = _edition.unpack(body)
-    return Edition(version, epoch)
-
-
 T = TypeVar("T")
 
 
-def encode_body(body: msgspec.Struct | list[Cache]) -> bytes:
+def encode_body(body: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
     return msgspec.msgpack.encode(body)
 
 
@@ -358,17 +265,6 @@ def decode_list_query(body: bytes) -> ListQuery:
         raise PeerError(f"a list of {query.limit} keys; 1 to {list_limit_max} are allowed")
     if query.slots is not None and len(query.slots) != slot_bitmap_bytes:
         raise PeerError(f"a bitmap of slots has {slot_bitmap_bytes} bytes, not {len(query.slots)}")
-    return query
-
-
-def decode_namespaces_query(body: bytes) -> NamespacesQuery:
-    query = decode_body(body, NamespacesQuery)
-    if not 0 <= query.tenant <= tenant_max:
-        raise PeerError(f"a tenant is 0 to {tenant_max}, not {query.tenant}")
-    if len(query.start) > namespace_bytes_max:
-        raise PeerError(f"no namespace has a name of {len(query.start)} bytes")
-    if not 1 <= query.limit <= list_limit_max:
-        raise PeerError(f"{query.limit} namespaces; 1 to {list_limit_max} are allowed")
     return query
 
 

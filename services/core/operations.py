@@ -7,7 +7,7 @@
                · ttl_ms u64 · by i64 · key_len u16 · meta_len u16 · key · meta · value
     BATCH      count u16 · (kind u8 · size u32 · body)…          each as if it came alone
     DELETE_PREFIX    msgpack PrefixDeletion
-    LIST_NAMESPACES    msgpack NamespacesQuery, of messages.py
+    LIST_NAMESPACES    msgpack NamespacesQuery, of namespaces.py
     DESCRIBE_NAMESPACE namespace prefix
     DECLARE_NAMESPACE  msgpack Declaration
     DELETE_NAMESPACE   msgpack NamespaceDeletion

@@ -38,16 +38,18 @@ from services.core.messages import (
     Reader,
     ScanPage,
     check_namespace_prefix,
-    decode_caches_unchecked,
-    decode_edition,
     decode_list_query,
-    decode_namespaces_query,
-    edition_bytes,
     encode_body,
-    encode_edition,
     many_bytes_max,
     u16,
     u64,
+)
+from services.core.namespaces import (
+    decode_caches_unchecked,
+    decode_edition,
+    decode_namespaces_query,
+    edition_bytes,
+    encode_edition,
 )
 from services.core.ring import leaf_count, slot_count
 from services.core.wire import FAILED, OK, OVERLOADED

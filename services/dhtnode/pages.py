@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
-from services.core.messages import NamespaceCount, NamespacesPage, NamespacesQuery
+from services.core.namespaces import NamespaceCount, NamespacesPage, NamespacesQuery
 from services.dhtnode.listing import Page, Query, Scan, examined_max
 from services.dhtnode.table import Table
 

@@ -26,21 +26,23 @@ from services.core.messages import (
     NOT_READY,
     STORAGE_FULL,
     WRONG_EPOCH,
-    Edition,
     Reader,
     Status,
     check_namespace_prefix,
-    decode_edition,
     decode_get_many,
     decode_write_many,
-    edition_bytes,
-    encode_edition,
     encode_records,
     encode_statuses,
-    no_edition,
     u16,
     u64,
     write_head_bytes,
+)
+from services.core.namespaces import (
+    Edition,
+    decode_edition,
+    edition_bytes,
+    encode_edition,
+    no_edition,
 )
 from services.core.record import check, is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_count, slot_of

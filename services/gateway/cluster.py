@@ -22,12 +22,10 @@ from services.core.messages import (
     EPOCH,
     MALFORMED,
     STATE,
-    decode_caches,
     decode_state,
-    encode_edition,
-    no_edition,
     u64,
 )
+from services.core.namespaces import decode_caches, encode_edition, no_edition
 from services.core.wire import OK, Role
 from services.runtime import telemetry
 from services.runtime.clock import Clock

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from services.core.errors import PeerError
 from services.core.key import check_namespace, namespace_prefix, tenant_prefix
-from services.core.messages import NamespacesQuery as ReplicatorQuery
 from services.core.messages import decode_body, encode_body
+from services.core.namespaces import NamespacesQuery as ReplicatorQuery
 from services.core.operations import (
     DECLARE_NAMESPACE,
     DELETE_NAMESPACE,

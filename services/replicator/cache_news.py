@@ -16,9 +16,8 @@ from functools import partial
 from typing import Final
 
 from services.core.errors import PeerError
-from services.core.messages import (
-    CACHES,
-    MALFORMED,
+from services.core.messages import CACHES, MALFORMED
+from services.core.namespaces import (
     Cache,
     Edition,
     decode_edition,

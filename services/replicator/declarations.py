@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from services.core.errors import FixRequest, RetryLater
 from services.core.key import check_namespace
-from services.core.messages import caches_max, max_items_max
+from services.core.namespaces import caches_max, max_items_max
 
 # Of one tenant, whatever its plan: more than an application has kinds of data.
 tenant_declarations_max: Final = 64

@@ -27,13 +27,8 @@ from typing import Final
 
 from services.core.errors import PeerError
 from services.core.key import tenant_prefix
-from services.core.messages import (
-    NAMESPACES,
-    NamespacesPage,
-    NamespacesQuery,
-    decode_body,
-    encode_body,
-)
+from services.core.messages import NAMESPACES, decode_body, encode_body
+from services.core.namespaces import NamespacesPage, NamespacesQuery
 from services.core.operations import INVALID, NamespacesTold, NamespaceTold, refused_answer
 from services.core.ring import slot_count
 from services.core.wire import FAILED, OK

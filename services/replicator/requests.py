@@ -24,12 +24,8 @@ from typing import Final
 from services.core.change import read
 from services.core.errors import PeerError, RetryLater
 from services.core.key import check_storage_key
-from services.core.messages import (
-    MALFORMED,
-    check_namespace_prefix,
-    decode_namespaces_query,
-    u16,
-)
+from services.core.messages import MALFORMED, check_namespace_prefix, u16
+from services.core.namespaces import decode_namespaces_query
 from services.core.operations import (
     BATCH,
     CHANGE,

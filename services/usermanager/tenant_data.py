@@ -8,7 +8,8 @@ from typing import Final, TypeVar
 
 from services.core.errors import PeerError, RetryLater, UnknownOutcome
 from services.core.key import namespace_prefix
-from services.core.messages import NamespacesPage, NamespacesQuery, decode_body, encode_body
+from services.core.messages import decode_body, encode_body
+from services.core.namespaces import NamespacesPage, NamespacesQuery
 from services.core.operations import (
     DELETE_NAMESPACE,
     LIST_NAMESPACES,

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.core.key import namespace_bytes_max, namespace_prefix, tenant_max
-from services.core.messages import caches_max, max_items_max
+from services.core.namespaces import caches_max, max_items_max
 from services.replicator import declarations
 from services.replicator.declarations import (
     Declarations,

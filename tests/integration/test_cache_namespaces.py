@@ -16,17 +16,19 @@ from services.core.messages import (
     EPOCH,
     GET,
     MALFORMED,
+    Count,
+    decode_body,
+    encode_body,
+    u64,
+)
+from services.core.namespaces import (
     Cache,
     CacheList,
-    Count,
     Edition,
     NamespacesQuery,
-    decode_body,
     decode_caches,
-    encode_body,
     encode_edition,
     no_edition,
-    u64,
 )
 from services.core.operations import (
     BATCH,

@@ -15,6 +15,16 @@ from services.core.cluster import ClusterMap, Member
 from services.core.digest import summary_of
 from services.core.errors import PeerError
 from services.core.key import namespace_prefix
+from services.core.namespaces import (
+    Cache,
+    Edition,
+    NamespaceCount,
+    NamespacesPage,
+    NamespacesQuery,
+    encode_caches,
+    encode_edition,
+    no_edition,
+)
 from services.core.ring import leaf_count, place_of, slot_count, slot_of
 from services.core.wire import OK, UNKNOWN_KIND, Role, no_store_id
 from services.dhtnode.chunk import decode_chunk
@@ -248,11 +258,11 @@ async def test_namespaces_of_a_tenant_are_told_and_after_kill_9_too(
     assert await client.write(gone, client.stamps.value(b"x")) == (OK, b"")
     assert await client.write(gone, client.stamps.tombstone()) == (OK, b"")
     size = len(b"a" + b"value of a")
-    there = [m.NamespaceCount(b"one", 2, 2 * size), m.NamespaceCount("zwölf".encode(), 1, size)]
+    there = [NamespaceCount(b"one", 2, 2 * size), NamespaceCount("zwölf".encode(), 1, size)]
     for _ in range(2):
-        kind, body = await client.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+        kind, body = await client.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
         assert kind == OK
-        assert m.decode_body(body, m.NamespacesPage) == m.NamespacesPage(there, None)
+        assert m.decode_body(body, NamespacesPage) == NamespacesPage(there, None)
         await node.kill()
         await node.serve()
         await wait_until(lambda: client.link.connected, "the link is up again")
@@ -390,9 +400,9 @@ async def test_caches_are_kept_over_a_restart_and_evict(
     node: NodeProcess, client: NodeClient
 ) -> None:
     space = namespace_prefix(7, b"cached")
-    first, second = m.Edition(1, 1), m.Edition(2, 1)
-    told = m.encode_caches(first, [m.Cache(space, 100)])
-    assert await client.ask(m.CACHES, told) == (OK, m.encode_edition(first))
+    first, second = Edition(1, 1), Edition(2, 1)
+    told = encode_caches(first, [Cache(space, 100)])
+    assert await client.ask(m.CACHES, told) == (OK, encode_edition(first))
     await load(client, [b"key-%d" % number for number in range(500)], of=space)
     assert (await count(client, space)).keys == 100
     await node.kill()
@@ -402,13 +412,13 @@ async def test_caches_are_kept_over_a_restart_and_evict(
     assert (await count(client, space)).keys == 100
     assert set(await digests(client)) == set(summary_of(bytes(512)))
     # What it knew it knows again, and is not told anything older.
-    assert await client.ask(m.CACHES, m.encode_caches(m.no_edition, [])) == (
+    assert await client.ask(m.CACHES, encode_caches(no_edition, [])) == (
         OK,
-        m.encode_edition(first),
+        encode_edition(first),
     )
-    assert await client.ask(m.CACHES, m.encode_caches(second, [])) == (
+    assert await client.ask(m.CACHES, encode_caches(second, [])) == (
         OK,
-        m.encode_edition(second),
+        encode_edition(second),
     )
     await load(client, [b"store-%d" % number for number in range(200)], of=space)
     # What the cache had goes, and what was put since stays.
@@ -436,7 +446,7 @@ async def test_a_node_catches_up_once_every_connected_replicator_has_said_so(
 
 # What makes no sense.
 
-edition = m.Edition(9, 9)
+edition = Edition(9, 9)
 MALFORMED = {
     "no epoch": (m.WRITE, b"\0\0\0"),
     "no key": (m.WRITE, bytes(10)),
@@ -450,7 +460,7 @@ MALFORMED = {
     "a list of no keys": (m.SCAN, m.encode_body(m.ListQuery(prefix, limit=0))),
     "a short bitmap": (m.SCAN, m.encode_body(m.ListQuery(prefix, slots=b"\1"))),
     "a count of something": (m.COUNT, b"some"),
-    "namespaces of nobody": (m.NAMESPACES, m.encode_body(m.NamespacesQuery(-1))),
+    "namespaces of nobody": (m.NAMESPACES, m.encode_body(NamespacesQuery(-1))),
     "a count of everything": (m.COUNT, b""),
     "digests of no slots": (m.DIGESTS, b"\0\0\0\0"),
     "digests past the end": (m.DIGESTS, m.u16.pack(slot_count - 1) + b"\0\2"),
@@ -462,10 +472,10 @@ MALFORMED = {
     "an empty slot message": (m.SLOT, b""),
     "no map": (m.EPOCH, b"{}"),
     "a huge map": (m.EPOCH, bytes(600_000)),
-    "a cache of nothing": (m.CACHES, m.encode_caches(edition, [m.Cache(b"", 1)])),
-    "a cache of none": (m.CACHES, m.encode_caches(edition, [m.Cache(prefix, 0)])),
+    "a cache of nothing": (m.CACHES, encode_caches(edition, [Cache(b"", 1)])),
+    "a cache of none": (m.CACHES, encode_caches(edition, [Cache(prefix, 0)])),
     "no caches": (m.CACHES, b""),
-    "too many caches": (m.CACHES, m.encode_caches(edition, [m.Cache(prefix, 1)] * 4_097)),
+    "too many caches": (m.CACHES, encode_caches(edition, [Cache(prefix, 1)] * 4_097)),
     "32 MB of nothing": (m.WRITE_MANY, bytes(32_000_000)),
 }
 

@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from services.core.key import namespace_prefix
-from services.core.messages import (
-    NamespaceCount,
-    NamespacesPage,
-    NamespacesQuery,
-    decode_body,
-    encode_body,
-)
+from services.core.messages import decode_body, encode_body
+from services.core.namespaces import NamespaceCount, NamespacesPage, NamespacesQuery
 from services.core.operations import (
     BATCH,
     CHANGED,

@@ -21,6 +21,7 @@ from pathlib import Path
 from services.core import messages as m
 from services.core.errors import FatalError
 from services.core.key import namespace_prefix
+from services.core.namespaces import Cache
 from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_of
 from services.core.wire import LOST, OK, OVERLOADED, TIMEOUT, Role
@@ -180,7 +181,7 @@ class Client:
             self.world.told[key] = max(self.world.told[key], record)
 
     def declare(self) -> None:
-        caches = [m.Cache(cache, self.draw.randint(1, 6))] if self.draw.random() < 0.6 else []
+        caches = [Cache(cache, self.draw.randint(1, 6))] if self.draw.random() < 0.6 else []
         self.request(m.CACHES, m.encode_body(caches), lambda _: None)
 
     # Reads. What was told before one was sent, it must show.

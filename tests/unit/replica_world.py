@@ -9,6 +9,7 @@ from pathlib import Path
 from services.core import messages as m
 from services.core.digest import differing
 from services.core.key import namespace_prefix
+from services.core.namespaces import Edition
 from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_of
 from services.core.wire import Hello, Role
@@ -152,7 +153,7 @@ class World:
 
 def declare(world: World, version_told: int, caches: dict[bytes, int]) -> None:
     """Tell it a whole list of caches."""
-    for _ in world.replica.declare_caches(m.Edition(version_told, 1), caches):
+    for _ in world.replica.declare_caches(Edition(version_told, 1), caches):
         pass
 
 

@@ -6,9 +6,8 @@ import pytest
 
 from services.core.cluster import ClusterMap, Member
 from services.core.key import namespace_prefix
-from services.core.messages import (
-    CACHES,
-    MALFORMED,
+from services.core.messages import CACHES, MALFORMED
+from services.core.namespaces import (
     Cache,
     CacheList,
     Edition,

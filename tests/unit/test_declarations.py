@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.core.errors import FixRequest, PeerError
 from services.core.key import namespace_bytes_max, namespace_prefix, tenant_prefix
-from services.core.messages import max_items_max
+from services.core.namespaces import max_items_max
 from services.replicator.declarations import (
     Declarations,
     check,

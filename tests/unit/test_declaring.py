@@ -11,7 +11,8 @@ import pytest_asyncio
 from services.core.cluster import ClusterMap, Member
 from services.core.hlc import version_bytes
 from services.core.key import namespace_prefix
-from services.core.messages import Edition, encode_body, encode_edition
+from services.core.messages import encode_body
+from services.core.namespaces import Edition, encode_edition
 from services.core.operations import UNKNOWN, Declaration, DeclaredAnswer, decode_unknown
 from services.core.paxos import Answer
 from services.core.wire import OK, Role

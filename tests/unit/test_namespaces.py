@@ -7,13 +7,11 @@ import pytest
 from services.core.key import namespace_prefix, tenant_max
 from services.core.messages import (
     NAMESPACES,
-    NamespaceCount,
-    NamespacesPage,
-    NamespacesQuery,
     decode_body,
     encode_body,
     list_limit_max,
 )
+from services.core.namespaces import NamespaceCount, NamespacesPage, NamespacesQuery
 from services.core.operations import REFUSED, decode_refused
 from services.core.record import tombstone_body, value_body
 from services.core.wire import FAILED, OK, OVERLOADED, UNKNOWN_KIND

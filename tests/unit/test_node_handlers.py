@@ -10,6 +10,17 @@ import pytest
 from services.core import messages as m
 from services.core.digest import summary_of
 from services.core.key import namespace_prefix
+from services.core.namespaces import (
+    Cache,
+    Edition,
+    NamespaceCount,
+    NamespacesPage,
+    NamespacesQuery,
+    caches_max,
+    encode_caches,
+    encode_edition,
+    no_edition,
+)
 from services.core.ring import slot_count, slot_of
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.dhtnode.handlers import NodeHandlers, digests_max
@@ -238,22 +249,22 @@ def test_digests_are_worked_out_in_steps_while_a_cache_changes_sides(station: St
 
 
 def test_a_list_of_as_many_caches_as_there_may_be_is_taken_in_turns(station: Station) -> None:
-    spaces = [namespace_prefix(7, b"cache-%04d" % number) for number in range(m.caches_max)]
-    told = m.encode_caches(m.Edition(1, 1), [m.Cache(space, 5) for space in spaces])
+    spaces = [namespace_prefix(7, b"cache-%04d" % number) for number in range(caches_max)]
+    told = encode_caches(Edition(1, 1), [Cache(space, 5) for space in spaces])
     request_id = station.ask(m.CACHES, told)
     # A turn on this clock is a step or two.
-    assert station.finish() > m.caches_max // caches_in_a_piece // 2
+    assert station.finish() > caches_max // caches_in_a_piece // 2
     # It is answered once all of it is durable, and what others change meanwhile is not in its way.
     assert station.world.answer(request_id) is None
     station.world.settle(20.0)
-    assert station.world.answer(request_id) == (OK, m.encode_edition(m.Edition(1, 1)))
+    assert station.world.answer(request_id) == (OK, encode_edition(Edition(1, 1)))
     assert station.world.replica.caches == dict.fromkeys(spaces, 5)
     frames = len(station.world.frames)
     # Everybody tells it; once is enough, and an older one is answered with what is known.
     for version_told in (1, 0):
-        edition = m.Edition(version_told, 1)
-        known = m.encode_edition(m.Edition(1, 1))
-        assert station.told(m.CACHES, m.encode_caches(edition, [])) == (OK, known)
+        edition = Edition(version_told, 1)
+        known = encode_edition(Edition(1, 1))
+        assert station.told(m.CACHES, encode_caches(edition, [])) == (OK, known)
     assert len(station.world.frames) == frames
 
 
@@ -262,11 +273,11 @@ def test_a_list_of_as_many_caches_as_there_may_be_is_taken_in_turns(station: Sta
     [
         b"",
         bytes(15),
-        m.encode_edition(m.Edition(9, 9)),
-        m.encode_caches(m.Edition(9, 9), [m.Cache(b"", 1)]),
-        m.encode_caches(m.Edition(9, 9), [m.Cache(prefix + b"x", 1)]),
-        m.encode_caches(m.Edition(9, 9), [m.Cache(prefix, 0)]),
-        m.encode_caches(m.Edition(9, 9), [m.Cache(prefix, 1)] * (m.caches_max + 1)),
+        encode_edition(Edition(9, 9)),
+        encode_caches(Edition(9, 9), [Cache(b"", 1)]),
+        encode_caches(Edition(9, 9), [Cache(prefix + b"x", 1)]),
+        encode_caches(Edition(9, 9), [Cache(prefix, 0)]),
+        encode_caches(Edition(9, 9), [Cache(prefix, 1)] * (caches_max + 1)),
     ],
     ids=["nothing", "cut", "no list", "no name", "a broken name", "no items", "too many"],
 )
@@ -274,7 +285,7 @@ def test_a_list_of_caches_that_makes_no_sense_changes_nothing(
     station: Station, body: bytes
 ) -> None:
     assert station.told(m.CACHES, body)[0] == m.MALFORMED
-    assert (station.world.replica.caches, station.world.replica.edition) == ({}, m.no_edition)
+    assert (station.world.replica.caches, station.world.replica.edition) == ({}, no_edition)
 
 
 # Listings.
@@ -322,19 +333,19 @@ def test_namespaces_come_in_pages_with_what_each_has(station: Station) -> None:
     key = namespace_prefix(8, b"of another") + b"key"
     table.put(slot_of(key), key, value(1))
     start: bytes | None = b""
-    found: list[m.NamespaceCount] = []
+    found: list[NamespaceCount] = []
     sizes = []
     while start is not None:
-        query = m.NamespacesQuery(7, start, 400)
+        query = NamespacesQuery(7, start, 400)
         kind, answer = station.told(m.NAMESPACES, m.encode_body(query))
         assert kind == OK
-        page = m.decode_body(answer, m.NamespacesPage)
+        page = m.decode_body(answer, NamespacesPage)
         found += page.found
         sizes.append(len(page.found))
         start = page.next
     assert sizes == [400, 400, 66]
     assert found == [
-        m.NamespaceCount(name, number % 3, number % 3 * (5 + 4))
+        NamespaceCount(name, number % 3, number % 3 * (5 + 4))
         for number, name in enumerate(names)
         if number % 3
     ]
@@ -347,14 +358,14 @@ def test_namespaces_without_keys_are_passed_over_in_turns_and_in_pages_that_are_
     for number in range(namespaces_piece * namespaces_pieces_max + 5):
         key = namespace_prefix(7, b"%05d" % number) + b"key"
         table.put(slot_of(key), key, tombstone(1))
-    request_id = station.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+    request_id = station.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
     # A turn on this clock is a step or two.
     assert station.finish() >= namespaces_pieces_max // 2
     station.world.settle()
-    page = m.decode_body(station.world.asker.answers[request_id][1], m.NamespacesPage)
-    assert page == m.NamespacesPage([], b"16000")
-    _, answer = station.told(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7, b"16000")))
-    assert m.decode_body(answer, m.NamespacesPage) == m.NamespacesPage([], None)
+    page = m.decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
+    assert page == NamespacesPage([], b"16000")
+    _, answer = station.told(m.NAMESPACES, m.encode_body(NamespacesQuery(7, b"16000")))
+    assert m.decode_body(answer, NamespacesPage) == NamespacesPage([], None)
 
 
 def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: Station) -> None:
@@ -362,7 +373,7 @@ def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: 
     keys = [namespace_prefix(7, b"%04d" % number) + b"key" for number in range(3_000)]
     for key in keys[500:2_500]:
         table.put(slot_of(key), key, value(1))
-    request_id = station.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+    request_id = station.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
     station.turn()
     for key in keys[:600] + keys[2_000:]:
         if table.peek(slot_of(key), key) is None:
@@ -371,7 +382,7 @@ def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: 
             table.remove(slot_of(key), key)
     station.finish()
     station.world.settle()
-    page = m.decode_body(station.world.asker.answers[request_id][1], m.NamespacesPage)
+    page = m.decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
     names = [found.name for found in page.found]
     assert names == sorted(set(names))
     assert set(names) >= {b"%04d" % number for number in range(600, 1_500)}
@@ -380,14 +391,14 @@ def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: 
 def test_namespaces_that_make_no_sense_are_malformed_and_unwritten_ones_are_not_told_of(
     station: Station,
 ) -> None:
-    bad = m.encode_body(m.NamespacesQuery(-1))
+    bad = m.encode_body(NamespacesQuery(-1))
     assert station.told(m.NAMESPACES, bad)[0] == m.MALFORMED
-    request_id = station.ask(m.NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
+    request_id = station.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
     station.world.ask("write", m.encode_write(0, key_of(1), value(4)))
     station.finish()
     assert station.world.answer(request_id) is None, "what it shows is not durable yet"
     station.world.settle()
-    page = m.decode_body(station.world.asker.answers[request_id][1], m.NamespacesPage)
+    page = m.decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
     assert [found.name for found in page.found] == [b"default"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.core.messages import caches_max
+from services.core.namespaces import caches_max
 from services.core.plans import account_plans, free, plan_named, plans
 from services.replicator.declarations import tenant_declarations_max
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services.core import messages as m
 from services.core.errors import PeerError
 from services.core.key import namespace_prefix, storage_key
+from services.core.namespaces import Edition, encode_edition
 from services.core.record import Record
 from services.core.ring import slot_count, slot_of
 from services.core.wire import OK
@@ -45,8 +46,8 @@ def test_every_kind_of_frame_comes_back(world: World) -> None:
             (frame.EPOCH, m.u64.pack(9)),
             (frame.EPOCH, m.u64.pack(8)),
             (frame.CACHE, m.u64.pack(5) + cached),
-            (frame.EDITION, m.encode_edition(m.Edition(4, 3))),
-            (frame.EDITION, m.encode_edition(m.Edition(3, 9))),
+            (frame.EDITION, encode_edition(Edition(4, 3))),
+            (frame.EDITION, encode_edition(Edition(3, 9))),
             (frame.CLOCK, version(6)),
         ]
     )
@@ -54,7 +55,7 @@ def test_every_kind_of_frame_comes_back(world: World) -> None:
     assert replica.floors == {slot: version(4)}
     assert replica.epoch == 9
     assert replica.caches == {cached: 5}
-    assert replica.edition == m.Edition(4, 3)
+    assert replica.edition == Edition(4, 3)
     told = dict(replica.frames())
     assert told[frame.CLOCK] == version(6)
 

@@ -13,6 +13,7 @@ from services.core.ballots import PREPARE, READ
 from services.core.errors import RetryLater
 from services.core.hlc import version_bytes
 from services.core.key import namespace_prefix
+from services.core.namespaces import NamespacesPage, NamespacesQuery
 from services.core.record import expires_at_ms, is_tombstone, meta, value
 from services.core.wire import OK, Role
 from services.replicator import batch, requests
@@ -467,7 +468,7 @@ def test_a_namespace_is_described_with_its_keys_and_what_it_was_declared(front: 
     assert front.told(o.DESCRIBE_NAMESPACE, b"short").kind == m.MALFORMED
 
     def listed(start: bytes = b"", limit: int = 1_000) -> o.NamespacesTold:
-        asked = front.told(o.LIST_NAMESPACES, m.encode_body(m.NamespacesQuery(7, start, limit)))
+        asked = front.told(o.LIST_NAMESPACES, m.encode_body(NamespacesQuery(7, start, limit)))
         return m.decode_body(asked.body, o.NamespacesTold)
 
     assert listed() == o.NamespacesTold([cache, store, empty], None)
@@ -475,8 +476,8 @@ def test_a_namespace_is_described_with_its_keys_and_what_it_was_declared(front: 
     assert listed(b"default", 1) == o.NamespacesTold([store], b"empty")
     assert listed(b"empty", 1) == o.NamespacesTold([empty], None)
     # Who knows nothing of declarations reads the same answer.
-    asked = front.told(o.LIST_NAMESPACES, m.encode_body(m.NamespacesQuery(7)))
-    assert [found.name for found in m.decode_body(asked.body, m.NamespacesPage).found] == [
+    asked = front.told(o.LIST_NAMESPACES, m.encode_body(NamespacesQuery(7)))
+    assert [found.name for found in m.decode_body(asked.body, NamespacesPage).found] == [
         b"cached",
         b"default",
         b"empty",
