@@ -21,7 +21,7 @@ from services.core.wire import OK
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import checked_prefix, storage_prefix
 from services.gateway.merge import Merge, Source
-from services.gateway.messages_keys import KeyInfo, KeyPage, ListHeaders, ListQuery
+from services.gateway.messages_keys import KeyInfo, KeyPage, ListQuery, ManyHeaders
 from services.gateway.nodes import Failures, Question, ask_all
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Access, Call, Endpoint
@@ -66,7 +66,7 @@ class Listings:
                 scope="read",
                 counted_as="list",
                 query_type=ListQuery,
-                header_type=ListHeaders,
+                header_type=ManyHeaders,
                 answer_type=KeyPage,
                 errors=(
                     "key_not_allowed",
@@ -83,7 +83,7 @@ class Listings:
 
     async def _list(self, call: Call[None, ListQuery, None]) -> KeyPage:
         query = call.query
-        headers: ListHeaders = call.headers
+        headers: ManyHeaders = call.headers
         credential = call.credential
         namespace = storage_prefix(credential, headers.namespace)
         prefix = checked_prefix(credential, query.prefix)

@@ -44,25 +44,39 @@ Consistency = Annotated[
 ]
 
 
-class NamespaceHeader(msgspec.Struct, frozen=True, rename={"namespace": "X-Namespace"}):
-    namespace: Namespace = "default"
+NoCondition = Annotated[
+    str,
+    Meta(max_length=0, description="Only requests about a single key can have conditions"),
+]
+_names: Final = {
+    "namespace": "X-Namespace",
+    "consistency": "X-Consistency",
+    "if_match": "If-Match",
+    "if_none_match": "If-None-Match",
+}
 
 
-class ListHeaders(
-    msgspec.Struct, frozen=True, rename={"namespace": "X-Namespace", "consistency": "X-Consistency"}
-):
+class ManyHeaders(msgspec.Struct, frozen=True, rename=_names):
+    """Of what is about many keys. What would have no effect is refused: who sends it counts on
+    it."""
+
     namespace: Namespace = "default"
     consistency: Annotated[
         Literal["eventual"],
-        Meta(description="Listings are eventual", extra=code("invalid_consistency")),
+        Meta(
+            description="What is about many keys is eventual, but for batches",
+            extra=code("invalid_consistency"),
+        ),
     ] = "eventual"
+    if_match: NoCondition = ""
+    if_none_match: NoCondition = ""
 
 
-class BatchHeaders(
-    msgspec.Struct, frozen=True, rename={"namespace": "X-Namespace", "consistency": "X-Consistency"}
-):
+class BatchHeaders(msgspec.Struct, frozen=True, rename=_names):
     namespace: Namespace = "default"
     consistency: Consistency = "eventual"
+    if_match: NoCondition = ""
+    if_none_match: NoCondition = ""
 
 
 class ListQuery(msgspec.Struct, frozen=True):

@@ -45,9 +45,12 @@ from services.runtime.credential import Credential
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.replicators import fault_told
 from services.runtime.request_body import invalid_members
+from services.runtime.shares import ShareLimit, Shares
 
 # A replicator answers within 5 s, whatever happens.
 asked_s: Final = 5.5
+# Of eight at once that a replicator takes.
+changes_of_tenant: Final = ShareLimit(2, 8, 3.0, "rate_limited", "changes of namespaces")
 _path: Final = "/v1/namespaces/{name:path}"
 _errors: Final = ("key_not_allowed", "no_quorum", "no_replicator", "overloaded", "cluster_forming")
 
@@ -56,6 +59,7 @@ class Namespaces:
     def __init__(self, replicators: Asking, cursors: Cursors) -> None:
         self._replicators = replicators
         self._cursors = cursors
+        self._shares = Shares(changes_of_tenant)
 
     def endpoints(self) -> list[Endpoint]:
         shared: dict[str, Any] = {
@@ -97,7 +101,7 @@ class Namespaces:
                 self._declare,
                 body_type=Declare,
                 answer_type=Declared,
-                errors=(*changing, "already_exists", "limit_reached"),
+                errors=(*changing, "already_exists", "limit_reached", "storage_full"),
                 description="A cache is declared before it is used, and may become larger or "
                 "smaller later.",
                 **of_one,
@@ -146,9 +150,9 @@ class Namespaces:
             problem = "is missing" if wanted.kind == "cache" else "is of caches alone"
             raise invalid_members([("max_items", problem)])
         # To declare again what it is changes nothing.
-        body = await self._ask(
-            DECLARE_NAMESPACE, encode_body(Declaration(prefix, wanted.max_items)), repeatable=True
-        )
+        declaration = encode_body(Declaration(prefix, wanted.max_items))
+        async with self._shares.of(call.credential.tenant):
+            body = await self._ask(DECLARE_NAMESPACE, declaration, repeatable=True)
         told = decode_body(body, DeclaredAnswer)
         return Declared(name, wanted.kind, wanted.max_items, told.changed, told.untold)
 
@@ -157,7 +161,8 @@ class Namespaces:
         asked = (b"delete namespace", prefix)
         start = self._cursors.read(asked, call.query.cursor)
         # It is no harm to ask twice, but the numbers would be those of what was left.
-        body = await self._ask(DELETE_NAMESPACE, encode_body(NamespaceDeletion(prefix, start)))
+        async with self._shares.of(call.credential.tenant):
+            body = await self._ask(DELETE_NAMESPACE, encode_body(NamespaceDeletion(prefix, start)))
         deleted = decode_body(body, PrefixDeleted)
         place = deleted.next
         return Deleted(

@@ -15,17 +15,21 @@ from services.core.operations import DELETE_PREFIX, PrefixDeleted, PrefixDeletio
 from services.gateway.batching import Asking
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import checked_prefix, storage_prefix
-from services.gateway.messages_keys import Deleted, DeleteQuery, NamespaceHeader
+from services.gateway.messages_keys import Deleted, DeleteQuery, ManyHeaders
 from services.runtime.endpoints import Access, Call, Endpoint
+from services.runtime.shares import ShareLimit, Shares
 
 # A replicator answers within 5 s, whatever happens.
 asked_s: Final = 5.5
+# Of four at once that a replicator takes.
+deletions_of_tenant: Final = ShareLimit(1, 8, 3.0, "rate_limited", "deletions by prefix")
 
 
 class PrefixDeletions:
     def __init__(self, replicators: Asking, cursors: Cursors) -> None:
         self._replicators = replicators
         self._cursors = cursors
+        self._shares = Shares(deletions_of_tenant)
 
     def endpoints(self) -> list[Endpoint]:
         return [
@@ -39,7 +43,7 @@ class PrefixDeletions:
                 scope="admin",
                 counted_as="delete_prefix",
                 query_type=DeleteQuery,
-                header_type=NamespaceHeader,
+                header_type=ManyHeaders,
                 answer_type=Deleted,
                 errors=(
                     "key_not_allowed",
@@ -59,7 +63,7 @@ class PrefixDeletions:
 
     async def _delete(self, call: Call[None, DeleteQuery, None]) -> Deleted:
         query = call.query
-        headers: NamespaceHeader = call.headers
+        headers: ManyHeaders = call.headers
         namespace = storage_prefix(call.credential, headers.namespace)
         prefix = checked_prefix(call.credential, query.prefix)
         if not prefix:
@@ -67,9 +71,10 @@ class PrefixDeletions:
         asked = (b"delete", namespace, prefix, b"dry run" if query.dry_run else b"")
         start = self._cursors.read(asked, query.cursor)
         request = PrefixDeletion(namespace, prefix, start, dry_run=query.dry_run)
-        _, body = await self._replicators.ask(
-            DELETE_PREFIX, encode_body(request), asked_s, repeatable=query.dry_run
-        )
+        async with self._shares.of(call.credential.tenant):
+            _, body = await self._replicators.ask(
+                DELETE_PREFIX, encode_body(request), asked_s, repeatable=query.dry_run
+            )
         deleted = decode_body(body, PrefixDeleted)
         place = deleted.next
         return Deleted(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -191,6 +192,23 @@ async def test_a_large_head_is_left_to_the_gateway_to_judge() -> None:
         lines = [f"X-Metadata-{number}: {'m' * 20}" for number in range(400)]
         assert (await asked(port, request("GET", "/v1/kv/key", *lines))).status == 200
         assert witness.heads[0].lower().count(b"x-metadata-") == 400
+
+
+def test_whatever_the_balancer_says_itself_is_a_problem_of_the_catalogue() -> None:
+    told = re.findall(r"http-error status (\d+) .*lf-string '(.*)'", configuration.read_text())
+    assert {int(status) for status, _ in told} >= {400, 408, 413, 500, 502, 503, 504}
+    for _, text in told:
+        document = json.loads(text)
+        entry = CATALOGUE[document["code"]]
+        assert (document["status"], document["title"]) == (entry.status, entry.title)
+
+
+async def test_nobody_from_outside_speaks_as_a_part_of_the_cluster() -> None:
+    async with witnessed() as (witness, port):
+        lines = ["X-Ydht-Signature: v1;1;a;b", "x-ydht-tenant: 7", "X-Namespace: mine"]
+        assert (await asked(port, request("GET", "/v1/kv/key", *lines))).status == 200
+        assert b"x-ydht-" not in witness.heads[0].lower()
+        assert b"x-namespace: mine" in witness.heads[0].lower()
 
 
 # -- before gateways

@@ -1,0 +1,122 @@
+"""What the JSON routes of a gateway refuse before a replicator is asked, and hold back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from services.core.messages import encode_body
+from services.core.operations import DECLARE_NAMESPACE, DELETE_PREFIX, DeclaredAnswer, PrefixDeleted
+from services.core.wire import OK
+from services.gateway.json_api import JsonApi, Surroundings
+from services.gateway.namespaces import changes_of_tenant
+from services.gateway.nodes import Answer
+from services.gateway.prefix_deletion import deletions_of_tenant
+from services.runtime.client_address import ClientAddresses
+from services.runtime.clock import SystemClock
+from services.runtime.console_requests import ConsoleRequests
+from services.runtime.http import application
+from services.runtime.key_access import KeyAccess
+from services.runtime.metrics import Metrics
+from services.runtime.probes import Readiness
+from services.runtime.signing import Verifier
+from tests.known_keys import Counted, KnownKeys
+from tests.unit.gateway_world import GatewayWorld
+from tests.waiting import wait_until
+
+secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"
+done = {
+    DELETE_PREFIX: encode_body(PrefixDeleted(0, 0, None)),
+    DECLARE_NAMESPACE: encode_body(DeclaredAnswer(changed=True, untold=[])),
+}
+
+
+class Held:
+    """Replicators that answer when they are let."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.open = asyncio.Event()
+
+    async def ask(
+        self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
+    ) -> Answer:
+        self.asked += 1
+        await self.open.wait()
+        return OK, done[kind]
+
+
+class World:
+    def __init__(self) -> None:
+        clock = SystemClock()
+        self.keys = KnownKeys(clock)
+        self.replicators = Held()
+        gateway = GatewayWorld()
+        gateway.replicators = self.replicators  # type: ignore[assignment]
+        api = JsonApi(gateway, Surroundings(secret, "http://keygen", None), clock)
+        verifier = Verifier(secret, clock)
+        access = KeyAccess(self.keys, ConsoleRequests(verifier, self.keys), Counted(), clock)
+        app = application(
+            "gateway",
+            api.routes(access, verifier, ClientAddresses()),
+            metrics=Metrics(),
+            readiness=Readiness(),
+        )
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    async with world.client:
+        yield world
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        ({"X-Consistency": "strong"}, "invalid_consistency"),
+        ({"X-Consistency": "nonsense"}, "invalid_consistency"),
+        ({"If-Match": '"00"'}, "invalid_header"),
+        ({"If-None-Match": "*"}, "invalid_header"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+async def test_what_would_be_ignored_is_refused(
+    world: World, method: str, header: dict[str, str], code: str
+) -> None:
+    body: dict[str, list[object]] = {"operations": []}
+    path = "/v1/batch" if method == "POST" else "/v1/kv?prefix=a"
+    headers = {"X-API-Key": world.keys.add(7), **header}
+    answer = await world.client.request(method, path, headers=headers, json=body)
+    if method == "POST" and header == {"X-Consistency": "strong"}:
+        assert answer.status_code == 200
+    else:
+        assert (answer.status_code, answer.json()["code"]) == (400, code)
+    assert world.replicators.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "share"),
+    [
+        ("DELETE", "/v1/kv?prefix=a", None, deletions_of_tenant.at_once),
+        ("PUT", "/v1/namespaces/a", {"kind": "store"}, changes_of_tenant.at_once),
+    ],
+)
+async def test_one_tenant_does_not_have_all_that_a_replicator_does_at_once(
+    world: World, method: str, path: str, body: dict[str, str] | None, share: int
+) -> None:
+    ada, bob = {"X-API-Key": world.keys.add(7)}, {"X-API-Key": world.keys.add(8)}
+    async with asyncio.TaskGroup() as asking:
+        many = [
+            asking.create_task(world.client.request(method, path, headers=ada, json=body))
+            for _ in range(6)
+        ]
+        await wait_until(lambda: world.replicators.asked == share, "so many are asked")
+        one = asking.create_task(world.client.request(method, path, headers=bob, json=body))
+        await wait_until(lambda: world.replicators.asked == share + 1, "another has his turn")
+        world.replicators.open.set()
+    assert {task.result().status_code for task in (*many, one)} == {200}
