@@ -44,7 +44,6 @@ from services.core.errors import PeerError
 from services.core.hlc import Version, time_ms_max, version_bytes
 from services.core.key import check_storage_key
 from services.core.messages import Reader, check_namespace_prefix, decode_body, u16
-from services.core.plans import free
 from services.core.record import joined_body, meta_bytes_max, value_bytes_max
 
 PUT: Final = 64
@@ -243,8 +242,9 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
 
     namespace: bytes
     max_items: int | None
-    # How many caches the tenant's plan lets it have, this one among them.
-    caches_max: Annotated[int, msgspec.Meta(ge=0)] = free.caches_max
+    # How many caches the tenant's plan lets it have, this one among them; None if it is not known,
+    # for as many as a replicator lets any tenant declare.
+    caches_max: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 def decode_declaration(body: bytes) -> Declaration:

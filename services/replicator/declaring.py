@@ -43,7 +43,7 @@ from services.core.paxos import Answer
 from services.core.wire import OK
 from services.replicator.answers import Done, refusal, refusal_of
 from services.replicator.cache_news import CacheNews
-from services.replicator.declarations import check
+from services.replicator.declarations import check, tenant_declarations_max
 from services.replicator.declared import Declared
 from services.replicator.namespace_store import NamespaceStore
 from services.replicator.namespaces import NamespaceListings
@@ -190,7 +190,9 @@ class Declaring:
                     "already_exists",
                     f"the namespace has {told.keys} keys, and only one without can become a cache",
                 )
-        version = await self._twice(lambda: self._store.declare(prefix, wanted, request.caches_max))
+        of_plan = request.caches_max
+        caches = tenant_declarations_max if of_plan is None else of_plan
+        version = await self._twice(lambda: self._store.declare(prefix, wanted, caches))
         await self._learn(version, prefix, wanted)
         changed = version is not None
         nobody_waits = not wanted or (was_cache and changed)

@@ -13,7 +13,14 @@ from services.core.hlc import version_bytes
 from services.core.key import namespace_prefix
 from services.core.messages import encode_body
 from services.core.namespaces import Edition, encode_edition
-from services.core.operations import UNKNOWN, Declaration, DeclaredAnswer, decode_unknown
+from services.core.operations import (
+    INVALID,
+    UNKNOWN,
+    Declaration,
+    DeclaredAnswer,
+    decode_refused,
+    decode_unknown,
+)
 from services.core.paxos import Answer
 from services.core.wire import OK, Role
 from services.replicator.cache_news import CacheNews, awaited_s_max
@@ -45,10 +52,12 @@ class World:
         self.declaring = Declaring(rows, self.declared, self.news, clock, random.Random(1))
         self.running = asyncio.create_task(self.declaring.run())
 
-    async def declare(self, prefix: bytes, max_items: int | None) -> Answer:
+    async def declare(
+        self, prefix: bytes, max_items: int | None, caches_max: int | None = None
+    ) -> Answer:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.declaring.declare(
-            encode_body(Declaration(prefix, max_items)),
+            encode_body(Declaration(prefix, max_items, caches_max)),
             lambda kind, body: answer.set_result((kind, body)),
         )
         return await answer
@@ -77,6 +86,20 @@ async def test_what_is_unknown_is_told_by_an_id_that_the_log_has(world: World) -
     world.rows.replies_to_lose = 1
     _, body = await world.declare(namespace_prefix(7, b"other"), None)
     assert decode_unknown(body)[0] != operation
+
+
+async def test_a_declaration_brings_along_how_many_caches_the_plan_has(world: World) -> None:
+    world.rows.declared[cache], world.rows.version = 10, 1
+    world.declared.adopt(Declarations.of(1, [(cache, 10)]))
+    more = namespace_prefix(7, b"more")
+    # This replicator has heard of it as a cache, so that it need not look for keys.
+    world.declared.adopt(Declarations.of(2, [(cache, 10), (more, 5)]))
+    world.rows.version = 2
+    kind, body = await world.declare(more, 5, 1)
+    assert (kind, decode_refused(body)[0]) == (INVALID, "limit_reached")
+    assert world.rows.declared == {cache: 10}
+    assert await world.declare(more, 5, 2) == told(changed=True)
+    assert await world.declare(cache, 20, 0) == told(changed=True)
 
 
 async def test_only_what_becomes_a_cache_waits_for_the_nodes(world: World) -> None:
