@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -26,11 +26,10 @@ from services.core.operations import BATCH, decode_batch, encode_batch
 from services.core.record import head_bytes, meta_bytes_max, visible
 from services.gateway.batch_items import Asked
 from services.gateway.keyspace import storage_prefix
-from services.gateway.listing import Nodes
 from services.gateway.many_reads import ManyReads
 from services.gateway.messages_batch import Batch, BatchAnswer, batch_bytes_max
 from services.gateway.messages_keys import BatchHeaders
-from services.gateway.nodes import Answer
+from services.gateway.seams import WholeCluster
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Access, Call, Encoded, Endpoint
 
@@ -48,30 +47,13 @@ _opening: Final = b'{"results":['
 _closing: Final = b"]}"
 
 
-class Cluster(Nodes, Protocol):
-    """What batches are put through by (cluster.py)."""
-
-    @property
-    def replicators(self) -> Asking: ...
-    @property
-    def caches(self) -> frozenset[bytes]: ...
-
-
-class Asking(Protocol):
-    """Whoever asks replicators (replicators.py)."""
-
-    async def ask(
-        self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
-    ) -> Answer: ...
-
-
 def cost(batch: Batch) -> int:
     """In tokens."""
     return max(1, -(-len(batch.operations) // items_per_token))
 
 
 class Batches:
-    def __init__(self, cluster: Cluster, clock: Clock) -> None:
+    def __init__(self, cluster: WholeCluster, clock: Clock) -> None:
         self._cluster = cluster
         self._clock = clock
         self._reads = ManyReads(cluster.fleet, clock)

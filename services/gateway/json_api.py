@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from starlette.routing import BaseRoute
 
 from services.gateway.api_document import api_document
-from services.gateway.batching import Batches, Cluster
+from services.gateway.batching import Batches
 from services.gateway.cursors import Cursors
 from services.gateway.ids import IdSource
 from services.gateway.listing import Listings
 from services.gateway.namespaces import Namespaces
 from services.gateway.prefix_deletion import PrefixDeletions
+from services.gateway.seams import WholeCluster
 from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import Clock
@@ -37,7 +38,7 @@ class Surroundings:
 class JsonApi:
     """`routes` answer between its start and `close`, as long as the cluster is open."""
 
-    def __init__(self, cluster: Cluster, surroundings: Surroundings, clock: Clock) -> None:
+    def __init__(self, cluster: WholeCluster, surroundings: Surroundings, clock: Clock) -> None:
         cursors = Cursors(surroundings.cluster_secret)
         self.ids = IdSource(surroundings.keygen_url, surroundings.cluster_secret, clock)
         self.endpoints = [

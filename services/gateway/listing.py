@@ -11,9 +11,9 @@ comes with the next page.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
-from services.core.errors import PeerError, RetryLater
+from services.core.errors import PeerError
 from services.core.hlc import rfc3339, version_ms
 from services.core.messages import LIST, ListEntry, ListPage, decode_body, encode_body
 from services.core.messages import ListQuery as NodeQuery
@@ -23,29 +23,16 @@ from services.gateway.keyspace import checked_prefix, storage_prefix
 from services.gateway.merge import Merge, Source
 from services.gateway.messages_keys import KeyInfo, KeyPage, ListQuery, ManyHeaders
 from services.gateway.nodes import Failures, Question, ask_all
+from services.gateway.seams import Nodes
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Access, Call, Endpoint
-from services.runtime.fleet import Fleet
-from services.runtime.speakers import Speakers, UnspokenError
+from services.runtime.speakers import UnspokenError
 
 # Nobody is asked any more after this; most listings take some milliseconds. With the last page a
 # client has its answer within the 5 s that are its due.
 work_s: Final = 3.0
 # A page takes a node a few milliseconds, and others can speak for it.
 page_s: Final = 1.0
-
-
-class Nodes(Protocol):
-    """The nodes of the cluster, and who speaks for which slots (cluster.py)."""
-
-    @property
-    def fleet(self) -> Fleet: ...
-    @property
-    def speakers(self) -> Speakers: ...
-    @property
-    def absence(self) -> RetryLater:
-        """What to say as long as there is no map."""
-        ...
 
 
 class Listings:

@@ -27,7 +27,6 @@ from services.core.operations import (
     prefix_keys_max,
 )
 from services.core.wire import OK
-from services.gateway.batching import Asking
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import check_unlimited
 from services.gateway.messages_keys import Deleted
@@ -41,6 +40,7 @@ from services.gateway.messages_namespaces import (
     NamespacePath,
     NamespacesQuery,
 )
+from services.gateway.seams import Asking
 from services.runtime.credential import Credential
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.replicators import fault_told

@@ -12,10 +12,10 @@ from typing import Final
 from services.core.errors import FixRequest
 from services.core.messages import decode_body, encode_body
 from services.core.operations import DELETE_PREFIX, PrefixDeleted, PrefixDeletion, prefix_keys_max
-from services.gateway.batching import Asking
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import checked_prefix, storage_prefix
 from services.gateway.messages_keys import Deleted, DeleteQuery, ManyHeaders
+from services.gateway.seams import Asking
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.shares import ShareLimit, Shares
 

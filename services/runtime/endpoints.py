@@ -22,18 +22,15 @@ refuse them with.
 
 from __future__ import annotations
 
-import asyncio
 import enum
-import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, request_response
 from starlette.types import ASGIApp, Receive, Send
@@ -41,15 +38,17 @@ from starlette.types import Scope as AsgiScope
 
 from services.core.errors import FixRequest
 from services.core.key_checks import Scope
+from services.runtime.bearer import bearer_token, not_taken
 from services.runtime.body_room import BodyRoom, Held
 from services.runtime.client_address import ClientAddresses
 from services.runtime.credential import Credential
 from services.runtime.key_access import Admitted, KeyAccess, Need
+from services.runtime.leaving import while_there
 from services.runtime.problem import path_chars_max
 from services.runtime.request_body import BodyLimit, check_is_json, decode_struct, read_body
 from services.runtime.shares import ShareLimit, Shares
 from services.runtime.signing import RequireSignature, Verifier
-from services.runtime.text_members import TextMembers, Wrong, refusal
+from services.runtime.text_members import TextMembers, Wrong, is_text, refusal
 
 P = TypeVar("P")
 Q = TypeVar("Q")
@@ -66,8 +65,6 @@ calls_of_caller: Final = ShareLimit(4, 16, 3.0, "rate_limited", "requests of thi
 # Of an account by its API keys. Each asks every node; so many keep all of them busy.
 calls_of_tenant: Final = ShareLimit(32, 256, 3.0, "rate_limited", "requests of this account")
 
-_bearer: Final = re.compile(r"Bearer +([\x21-\x7e]{1,4096})", re.IGNORECASE | re.ASCII)
-_challenge: Final = "WWW-Authenticate"
 _json: Final = "application/json"
 
 
@@ -318,7 +315,7 @@ class _Answering:
 
     async def _handled(self, request: Request, call: Call[Any, Any, Any]) -> object:
         handling = self._shared(call)
-        return await (_while_there(request, handling) if self._endpoint.waits else handling)
+        return await (while_there(request, handling) if self._endpoint.waits else handling)
 
     async def _shared(self, call: Call[Any, Any, Any]) -> object:
         if call.signed_in is None:
@@ -341,32 +338,16 @@ class _Answering:
         return Response(body, endpoint.status, headers, _json)
 
     async def _signed_in(self, request: Request) -> Caller:
-        given = request.headers.getlist("authorization")
-        if not given:
-            raise FixRequest(
-                "unauthorized",
-                "The header Authorization: Bearer <access token> is missing; POST /login gives one",
-                headers={_challenge: "Bearer"},
-            )
-        match = _bearer.fullmatch(given[0].strip(" \t"))
-        if match is None or len(given) > 1:
-            raise FixRequest(
-                "unauthorized",
-                "The header Authorization is not Bearer <access token>, once",
-                headers={_challenge: "Bearer"},
-            )
+        token = bearer_token(request)
         try:
-            return await self._office.authenticate(match[1])
+            return await self._office.authenticate(token)
         except FixRequest as error:
-            headers = {_challenge: 'Bearer error="invalid_token"', **error.headers}
-            raise FixRequest(
-                error.code, error.detail, members=error.members, headers=headers
-            ) from error
+            raise not_taken(error) from error
 
     def _path_of(self, request: Request) -> Any:
         value, wrong = self._path.of_path(request.path_params)
         # Where it was not, the path has been made into other text that is.
-        if wrong or not _is_utf8(request.scope.get("raw_path") or b""):
+        if wrong or not is_text(request.scope.get("raw_path") or b""):
             raise FixRequest("not_found", f"Nothing is at {request.url.path[:path_chars_max]}")
         return value
 
@@ -411,37 +392,8 @@ class Encoded:
     media_type: str = _json
 
 
-def _is_utf8(raw_path: bytes) -> bool:
-    try:
-        unquote_to_bytes(raw_path).decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _value(read: tuple[Any, list[Wrong]]) -> Any:
     value, wrong = read
     if wrong:
         raise refusal(wrong)
     return value
-
-
-async def _while_there(request: Request, handling: Coroutine[Any, Any, object]) -> object:
-    """What is returned by who handles the request, which has been read to its end; if the client
-    leaves before, it is cancelled, and ClientDisconnect is raised."""
-    handler = asyncio.create_task(handling)
-    leaving = asyncio.create_task(_until_left(request))
-    try:
-        await asyncio.wait((handler, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if handler.done():
-            return handler.result()
-        raise ClientDisconnect
-    finally:
-        handler.cancel()
-        leaving.cancel()
-        await asyncio.wait((handler, leaving))
-
-
-async def _until_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue

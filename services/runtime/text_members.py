@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 from msgspec import inspect as types
@@ -143,6 +143,15 @@ class TextMembers:
 
     def _wrong(self, name: str, detail: str) -> Wrong:
         return Wrong(name, detail, self._codes[name])
+
+
+def is_text(encoded: bytes) -> bool:
+    """Whether what percent signs encode is UTF-8."""
+    try:
+        unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_int64(text: str) -> bool:
