@@ -216,6 +216,8 @@ async def test_a_cache_of_a_thousand_keeps_a_thousand_those_used_last(
             for node in cluster.nodes:
                 assert await present_at(node, favourites) == set(favourites)
             await asker.fill(keys[start : start + 500])
+            # One replica has answered for all; the others have what was put as well.
+            await until_metrics(cluster.replicator, queue_size=0, retries_in_progress=0)
         for node in cluster.nodes:
             await until_count(node, cached, 1_000)
             present = await present_at(node, keys)
@@ -233,6 +235,7 @@ async def test_a_cache_of_a_thousand_keeps_a_thousand_those_used_last(
         await until_metrics(cluster.replicator, nodes_live=3)
         more = [key_of(number) for number in range(5_000, 7_500)]
         await asker.fill(more)
+        await until_metrics(cluster.replicator, queue_size=0, retries_in_progress=0)
         for node in cluster.nodes:
             await until_count(node, cached, 1_000)
             assert await present_at(node, more[1_500:]) == set(more[1_500:])
