@@ -228,7 +228,7 @@ class HybridClock:
         if self._sealed:
             return RetryLater("shutting_down", "this replicator is stopping and stamps no more")
         return RetryLater(
-            "overloaded",
+            "no_replicator",
             "the ceiling of the clock has not been stored in time; the disk of this "
             "replicator is slow, or its wall clock has just jumped forward",
         )

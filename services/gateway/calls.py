@@ -36,7 +36,15 @@ asked_s_min: Final = 0.25
 _s_per_ns: Final = 1e-9
 # Nothing was done, and another replicator may be able to.
 _next_may_do: Final = frozenset(
-    ("shutting_down", "clock_skew", "cluster_forming", "database_unavailable", "no_quorum")
+    (
+        "shutting_down",
+        "clock_skew",
+        "cluster_forming",
+        "database_unavailable",
+        "no_quorum",
+        # It cannot stamp for a moment.
+        "no_replicator",
+    )
 )
 
 log = telemetry.logger("services.gateway")

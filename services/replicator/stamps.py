@@ -188,7 +188,7 @@ class Stamps:
                 f"the disk of this replicator has failed ({self._failure.strerror}), and it is "
                 "stopping: nothing was written",
             )
-        if refusal.code != "overloaded":
+        if refusal.code != "no_replicator":
             return refusal
         # The wall clock has jumped, or the process was stopped for a while: do not wait for the
         # timer.

@@ -217,7 +217,7 @@ def test_a_clock_that_refuses_no_leads_follows_what_it_merges_and_still_needs_it
     clock.merge(far, now_ms)
     with pytest.raises(RetryLater) as caught:
         clock.tick(now_ms)
-    assert caught.value.code == "overloaded"
+    assert caught.value.code == "no_replicator"
     due_ms = clock.ceiling_due(now_ms)
     assert due_ms == now_ms + 30_000 + ceiling_ahead_ms
     clock.raise_ceiling(due_ms)
@@ -247,7 +247,7 @@ def test_a_new_clock_stamps_nothing_before_its_first_ceiling_is_stored() -> None
     clock = HybridClock(1, 0)
     with pytest.raises(RetryLater) as caught:
         clock.tick(now_ms)
-    assert caught.value.code == "overloaded"
+    assert caught.value.code == "no_replicator"
     due_ms = clock.ceiling_due(now_ms)
     assert due_ms == now_ms + ceiling_ahead_ms
     clock.raise_ceiling(due_ms)

@@ -110,11 +110,11 @@ def test_nothing_is_stamped_before_the_first_ceiling_is_durable() -> None:
     world.disk.freeze()
     world.wait(60)
     assert not world.running.ready
-    assert refusal(world).code == "overloaded"
+    assert refusal(world).code == "no_replicator"
     world.disk.thaw()
     world.wait()
     # What was asked for before the freeze lies behind the wall clock by now.
-    assert refusal(world).code == "overloaded"
+    assert refusal(world).code == "no_replicator"
     world.wait()
     assert world.running.ready
     assert version_ms(world.tick()) == world.wall_ms()
@@ -177,7 +177,7 @@ def test_a_slow_disk_stops_stamping_at_the_ceiling_and_not_before() -> None:
     while world.wall_ms() < ceiling_ms:
         world.wait(0.001)
     refused = refusal(world)
-    assert refused.code == "overloaded"
+    assert refused.code == "no_replicator"
     assert "disk of this replicator is slow" in refused.detail
     assert (
         world.running.trouble == "the ceiling of the clock is not stored in time: the disk is slow"
@@ -193,7 +193,7 @@ def test_after_a_pause_the_first_refusal_asks_for_a_ceiling_without_waiting_for_
     world.clock.pause()
     world.wait(3_600)
     # Timers that fell due meanwhile have not run yet.
-    assert refusal(world).code == "overloaded"
+    assert refusal(world).code == "no_replicator"
     world.wait()
     assert world.tick()
     world.clock.resume()
@@ -331,7 +331,7 @@ def test_a_wall_clock_that_jumps_back_stops_stamping_until_it_is_sane() -> None:
     assert refusal(world).code == "clock_skew"
     world.clock.skew_ms = 0
     # By now the old ceiling is passed; the first refusal asks for a new one.
-    assert refusal(world).code == "overloaded"
+    assert refusal(world).code == "no_replicator"
     world.wait()
     assert world.tick()
 
@@ -341,7 +341,7 @@ def test_clocks_that_refuse_no_leads_follow_each_other_however_wrong_they_are() 
     world.wait()
     far = version_at(world.wall_ms() + 30_000)
     world.running.merge(far)
-    assert refusal(world).code == "overloaded"
+    assert refusal(world).code == "no_replicator"
     world.wait()
     assert world.tick() > far
     world.crash()
