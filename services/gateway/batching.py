@@ -27,7 +27,7 @@ from services.core.record import head_bytes, meta_bytes_max, visible
 from services.gateway.batch_items import Asked
 from services.gateway.keyspace import storage_prefix
 from services.gateway.many_reads import ManyReads
-from services.gateway.messages_batch import Batch, BatchAnswer, batch_bytes_max
+from services.gateway.messages_batch import Batch, BatchAnswer, batch_bytes_max, look_at_length
 from services.gateway.messages_keys import BatchHeaders
 from services.gateway.seams import WholeCluster
 from services.runtime.clock import Clock
@@ -72,6 +72,7 @@ class Batches:
                 cost=cost,
                 header_type=BatchHeaders,
                 body_type=Batch,
+                look=look_at_length,
                 body_bytes_max=batch_bytes_max,
                 answer_type=BatchAnswer,
                 errors=("overloaded", "cluster_forming"),

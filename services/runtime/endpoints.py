@@ -23,13 +23,12 @@ refuse them with.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, request_response
@@ -158,6 +157,8 @@ class Endpoint:
     query_type: type[Any] | None = None
     header_type: type[Any] | None = None
     body_type: type[Any] | Raw | None = None
+    # Refuses a body that would take long to decode and be refused then.
+    look: Callable[[bytes], None] | None = None
     # Whether the body may be left out, which then counts as {}.
     body_optional: bool = False
     body_bytes_max: int = body_bytes_default
@@ -213,19 +214,13 @@ def routes(
         if endpoint.method in methods:
             raise ValueError(f"{endpoint.method} {endpoint.path} is there already")
         answering = _Answering(endpoint, endpoint.handler, office)
-        layers = [Middleware(BodyLimit, bytes_max=endpoint.body_bytes_max)]
+        app = request_response(answering.answer)
         if endpoint.access is Access.INTERNAL:
-            layers.append(Middleware(RequireSignature, verifier=verifier))
-        methods[endpoint.method] = _layered(request_response(answering.answer), layers)
+            app = RequireSignature(app, verifier)
+        methods[endpoint.method] = BodyLimit(app, endpoint.body_bytes_max)
     return [
         Route(path, _Resource(methods), methods=[*methods]) for path, methods in by_path.items()
     ]
-
-
-def _layered(app: ASGIApp, layers: Sequence[Middleware]) -> ASGIApp:
-    for layer, args, options in reversed(layers):
-        app = layer(app, *args, **options)
-    return app
 
 
 class _Resource:
@@ -368,6 +363,8 @@ class _Answering:
             return msgspec.convert({}, of)
         if optional:
             check_is_json(request)
+        if endpoint.look is not None:
+            endpoint.look(body)
         return decode_struct(body, of)
 
     def _client(self, request: Request) -> Client:

@@ -12,6 +12,7 @@ from services.core.messages import encode_body
 from services.core.operations import DECLARE_NAMESPACE, DELETE_PREFIX, DeclaredAnswer, PrefixDeleted
 from services.core.wire import OK
 from services.gateway.json_api import JsonApi, Surroundings
+from services.gateway.messages_batch import batch_bytes_max
 from services.gateway.namespaces import changes_of_tenant
 from services.gateway.nodes import Answer
 from services.gateway.prefix_deletion import deletions_of_tenant
@@ -64,6 +65,7 @@ class World:
             api.routes(access, verifier, ClientAddresses()),
             metrics=Metrics(),
             readiness=Readiness(),
+            body_bytes_max=batch_bytes_max,
         )
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
 
@@ -97,6 +99,25 @@ async def test_what_would_be_ignored_is_refused(
     else:
         assert (answer.status_code, answer.json()["code"]) == (400, code)
     assert world.replicators.asked == 0
+
+
+@pytest.mark.parametrize("count", [1_001, 100_000])
+async def test_of_too_many_operations_no_more_are_looked_at_than_a_batch_has(
+    world: World, count: int
+) -> None:
+    headers = {"X-API-Key": world.keys.add(7)}
+    # The last of them makes no sense, which is found only by who looks at all.
+    operations = [{"op": "get", "key": "a" * 60}] * count + [{"op": "none"}]
+    answer = await world.client.post("/v1/batch", headers=headers, json={"operations": operations})
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "operations: must have at most 1000 elements"
+
+
+async def test_a_large_batch_of_as_many_operations_as_there_can_be_is_taken(world: World) -> None:
+    headers = {"X-API-Key": world.keys.add(7)}
+    operations = [{"op": "put", "key": "", "value": "x" * 100}] * 1_000
+    answer = await world.client.post("/v1/batch", headers=headers, json={"operations": operations})
+    assert [one["status"] for one in answer.json()["results"]] == [400] * 1_000
 
 
 @pytest.mark.parametrize(
