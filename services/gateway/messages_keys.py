@@ -85,8 +85,8 @@ class ListQuery(msgspec.Struct, frozen=True):
         str,
         Meta(
             description="Keys that have it behind the prefix are told together, as one prefix",
+            max_length=key_bytes_max,
             extra=_invalid_key,
-            extra_json_schema={"maxLength": key_bytes_max},
         ),
     ] = ""
     limit: Annotated[int, Meta(ge=1, le=list_limit_max)] = limit_default
