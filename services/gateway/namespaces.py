@@ -150,7 +150,8 @@ class Namespaces:
             problem = "is missing" if wanted.kind == "cache" else "is of caches alone"
             raise invalid_members([("max_items", problem)])
         # To declare again what it is changes nothing.
-        declaration = encode_body(Declaration(prefix, wanted.max_items))
+        caches_max = call.credential.caches_max
+        declaration = encode_body(Declaration(prefix, wanted.max_items, caches_max))
         async with self._shares.of(call.credential.tenant):
             body = await self._ask(DECLARE_NAMESPACE, declaration, repeatable=True)
         told = decode_body(body, DeclaredAnswer)

@@ -24,6 +24,7 @@ class Credential:
 
     __slots__ = (
         "allowance",
+        "caches_max",
         "due",
         "expires_s",
         "key",
@@ -46,6 +47,8 @@ class Credential:
         self.may_read = self.may_write = self.may_admin = False
         # What its keys begin with; empty if it is held to none.
         self.key_prefix = b""
+        # Namespaces that the plan of its tenant lets be caches. Of the console it is not told.
+        self.caches_max = free.caches_max
         # None: its requests are not counted.
         self.tally: Tally | None = {}
         # Monotonic times. No use of it needs to ask anybody before the first.

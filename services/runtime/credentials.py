@@ -43,7 +43,7 @@ from services.core.key_checks import (
     ValidKey,
     scopes_all,
 )
-from services.core.plans import Limits, free
+from services.core.plans import Limits, free, plan_named
 from services.runtime import telemetry
 from services.runtime.allowance import Allowances
 from services.runtime.clock import Clock
@@ -344,6 +344,7 @@ class Credentials:
         self._known[key] = credential
         credential.allow(answer.scopes)
         credential.key_prefix = (answer.prefix or "").encode()
+        credential.caches_max = plan_named(answer.plan).caches_max
         credential.expires_s = expires_s
         credential.stale_until_s = min(now_s + stale_s, expires_s)
         credential.usable_until_s = min(now_s + fresh_s, expires_s)

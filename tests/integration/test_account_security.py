@@ -286,7 +286,12 @@ async def test_an_unknown_user_costs_exactly_one_verification_with_the_same_para
         assert (counters.verified, counters.hashed) == (before[0] + 1, before[1]), email
         statements.append(world.database.counters.acquired - acquired)
         answers.append({**answer.json(), "request_id": ""})
-        assert set(answer.headers) == {"content-type", "content-length", "x-request-id"}
+        assert set(answer.headers) == {
+            "cache-control",
+            "content-type",
+            "content-length",
+            "x-request-id",
+        }
     assert all(answer == answers[0] for answer in answers), "nor does any word differ"
     assert len(set(statements)) == 1, "nor what PostgreSQL is asked"
     assert [action for action, _ in await world.audited()].count("login_refused") == 6
