@@ -192,6 +192,8 @@ def run() -> None:
     options = parser.parse_args()
     if options.forget_syncs:
         forget_syncs()
+    # They are this program's own: a service refuses any.
+    del sys.argv[1:]
     main(NodeSettings, build_with_heartbeat if options.heartbeat else build_app)
 
 
