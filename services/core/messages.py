@@ -15,10 +15,7 @@ and the rest comes many at a time or seldom:
     SCAN        msgpack ListQuery                          → OK  msgpack ScanPage
     COUNT       tenant prefix, or namespace prefix         → OK  msgpack Count
     NAMESPACES  msgpack NamespacesQuery, of namespaces.py  → OK  msgpack NamespacesPage
-    DIGESTS     first u16 · count u16                      → OK  8 bytes for each slot
-    LEAVES      slot u16                                   → OK  64 of u64
-    VERSIONS    slot u16 · mask of leaves u64 · after
-        → OK    more u8 · (key_len u16 · key · version)…
+    DIGESTS, LEAVES, VERSIONS                              see comparison.py
     SLOT        slot u16 · after                           → OK  last_len u16 · last · chunk
     EPOCH       a cluster map                              → OK  epoch u64
     CACHES      a list of caches, of namespaces.py         → OK  the edition that is known now
@@ -43,6 +40,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -307,6 +305,14 @@ def decode_state(body: bytes) -> bool:
     return body == b"\1"
 
 
+def check_page(more: bool, keys: Sequence[bytes], limit: int) -> None:
+    """PeerError for a page of keys that is not in order, or would not lead to an end."""
+    if len(keys) > limit or (more and not keys):
+        raise PeerError(f"a page of {len(keys)} keys; 1 to {limit} are allowed")
+    if any(one >= other for one, other in pairwise(keys)):
+        raise PeerError("the keys of a page are not in order")
+
+
 class Reader:
     """Takes fields off the front of a body; running past its end is the peer's fault."""
 
@@ -325,7 +331,7 @@ class Reader:
         return taken
 
     def rest(self) -> bytes:
-        return self.take(len(self._body) - self._position)
+        return self.take(self.left)
 
     def slot(self) -> int:
         slot = self.u16()
@@ -345,6 +351,12 @@ class Reader:
     def u64(self) -> int:
         return int.from_bytes(self.take(8), "big")
 
+    def flag(self) -> bool:
+        flag = self.u8()
+        if flag > 1:
+            raise PeerError(f"{flag} where 0 or 1 is due")
+        return flag == 1
+
     def count(self) -> int:
         """How many items follow."""
         count = self.u16()
@@ -352,8 +364,12 @@ class Reader:
             raise PeerError(f"{count} items in one message; at most {items_max} are allowed")
         return count
 
+    @property
+    def left(self) -> int:
+        """How many bytes are left."""
+        return len(self._body) - self._position
+
     def end(self) -> None:
         """Insist that nothing is left."""
-        left = len(self._body) - self._position
-        if left:
-            raise PeerError(f"{left} bytes too many at the end of a message")
+        if self.left:
+            raise PeerError(f"{self.left} bytes too many at the end of a message")

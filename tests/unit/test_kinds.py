@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from services.core import ballots, messages, operations, wire
+from services.core import ballots, messages, operations, sessions, wire
 
 
 def kinds() -> list[tuple[str, int]]:
     """Every kind where it is defined, so that none counts twice by an import."""
     found: list[tuple[str, int]] = []
-    for module in (wire, messages, ballots, operations):
+    for module in (wire, messages, ballots, sessions, operations):
         assert module.__file__ is not None
         for statement in ast.parse(Path(module.__file__).read_text()).body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
