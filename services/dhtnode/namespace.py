@@ -174,11 +174,15 @@ class Namespaces:
 
     def removed(self, namespace: Namespace, key: bytes) -> None:
         """The record of a key has gone, and is counted no more."""
-        self.lag_bytes += namespace.index.touch_removed(key)
+        self.touch_removed(namespace, key)
         if namespace.index_lags and namespace.prefix not in self._lagging:
             self._lagging[namespace.prefix] = namespace.index.mark
         if not namespace.records:
             self.close_if_empty(namespace)
+
+    def touch_removed(self, namespace: Namespace, key: bytes) -> None:
+        """Have the index find out that a key is not there any more."""
+        self.lag_bytes += namespace.index.touch_removed(key)
 
     def close_if_empty(self, namespace: Namespace) -> None:
         if namespace.records or namespace.max_items or namespace.pasts:
