@@ -10,6 +10,9 @@ waits, sends or stores; drivers do, and tell these rules what came of it.
                    ▲           │                             │
                    └── again ──┴─────── a later ballot stands in the way, or a new map
 
+A proposal may be made to be chosen by acks of all instead of a quorum: whoever is about to drop
+what is accepted has to know that every replica holds the same.
+
 A ballot is a version from the proposer's clock, so no two proposers share one, and one ballot
 carries one value. What is accepted is a whole record, or nothing (`b""`), with the id of the
 operation that made it: the first ballot of that operation.
@@ -111,6 +114,7 @@ class Proposal:
         "_failed",
         "_highest",
         "_newest_cell",
+        "_of_all",
         "_preparing",
         "_top_floor",
         "_voted",
@@ -132,10 +136,12 @@ class Proposal:
     record: bytes
     answer: Answer
 
-    def __init__(self, change: Change) -> None:
+    def __init__(self, change: Change, *, of_all: bool = False) -> None:
         self.beyond = version_zero
         self.chosen = False
         self._change = change
+        # Whether every owner has to accept, and not only a quorum of them.
+        self._of_all = of_all
         # The id of this operation itself, whatever is accepted for it: the first ballot at which a
         # change of it may have left, and `no_operation` until then. What it was then based on.
         self.identity: Version = no_operation
@@ -188,7 +194,7 @@ class Proposal:
         if self._preparing:
             return Step.WAIT
         self._voted |= bit
-        if not self.placement.is_quorum(self._voted):
+        if not self._enough(self._voted):
             return Step.WAIT
         self.chosen = True
         return Step.CHOSEN
@@ -212,7 +218,13 @@ class Proposal:
             return Step.WAIT
         self._failed |= bit
         left = self.placement.everyone & ~self._failed
-        return Step.WAIT if self.placement.is_quorum(left) else otherwise
+        return Step.WAIT if self._enough(left) else otherwise
+
+    def _enough(self, bits: int) -> bool:
+        """Whether these are as many as this phase needs."""
+        if self._of_all and not self._preparing:
+            return bits == self.placement.everyone
+        return self.placement.is_quorum(bits)
 
     def _propose(self) -> Step:
         """Choose what to have accepted, now that a quorum has shown what there is."""

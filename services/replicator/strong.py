@@ -18,6 +18,7 @@ the answer is what was done, or that it is unknown.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -33,7 +34,7 @@ from services.core.ballots import (
     encode_prepare,
     encode_read,
 )
-from services.core.change import read
+from services.core.change import Changed, read
 from services.core.errors import RetryLater
 from services.core.hlc import Version, check_version
 from services.core.messages import WRONG_EPOCH, epoch_of
@@ -45,7 +46,7 @@ from services.replicator.counters import Counters
 from services.replicator.eventual import Epochs, Hints
 from services.replicator.key_turns import KeyTurns, ended_in_a_turn, waiting_for_key_max
 from services.replicator.stamps import Stamps
-from services.replicator.strong_operation import Operation, hedge_s, operation_s
+from services.replicator.strong_operation import Chosen, Operation, hedge_s, operation_s
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet, Owner
@@ -62,6 +63,11 @@ epoch_pause_s: Final = 0.02
 waiting_max: Final = 20_000
 
 log = telemetry.logger(__name__)
+
+
+def keep(current: bytes, ballot: Version) -> Changed:
+    """Change nothing, and say no more."""
+    return None, (OK, b"")
 
 
 class StrongOperations:
@@ -107,12 +113,31 @@ class StrongOperations:
         if operation is not None:
             self._queue(operation)
 
-    def _begin(self, key: bytes, change: Change, done: Done, *, grows: bool) -> Operation | None:
+    def settle(self, key: bytes, settled: Callable[[Chosen | None], None]) -> None:
+        """Change nothing, and have every owner accept what there is at one ballot; an expired value
+        becomes a tombstone. None if one of them does not, in the time that an operation has."""
+
+        def done(kind: int, body: bytes) -> None:
+            if operation is None or kind != OK:
+                settled(None)
+            else:
+                proposal = operation.proposal
+                settled(Chosen(operation.route.epoch, proposal.ballot, proposal.record))
+
+        operation: Operation | None = None
+        operation = self._begin(key, keep, done, grows=False, of_all=True)
+        if operation is not None:
+            self._queue(operation)
+
+    def _begin(
+        self, key: bytes, change: Change, done: Done, *, grows: bool, of_all: bool = False
+    ) -> Operation | None:
         if len(self._under_way) >= waiting_max:
             self._counters.refusals += 1
             done(*refusal("overloaded", f"{waiting_max} strong operations are under way"))
             return None
-        operation = Operation(key, change, done, self._clock.monotonic_s(), grows=grows)
+        now_s = self._clock.monotonic_s()
+        operation = Operation(key, change, done, now_s, grows=grows, of_all=of_all)
         self._under_way[operation] = None
         if not self._sweeping:
             self._sweeping = True

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
+from services.core.hlc import Version
 from services.core.paxos import Change, Proposal, Reading
 from services.core.ring import slot_of
 from services.replicator.answers import Done, Failures
@@ -14,6 +15,14 @@ from services.runtime.fleet import Owner, Route
 operation_s: Final = 2.0
 # As long as a gateway waits before it asks the next replica for a read.
 hedge_s: Final = 0.025
+
+
+class Chosen(NamedTuple):
+    """What all owners have accepted: at this ballot, in this epoch; `b""` for nothing."""
+
+    epoch: int
+    ballot: Version
+    record: bytes
 
 
 class Operation:
@@ -47,14 +56,21 @@ class Operation:
     having: int
 
     def __init__(
-        self, key: bytes, change: Change, done: Done, now_s: float, *, grows: bool
+        self,
+        key: bytes,
+        change: Change,
+        done: Done,
+        now_s: float,
+        *,
+        grows: bool,
+        of_all: bool = False,
     ) -> None:
         self.key = key
         self.slot = slot_of(key)
         self.done = done
         # Whether it may make the store larger, which a replica that is full refuses.
         self.grows = grows
-        self.proposal = Proposal(change)
+        self.proposal = Proposal(change, of_all=of_all)
         self.reading = None
         self.unasked = []
         self.started_s = now_s
