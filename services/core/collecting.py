@@ -108,7 +108,7 @@ def judge(
             if entry.version < target:
                 lacking |= bit
             elif entry.version == target and entry.cell != no_cell:
-                holder = bit
+                holder = holder or bit
                 # Where replicas disagree about the end of one version, it lives.
                 tombstone = True
                 over = over and entry.cell == ended
