@@ -35,11 +35,11 @@ from services.core.ballots import (
 from services.core.errors import PeerError
 from services.core.hlc import Version, version_bytes, version_zero
 from services.core.key import check_storage_key
-from services.core.messages import AHEAD, NOT_READY, STORAGE_FULL, encode_get_many, u16, u64
+from services.core.messages import NOT_READY, STORAGE_FULL, encode_get_many, u16
 from services.core.paxos import Promise
 from services.core.record import expires_at_ms, is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_of
-from services.core.wire import OK, OVERLOADED
+from services.core.wire import OK
 from services.dhtnode import frame
 from services.dhtnode.promises import check_accepted, encode_accepted, encode_promised
 from services.dhtnode.replica import Replica
@@ -53,9 +53,6 @@ settled_in_a_turn: Final = 1_000
 # Of the keys that a replicator is told at once, one in so many is left to values that have expired,
 # as long as there are any. The others come first: there eventual reads miss what was acknowledged.
 expired_share: Final = 4
-
-Refused = tuple[int, bytes]
-"""The kind and the body of an answer that says why nothing was done."""
 
 
 @dataclass(slots=True)
@@ -139,7 +136,7 @@ class Acceptor:
             return
         self.counters.prepares += 1
         slot = slot_of(key)
-        refused = self._refusal(slot, ballot, len(body))
+        refused = replica.refusal(slot, ballot, len(body))
         if refused is None and grows and replica.full is not None:
             refused = STORAGE_FULL, replica.full.encode()
         if refused is not None:
@@ -172,7 +169,7 @@ class Acceptor:
             return
         self.counters.accepts += 1
         slot = slot_of(key)
-        refused = self._refusal(slot, ballot, len(body))
+        refused = replica.refusal(slot, ballot, len(body))
         if refused is None and replica.full is not None and self._grows(slot, key, ballot, record):
             refused = STORAGE_FULL, replica.full.encode()
         if refused is not None:
@@ -229,13 +226,14 @@ class Acceptor:
             # The very object, so that it is held once.
             record = held.record
         size = len(key) + len(record)
-        if not record or self._refusal(slot, ballot, size) or self._floored(slot, ballot):
+        if not record or replica.refusal(slot, ballot, size) or self._floored(slot, ballot):
             return
         self.counters.learns += 1
         old = self._table.peek(slot, key)
         if old is None or old < record:
-            if mine:
-                # The log has the record already.
+            if mine and not self._floored(slot, record[:version_bytes]):
+                # The log has the record already. At or below the floor it is logged with its
+                # record: a purge in the log takes away all such that came before it.
                 kind, change = frame.LEARNED, encode_promised(ballot, key)
             else:
                 kind, change = frame.RECORD, u16.pack(len(key)) + key + record
@@ -281,24 +279,6 @@ class Acceptor:
         return found
 
     # -- what all have in common
-
-    def _refusal(self, slot: int, ballot: Version, size: int) -> Refused | None:
-        """Why nothing of this ballot and size can be taken now, whatever is held."""
-        replica = self._replica
-        log = replica.log
-        if slot in replica.not_ready:
-            return NOT_READY, b""
-        if log.overloaded:
-            replica.counters.overloaded += 1
-            return OVERLOADED, b""
-        if log.shortage is not None and not log.has_room(size):
-            replica.counters.full += 1
-            return replica.no_room()
-        now_ms = self._clock.wall_ms()
-        if replica.high_water.too_far_ahead(ballot, now_ms):
-            replica.counters.ahead += 1
-            return AHEAD, u64.pack(now_ms)
-        return None
 
     def _nack(self, peer: Peer, request_id: int, by: Version) -> None:
         self.counters.nacks += 1

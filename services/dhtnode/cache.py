@@ -22,8 +22,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from services.core.digest import Digests
-from services.core.ring import place_of, slot_count, slot_of
+from services.core.ring import slot_count, slot_of
 from services.dhtnode.namespace import Namespace, Namespaces, Past
 from services.dhtnode.recency import Recency
 
@@ -42,6 +41,12 @@ class Records(Protocol):
 
     def blank(self, namespace: Namespace, slot: int, key: bytes, *, counted: bool) -> None:
         """Have a tombstone of its version in its place, and count that."""
+
+    def join(self, slot: int, key: bytes, record: bytes) -> None:
+        """Have a key that is in no recency take part in the digests."""
+
+    def leave(self, slot: int, key: bytes, record: bytes) -> None:
+        """Have it take no part any more."""
 
 
 class Held(Protocol):
@@ -67,7 +72,6 @@ class NothingHeld:
 class Caches:
     __slots__ = (
         "_adopting",
-        "_digests",
         "_namespaces",
         "_overfull",
         "_records",
@@ -84,12 +88,10 @@ class Caches:
         self,
         slots: list[dict[bytes, bytes]],
         namespaces: Namespaces,
-        digests: Digests,
         records: Records,
     ) -> None:
         self._slots = slots
         self._namespaces = namespaces
-        self._digests = digests
         self._records = records
         self.held: Held = NothingHeld()
         self.declared: dict[bytes, Namespace] = {}
@@ -167,7 +169,7 @@ class Caches:
             return False
         known = key in recency
         if old is not None and not known:
-            self._digests.toggle(place_of(key), key, old[:12])
+            self._records.leave(slot_of(key), key, old)
         recency.touch(key)
         if not known:
             self.ordered += 1
@@ -209,7 +211,7 @@ class Caches:
             namespace.recency.pinned[key] = None
             self.ordered += 1
         else:
-            self._digests.toggle(place_of(key), key, self._slots[slot][key][:12])
+            self._records.join(slot, key, self._slots[slot][key])
 
     # What is of the past.
 
@@ -266,7 +268,7 @@ class Caches:
                 continue
             cost += _change_cost
             if not self.is_past(key):
-                self._digests.toggle(place_of(key), key, record[:12])
+                self._records.leave(slot, key, record)
                 recency.touch(key)
                 self.ordered += 1
         if slot + 1 < slot_count:

@@ -32,9 +32,29 @@ def add_figures(metrics: Metrics, node: Node) -> None:
         "Keys whose accepted value has expired, to be told to a replicator",
         lambda: acceptor.promises.expired,
     )
+    _add_collection(metrics, node)
     metrics.add_counters("link", "of all links", node.link_counters)
     add("links_open", "gauge", "Links that others hold to this node", lambda: _links_open(node))
     _add_log(metrics, node)
+
+
+def _add_collection(metrics: Metrics, node: Node) -> None:
+    """What collections do is among the counters of the replica."""
+    table, replica, add = node.table, node.replica, metrics.add
+    add("floors", "gauge", "Slots that were ever collected", lambda: len(replica.floors))
+    add("sessions_open", "gauge", "Slots being collected", lambda: len(replica.sessions))
+    add(
+        "tombstones_held",
+        "gauge",
+        "Keys deleted or expired that are to be collected",
+        lambda: table.ended_everywhere,
+    )
+    add(
+        "promises_ended",
+        "gauge",
+        "Promises for keys that were deleted or never there, to be collected",
+        lambda: replica.promises.ended_everywhere,
+    )
 
 
 def _add_log(metrics: Metrics, node: Node) -> None:

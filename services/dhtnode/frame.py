@@ -28,6 +28,8 @@ ACCEPTED = 9
 LEARNED = 10
 # Which list of caches the frames before it have completed.
 EDITION = 11
+# What the collection of a slot took away; purging.py has its body.
+PURGED = 12
 SLOT = 32
 LEAVES = 33
 START = 34

@@ -12,6 +12,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
+from services.core.comparison import (
+    SlotDigest,
+    decode_digests_asked,
+    decode_leaves_asked,
+    decode_versions_asked,
+    encode_digests,
+    encode_versions,
+)
 from services.core.digest import summary_of
 from services.core.errors import PeerError
 from services.core.messages import (
@@ -51,12 +59,12 @@ from services.core.namespaces import (
     edition_bytes,
     encode_edition,
 )
-from services.core.ring import leaf_count, slot_count
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.dhtnode import pages
 from services.dhtnode.listing import Entry, Query
 from services.dhtnode.membership import Membership
 from services.dhtnode.replica import Replica
+from services.dhtnode.sessions import Sessions
 from services.dhtnode.turns import Soon, Turns
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -65,11 +73,8 @@ from services.runtime.peer import Handler, Handlers, Peer, no_answer
 
 # An answer with a piece of a slot: large enough to be worth a round trip, made in a millisecond.
 piece_bytes: Final = 256 << 10
-versions_max: Final = 4096
 # Of a list of caches; half a millisecond's.
 caches_checked: Final = 512
-# About two milliseconds, and many times that while the keys of a cache change sides.
-digests_max: Final = 1024
 reason_bytes_max: Final = 512
 
 Long = Callable[[Peer, int, bytes], Iterator[None]]
@@ -91,6 +96,7 @@ class NodeHandlers:
         self._membership = membership
         self._clock = clock
         self.counters = counters
+        self.sessions = Sessions(replica, membership)
         self.turns = Turns(clock, soon)
 
     def table(self, acceptor: Handlers) -> Handlers:
@@ -98,6 +104,7 @@ class NodeHandlers:
         replica = self._replica
         at_once: dict[int, Handler] = {
             **acceptor,
+            **self.sessions.at_once(),
             GET: replica.get,
             WRITE: replica.write,
             COUNT: self._count,
@@ -112,13 +119,19 @@ class NodeHandlers:
             LEAVES: self._leaves,
             VERSIONS: self._versions,
             SLOT: self._slot,
+            **self.sessions.reading(),
         }
+        by_turns_changing = self.sessions.changing()
         return {
             **{kind: partial(self._guarded, handler) for kind, handler in at_once.items()},
             **{kind: partial(self._queued, handler) for kind, handler in by_turns.items()},
             GET_MANY: partial(self._queued, replica.get_many, first=True),
             WRITE_MANY: partial(self._queued, replica.write_many, first=True, changes=True),
             CACHES: partial(self._queued, self._caches, first=True, changes=True),
+            **{
+                kind: partial(self._queued, handler, changes=True)
+                for kind, handler in by_turns_changing.items()
+            },
         }
 
     def _guarded(self, handler: Handler, peer: Peer, request_id: int, body: bytes) -> None:
@@ -199,34 +212,24 @@ class NodeHandlers:
     # -- slots
 
     def _digests(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
-        reader = Reader(body)
-        first, count = reader.slot(), reader.u16()
-        reader.end()
-        if not 0 < count <= min(digests_max, slot_count - first):
-            raise PeerError(f"{count} slots from slot {first} on; {digests_max} go at a time")
-        summaries: list[bytes] = []
-        for slot in range(first, first + count):
-            summaries.append(summary_of(self._table.leaves(slot)))
+        table, replica = self._table, self._replica
+        digests: list[SlotDigest] = []
+        for slot in decode_digests_asked(body):
+            ended = table.ended(slot) + replica.promises.ended(slot, replica.caches)
+            digests.append(SlotDigest(summary_of(table.leaves(slot)), ended))
             yield
-        self._replica.after_changes(peer, request_id, OK, b"".join(summaries))
+        replica.after_changes(peer, request_id, OK, encode_digests(digests))
 
     def _leaves(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
-        reader = Reader(body)
-        slot = reader.slot()
-        reader.end()
+        slot = decode_leaves_asked(body)
         yield
         self._replica.after_changes(peer, request_id, OK, self._table.leaves(slot))
 
     def _versions(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
-        reader = Reader(body)
-        slot, mask, after = reader.slot(), reader.u64(), reader.rest()
+        slot, leaves, after = decode_versions_asked(body)
         yield
-        leaves = [leaf for leaf in range(leaf_count) if mask >> leaf & 1]
         found = sorted(item for item in self._table.versions(slot, leaves) if item[0] > after)
-        parts = [b"\1" if len(found) > versions_max else b"\0"]
-        for key, version in found[:versions_max]:
-            parts += (u16.pack(len(key)), key, version)
-        self._replica.after_changes(peer, request_id, OK, b"".join(parts))
+        self._replica.after_changes(peer, request_id, OK, encode_versions(found))
 
     def _slot(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         reader = Reader(body)

@@ -77,6 +77,11 @@ class Membership:
         self.map = received
         self._keep(data)
 
+    @property
+    def replicators(self) -> list[str]:
+        """The ids of those that are connected, in order."""
+        return sorted(self._connected)
+
     def came(self, peer: Peer) -> None:
         role, name = peer.hello.role, peer.hello.id
         if role is Role.REPLICATOR:

@@ -20,17 +20,17 @@ so the greater one tells what is newer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from struct import Struct
 from typing import Final
 
 from services.core.errors import PeerError
-from services.core.hlc import Version
+from services.core.hlc import Version, version_zero
 from services.core.key import check_storage_key
 from services.core.messages import Reader
 from services.core.paxos import Promise, nothing_promised
-from services.core.record import check, expired
+from services.core.record import check, expired, is_tombstone
 from services.core.ring import slot_of
 
 # A tuple, its ballots, and its share of a dictionary.
@@ -70,6 +70,14 @@ def check_accepted(record: bytes) -> bytes:
     return check(record) if record else record
 
 
+def has_ended(promise: Promise) -> bool:
+    """Whether a tombstone was accepted, or that there is nothing: both are there to be collected.
+    Where nothing was accepted ever there may be a value that only this replica does not know."""
+    if promise.record:
+        return is_tombstone(promise.record)
+    return promise.ballot != version_zero
+
+
 class Promises:
     """All promises of a replica. The rules for them are those of `paxos`; this only holds.
 
@@ -80,6 +88,8 @@ class Promises:
     def __init__(self, cell: Callable[[int, bytes], bytes | None]) -> None:
         self._slots: dict[int, dict[bytes, Promise]] = {}
         self.count = 0
+        # By slot, how many have ended; slots without any are not there.
+        self._ended: dict[int, int] = {}
         # By key, the bytes of records that are held here and in no cell.
         self._alone: dict[bytes, int] = {}
         self._alone_bytes = 0
@@ -102,12 +112,53 @@ class Promises:
         held = self._slots.get(slot)
         if held is None:
             held = self._slots[slot] = {}
-        before = len(held)
+        before = held.get(key)
         held[key] = promise
-        self.count += len(held) - before
+        if before is None:
+            self.count += 1
+        self._count_ended(slot, before, promise)
         # Somebody is at it. If nothing comes of that, the next look finds it again.
         self._expired.pop(key, None)
         self.weigh(slot, key)
+
+    def drop(self, slot: int, key: bytes) -> None:
+        """Forget what was promised for this key, as there is something."""
+        held = self._slots[slot]
+        self._count_ended(slot, held.pop(key), None)
+        if not held:
+            del self._slots[slot]
+        self.count -= 1
+        self._forget(key)
+
+    def _forget(self, key: bytes) -> None:
+        """Take a key off every list."""
+        self._alone_bytes -= self._alone.pop(key, 0)
+        self.unlearned.pop(key, None)
+        self._expired.pop(key, None)
+
+    def _count_ended(self, slot: int, before: Promise | None, after: Promise | None) -> None:
+        ended = self._ended.get(slot, 0)
+        ended -= before is not None and has_ended(before)
+        ended += after is not None and has_ended(after)
+        if ended:
+            self._ended[slot] = ended
+        else:
+            self._ended.pop(slot, None)
+
+    def ended(self, slot: int, caches: Collection[bytes]) -> int:
+        """How many of a slot have ended, those in these namespaces left out."""
+        ended = self._ended.get(slot, 0)
+        if not ended or not caches:
+            return ended
+        return sum(
+            has_ended(promise)
+            for key, promise in self._slots[slot].items()
+            if key[: 9 + key[8]] not in caches
+        )
+
+    @property
+    def ended_everywhere(self) -> int:
+        return sum(self._ended.values())
 
     def weigh(self, slot: int, key: bytes) -> None:
         """See whether the record of a promise is that of the cell as well."""
@@ -163,11 +214,10 @@ class Promises:
 
     def wipe(self, slot: int) -> None:
         wiped = self._slots.pop(slot, {})
+        self._ended.pop(slot, None)
         self.count -= len(wiped)
         for key in wiped:
-            self._alone_bytes -= self._alone.pop(key, 0)
-            self.unlearned.pop(key, None)
-            self._expired.pop(key, None)
+            self._forget(key)
 
     # -- snapshots
 

@@ -49,6 +49,7 @@ from services.core.ring import leaf_bits, place_of, slot_count, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
 from services.dhtnode.promises import Promises, decode_accepted, decode_promised
+from services.dhtnode.purging import decode_purged, take_away
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
 from services.runtime.log.frame import head_bytes
@@ -85,6 +86,13 @@ class ReplicaCounters:
     wrong_epoch: int = 0
     overloaded: int = 0
     malformed: int = 0
+    # Of collections.
+    freezes: int = 0
+    nacked: int = 0
+    no_session: int = 0
+    repaired: int = 0
+    purged_cells: int = 0
+    purged_promises: int = 0
 
 
 class Replica:
@@ -98,6 +106,9 @@ class Replica:
         self.promises = Promises(table.peek)
         table.outlast(self.promises)
         self.floors: dict[int, Version] = {}
+        # By slot, the floor that a collection under way has set: what it alone may still write is
+        # at or below that. Neither a restart nor another epoch knows of it any more.
+        self.sessions: dict[int, Version] = {}
         # Slots that are ours by the map, and whose data have not arrived yet. It is not durable:
         # after a restart every slot counts as ready, so a replica that is sent the data of a slot
         # must not rely on this to keep it from answering before it has them.
@@ -178,11 +189,8 @@ class Replica:
             if old is None or old < record:
                 self.table.replace(place, key, old, record)
             self.high_water.take(record[:version_bytes])
-        elif kind == frame.FLOOR:
-            reader = Reader(body)
-            slot, floor = reader.slot(), check_version(reader.rest())
-            self.floors[slot] = max(floor, self.floors.get(slot, floor))
-            self.high_water.take(floor)
+        elif kind in (frame.FLOOR, frame.PURGED):
+            self._replay_collection(kind, body)
         elif kind == frame.EPOCH:
             if len(body) != u64.size:
                 raise PeerError(f"an epoch has {u64.size} bytes, not {len(body)}")
@@ -202,6 +210,17 @@ class Replica:
             self._replay_promise(kind, body)
         else:
             raise PeerError(f"a change of the unknown kind {kind}; was it written by a newer ydht?")
+
+    def _replay_collection(self, kind: int, body: bytes) -> None:
+        if kind == frame.PURGED:
+            take_away(self.table, self.promises, decode_purged(body))
+        else:
+            reader = Reader(body)
+            self.raise_floor(reader.slot(), check_version(reader.rest()))
+
+    def raise_floor(self, slot: int, floor: Version) -> None:
+        self.floors[slot] = max(floor, self.floors.get(slot, floor))
+        self.high_water.take(floor)
 
     def _replay_caches(self, kind: int, body: bytes) -> None:
         if kind == frame.EDITION:
@@ -337,13 +356,19 @@ class Replica:
             self._refuse(peer, request_id, key, outcome)
 
     def _refuse(self, peer: Peer, request_id: int, key: bytes, status: Status) -> None:
-        """Say why not; that something newer is here, only once that is durable, as whoever hears
-        it may forget the older write."""
-        batch = self._changing.get(key) if status[0] == NEWER else None
+        """Say why not; that something newer is here, or a floor, only once that is durable, as
+        whoever hears it may forget the older write."""
+        batch = self._waited_for(key, status)
         if batch is None or (self._adopting is not None and self._adopting.first > batch.first):
             self.reply_in_epoch(peer, request_id, *status)
         else:
             batch.replies.append((peer, request_id, *status))
+
+    def _waited_for(self, key: bytes, status: Status) -> Batch | None:
+        """What has to be durable before this refusal may be told."""
+        if status[0] == BELOW_FLOOR:
+            return self.log.newest
+        return self._changing.get(key) if status[0] == NEWER else None
 
     def write_many(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         """As `write`, item by item. It yields where others may have their turn; what they change
@@ -374,7 +399,7 @@ class Replica:
                 waits = outcome
                 statuses.append(applied)
             else:
-                waits = self._changing.get(key) if outcome[0] == NEWER else None
+                waits = self._waited_for(key, outcome)
                 statuses.append(outcome)
             # What is known already may wait for an earlier batch than what stands before it.
             if waits is not None and (last is None or waits.first > last.first):
@@ -437,10 +462,19 @@ class Replica:
             counters.full += 1
             return self.no_room()
         high_water.take(version)
+        return self.take(place, key, old, record, change)
+
+    def take(
+        self, place: int, key: bytes, old: bytes | None, record: bytes, change: bytes
+    ) -> Batch:
+        """Store and log a record, whatever the rules for writes say of it. `old` is what the table
+        has, and `change` the body of the frame in the log."""
         self.table.replace(place, key, old, record)
-        if old is not None and self.promises.count and self.promises.get(slot, key).record is old:
-            self.promises.weigh(slot, key)
-        batch = log.append(frame.RECORD, change)
+        if old is not None and self.promises.count:
+            slot = place >> leaf_bits
+            if self.promises.get(slot, key).record is old:
+                self.promises.weigh(slot, key)
+        batch = self.log.append(frame.RECORD, change)
         self.note_change(key, batch)
         return batch
 
@@ -452,6 +486,23 @@ class Replica:
         except PeerError as error:
             self.counters.malformed += 1
             return MALFORMED, str(error).encode()[:detail_bytes_max]
+        return None
+
+    def refusal(self, slot: int, stamp: Version, size: int) -> Status | None:
+        """Why nothing of this stamp and size can be taken now, whatever is held; None if it can."""
+        log = self.log
+        if slot in self.not_ready:
+            return NOT_READY, b""
+        if log.overloaded:
+            self.counters.overloaded += 1
+            return OVERLOADED, b""
+        if log.shortage is not None and not log.has_room(size):
+            self.counters.full += 1
+            return self.no_room()
+        now_ms = self._clock.wall_ms()
+        if self.high_water.too_far_ahead(stamp, now_ms):
+            self.counters.ahead += 1
+            return AHEAD, u64.pack(now_ms)
         return None
 
     def no_room(self) -> Status:
@@ -549,6 +600,8 @@ class Replica:
             self._adopting.replies.append((peer, request_id, kind, body))
 
     def _know_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.sessions.clear()
         self.epoch = epoch
         self._epoch_bytes = u64.pack(epoch)
 

@@ -8,6 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from services.core import messages as m
+from services.core import sessions as s
+from services.core.comparison import (
+    SlotDigest,
+    decode_digests,
+    digests_max,
+    encode_digests_asked,
+)
 from services.core.digest import summary_of
 from services.core.key import namespace_prefix
 from services.core.namespaces import (
@@ -23,7 +30,7 @@ from services.core.namespaces import (
 )
 from services.core.ring import slot_count, slot_of
 from services.core.wire import FAILED, OK, OVERLOADED
-from services.dhtnode.handlers import NodeHandlers, digests_max
+from services.dhtnode.handlers import NodeHandlers
 from services.dhtnode.listing import Query
 from services.dhtnode.membership import Membership
 from services.dhtnode.pages import namespaces_piece, namespaces_pieces_max
@@ -178,6 +185,7 @@ def test_a_write_is_not_kept_waiting_by_the_listings_before_it(station: Station)
 queued = (
     *(m.GET_MANY, m.WRITE_MANY, m.LIST, m.SCAN, m.NAMESPACES),
     *(m.DIGESTS, m.LEAVES, m.VERSIONS, m.SLOT),
+    *(s.STALE, s.COMPARE, s.REPAIR, s.PURGE),
 )
 
 
@@ -232,7 +240,7 @@ def test_digests_are_worked_out_in_steps_while_a_cache_changes_sides(station: St
         table.put(slot_of(key), key, value(1))
     table.declare_cache(prefix, 5_000)
     asked = [
-        station.ask(m.DIGESTS, m.u16.pack(first) + m.u16.pack(digests_max))
+        station.ask(m.DIGESTS, encode_digests_asked(first, digests_max))
         for first in range(0, slot_count, digests_max)
     ]
     assert len(station.due) == 1
@@ -240,9 +248,10 @@ def test_digests_are_worked_out_in_steps_while_a_cache_changes_sides(station: St
     assert not station.world.asker.answers
     # A step is a slot, and a turn on this clock a step or two of one request.
     assert station.finish() > slot_count // 3
-    empty = summary_of(bytes(512))
+    empty = SlotDigest(summary_of(bytes(512)), 0)
     for request_id in asked:
-        assert station.world.answer(request_id) == (OK, empty * digests_max)
+        kind, answer = station.world.asker.answers[request_id]
+        assert (kind, decode_digests(answer)) == (OK, [empty] * digests_max)
 
 
 # Caches.
