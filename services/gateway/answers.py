@@ -126,8 +126,10 @@ def counted_answer(key: bytes, value: int, version: Version, expiry_ms: int) -> 
 
 def problem_answer(error: ClientError, request_id: bytes) -> Answer:
     lines = b"".join(
-        b"%s: %s\r\n" % (name.encode("latin-1"), value.encode("latin-1"))
-        for name, value in error.headers.items()
+        [
+            b"%s: %s\r\n" % (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in error.headers.items()
+        ]
     )
     return Answer(
         error.status, problem_lines + lines, encode(error.problem(request_id.decode("ascii")))

@@ -141,7 +141,7 @@ class Cluster:
         """Finish what is under way within that time, and be connected to nobody."""
         links = self.fleet.close()
         await asyncio.gather(
-            self.replicators.close(drain_s), *(link.close(drain_s) for link in links)
+            self.replicators.close(drain_s), *[link.close(drain_s) for link in links]
         )
         self._disk.close()
         if self._lock is not None:
@@ -172,7 +172,7 @@ class Cluster:
         dropped = self._route_by(newest.map)
         log.info("adopted a cluster map", epoch=newest.map.epoch, nodes=len(newest.map.nodes))
         self._kept.keep_soon(newest.data, self._kept_or_not)
-        await asyncio.gather(*(link.close(dropped_drain_s) for link in dropped))
+        await asyncio.gather(*[link.close(dropped_drain_s) for link in dropped])
 
     def _route_by(self, new: ClusterMap) -> list[OwnedLink]:
         dropped = self.fleet.adopt(new)

@@ -86,8 +86,6 @@ methods: Final[Mapping[bytes, Method]] = MappingProxyType(
 class KeyValue:
     """The lane of a gateway (runtime/exchange.py)."""
 
-    body_bytes_max = value_bytes_max
-
     def __init__(
         self,
         platform: Platform,
@@ -95,6 +93,7 @@ class KeyValue:
         addresses: ClientAddresses,
         room: BodyRoom,
     ) -> None:
+        self.body_bytes_max = value_bytes_max
         self.room = room
         self.platform = platform
         self._credentials = credentials

@@ -173,8 +173,8 @@ def _tags_of(header: str, values: list[bytes] | None, *, weakly: bool) -> Tags |
         raise FixRequest(
             "invalid_header", f"{header} names {len(texts)} etags; at most {versions_max} are taken"
         )
-    versions = (parse_etag(text.decode("latin-1"), weakly=weakly) for text in texts)
-    return Tags(tuple(version for version in versions if version is not None), any_=False)
+    versions = [parse_etag(text.decode("latin-1"), weakly=weakly) for text in texts]
+    return Tags(tuple([version for version in versions if version is not None]), any_=False)
 
 
 def _twice(name: bytes) -> FixRequest:

@@ -136,13 +136,15 @@ class EventualWrites:
     ) -> None:
         """As `write` for each of them, but in messages of many to each node and back, some in each
         turn of the event loop. Of two on one key, the later one takes effect later."""
-        waiting = list(writes)
+        self._begin_some(self._made_in_order(list(writes), yields))
+
+    def _made_in_order(
+        self, waiting: list[tuple[bytes, bytes, Done]], yields: bool
+    ) -> Iterator[Write]:
         last = {key: index for index, (key, _, _) in enumerate(waiting)}
-        time_s = self._clock.monotonic_s
-        self._begin_some(
-            Write(key, body, done, time_s(), yields=yields, replaced=last[key] != index)
-            for index, (key, body, done) in enumerate(waiting)
-        )
+        for index, (key, body, done) in enumerate(waiting):
+            time_s = self._clock.monotonic_s()
+            yield Write(key, body, done, time_s, yields=yields, replaced=last[key] != index)
 
     def _begin_some(self, writes: Iterator[Write]) -> None:
         some = list(islice(writes, begun_in_a_turn))
@@ -433,7 +435,7 @@ class EventualWrites:
                 self._await_any(write)
             if not write.answered:
                 still.append(write)
-        still.extend(write for write in waiting if not write.answered)
+        still.extend([write for write in waiting if not write.answered])
         self._open = still
         self._sweeping = bool(still)
         if still:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # As long as the first try had.
 try_s: Final = 2.0
 # The first is for a lost message, the last for a node that restarts.
-retry_s: Final = (0.1, 0.4, 1.0)
+retry_s: Final[tuple[float, ...]] = (0.1, 0.4, 1.0)
 # Each holds a record in memory; past this they become hints.
 retrying_max: Final = 20_000
 

@@ -293,7 +293,7 @@ def _taken(
 
 
 def _rollup(minute: datetime, name: _Name, counts: list[int]) -> Rollup:
-    return Rollup(minute, *name, *(min(count, count_max) for count in counts))
+    return Rollup(minute, *name, *[min(count, count_max) for count in counts])
 
 
 def _minute_of(wall_ms: int) -> datetime:
