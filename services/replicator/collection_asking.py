@@ -63,14 +63,14 @@ class Asking:
             self.fail(End.WRONG_EPOCH, f"epoch {self.epoch} is over")
         return not self.over
 
-    def soon(self, step: Callable[[], None]) -> None:
+    def later(self, delay_s: float, step: Callable[[], None]) -> None:
         """Go on in another turn of the loop."""
 
         def go_on() -> None:
             if self.goes_on():
                 step()
 
-        self.means.clock.call_later(0.0, go_on)
+        self.means.clock.call_later(delay_s, go_on)
 
     def ask(self, place: int, kind: int, body: bytes, heard: Callable[[bytes], None]) -> None:
         """`heard` is given the body of OK. What it raises as PeerError ends the attempt."""

@@ -48,6 +48,11 @@ settled_at_once: Final = 32
 settle_s_max: Final = 10.0
 # A key that clients keep changing is left out. So many of them mean that something is wrong.
 unsettled_max: Final = 64
+# What this replicator proposes in a slot has so long to be chosen before it is frozen: many times
+# what it mostly takes. Those of other replicators cannot be waited for; they are hit if they
+# meet the freeze between one replica and the next.
+propose_s_max: Final = 0.1
+propose_look_s: Final = 0.002
 
 
 class Attempt:
@@ -151,7 +156,8 @@ class Attempt:
         self._settling_more = False
         if not keys and not self._settling:
             # In another turn, so that all replicas are told what was chosen before they freeze.
-            self._asking.soon(self._freeze)
+            until_s = self._means.clock.monotonic_s() + propose_s_max
+            self._asking.later(0.0, partial(self._freeze_in_peace, until_s))
 
     def _settled_one(self, key: bytes, chosen: Chosen | None) -> None:
         self._settling -= 1
@@ -177,6 +183,15 @@ class Attempt:
         self._settle_more()
 
     # -- freezing
+
+    def _freeze_in_peace(self, until_s: float) -> None:
+        """Whatever this replicator begins after the freeze is above it; let it first finish what it
+        began before, within bounds."""
+        means = self._means
+        if means.strong.is_proposing(self._slot) and means.clock.monotonic_s() < until_s:
+            self._asking.later(propose_look_s, partial(self._freeze_in_peace, until_s))
+        else:
+            self._freeze()
 
     def _freeze(self) -> None:
         asking = self._asking

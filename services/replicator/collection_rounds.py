@@ -100,7 +100,7 @@ class Rounds:
             self._fetches.extend(by_holder.items())
             self._fetch_more()
         elif not round_.ended:
-            self._asking.soon(self._go_on)
+            self._asking.later(0.0, self._go_on)
         elif round_.clean:
             self._equal(round_)
         else:
@@ -110,7 +110,7 @@ class Rounds:
 
     def _fetch_more(self) -> None:
         if not self._fetches:
-            self._asking.soon(self._go_on)
+            self._asking.later(0.0, self._go_on)
             return
         holder, lacks = self._fetches.popleft()
         if not holder:

@@ -97,6 +97,14 @@ class StrongOperations:
     def under_way(self) -> int:
         return len(self._under_way)
 
+    def is_proposing(self, slot: int) -> bool:
+        """Whether something of this slot is proposed at a ballot already: were the slot to get a
+        floor above that now, a client might have to be told that the outcome is unknown."""
+        return any(
+            operation.slot == slot and operation.round and operation.reading is None
+            for operation in self._under_way
+        )
+
     def fetch(self, key: bytes, done: Done) -> None:
         """Read the newest value that any acknowledged strong change has left."""
         operation = self._begin(key, read, done, grows=False)

@@ -239,6 +239,39 @@ def test_late_promises_do_not_count_as_accepts() -> None:
     assert not proposal.chosen
 
 
+def test_a_proposal_of_all_is_chosen_by_the_acks_of_all_and_promised_by_a_majority() -> None:
+    proposal = begun(Proposal(read, of_all=True), 10)
+    assert proposal.promised(1, seen(at(5), record(5))) is Step.WAIT
+    assert proposal.failed(2) is Step.WAIT
+    assert proposal.promised(4, seen()) is Step.ACCEPT
+    assert (proposal.ballot, proposal.record) == (at(10), record(5))
+    assert proposal.accepted(1) is Step.WAIT
+    assert proposal.accepted(4) is Step.WAIT
+    assert not proposal.chosen, "two of three would be enough for any other"
+    assert proposal.accepted(2) is Step.CHOSEN
+
+
+@pytest.mark.parametrize("step", [Step.BLOCKED, Step.AGAIN])
+def test_a_proposal_of_all_waits_for_nobody_once_one_replica_does_not_accept(step: Step) -> None:
+    proposal = begun(Proposal(read, of_all=True), 10)
+    proposal.promised(1, seen())
+    proposal.promised(2, seen())
+    proposal.accepted(1)
+    later = step is Step.AGAIN
+    assert (proposal.refused(4, at(11)) if later else proposal.failed(4)) is step
+    assert not proposal.chosen
+    assert not proposal.committed, "it changes nothing, so that it may fail for certain"
+
+
+def test_a_proposal_of_all_needs_old_and_new_owners_while_joint() -> None:
+    proposal = begun(Proposal(read, of_all=True), 10, joint)
+    for bit in (1, 2, 4):
+        proposal.promised(bit, seen())
+    for bit in (1, 2, 8):
+        assert proposal.accepted(bit) is Step.WAIT
+    assert proposal.accepted(4) is Step.CHOSEN
+
+
 # Proposals, after an ACCEPT has left.
 
 

@@ -28,7 +28,7 @@ from services.core.wire import FAILED, OK, OVERLOADED, TIMEOUT
 from services.replicator import key_turns, strong
 from services.replicator.key_turns import ended_in_a_turn
 from services.replicator.strong import sweep_s
-from services.replicator.strong_operation import hedge_s, operation_s
+from services.replicator.strong_operation import Chosen, hedge_s, operation_s
 from services.replicator.sweeper import Sweeper, age_ms
 from services.runtime.fake_connection import told_in_a_turn
 from services.runtime.peer import Peer
@@ -779,3 +779,91 @@ def test_nothing_is_left_behind_in_bad_weather() -> None:
     assert made <= total <= made + unknown
     for replicator in world.replicators:
         assert replicator.strong.under_way == 0
+
+
+# Settled by all.
+
+
+def settled(world: World, by: int = 0) -> Chosen | None:
+    told: list[Chosen | None] = []
+    world.replicators[by].strong.settle(key, told.append)
+    world.pass_until(lambda: bool(told))
+    world.pass_time(0.05)
+    assert len(told) == 1
+    return told[0]
+
+
+def test_what_is_settled_is_accepted_by_all_at_the_ballot_that_is_told(world: World) -> None:
+    version = stored(world)
+    chosen = settled(world)
+    assert chosen is not None
+    assert chosen.record == version + value_body(b"value")
+    assert chosen.epoch == world.map.epoch
+    assert [accepted(node) for node in world.owners(key)] == [chosen.ballot] * 3
+    assert chosen.ballot > version
+
+
+def test_nothing_can_be_settled_too(world: World) -> None:
+    chosen = settled(world)
+    assert chosen is not None
+    assert chosen.record == b""
+    assert [accepted(node) for node in world.owners(key)] == [chosen.ballot] * 3
+
+
+def test_settling_absorbs_a_newer_cell_and_ends_an_expired_value(world: World) -> None:
+    stored(world)
+    newer = world.version() + value_body(b"newer", world.replicator.clock.wall_ms() + 500)
+    world.plant(world.owners(key)[0], key, newer)
+    for ended in (False, True):
+        chosen = settled(world)
+        assert chosen is not None
+        if ended:
+            assert is_tombstone(chosen.record)
+            assert chosen.record[:version_bytes] == chosen.ballot
+        else:
+            assert chosen.record == newer
+        world.pass_time(0.5)
+        assert world.held(key) == [chosen.record] * 3, "and all have learned it"
+
+
+def test_nothing_is_settled_while_one_replica_does_not_accept(world: World) -> None:
+    stored(world)
+    world.owners(key)[2].answer(ACCEPT, STORAGE_FULL)
+    assert settled(world) is None
+    world.owners(key)[2].ignore(ACCEPT)
+    assert settled(world) is None
+    world.owners(key)[2].obey()
+    assert settled(world) is not None
+    assert world.replicator.counters.unknown_outcomes == 0
+
+
+def test_a_replica_that_has_promised_a_rival_accepts_a_later_ballot(world: World) -> None:
+    stored(world)
+    late = world.owners(key)[2]
+    late.replica.promises.put(
+        slot_of(key),
+        key,
+        late.replica.promises.get(slot_of(key), key)._replace(promised=world.version(200)),
+    )
+    chosen = settled(world)
+    assert chosen is not None
+    assert chosen.ballot > world.version()
+    assert accepted(late) == chosen.ballot
+
+
+def test_settling_waits_its_turn_behind_a_change_of_the_key(world: World) -> None:
+    asked = world.change(key, Put(b"before"))
+    chosen = settled(world)
+    assert chosen is not None
+    assert chosen.record[:version_bytes] == asked.version
+
+
+def test_what_is_proposed_in_a_slot_is_known_while_it_lasts(world: World) -> None:
+    strong = world.replicator.strong
+    assert not strong.is_proposing(slot_of(key))
+    world.change(key, Put(b"x"))
+    world.fetch(key_of(2))
+    assert strong.is_proposing(slot_of(key))
+    assert not strong.is_proposing(slot_of(key_of(2))), "a read in one round trip proposes nothing"
+    world.pass_time()
+    assert not strong.is_proposing(slot_of(key))
