@@ -14,7 +14,7 @@ import msgspec
 from services.core.errors import ClientError
 from services.core.hlc import Version, rfc3339, version_bytes
 from services.core.record import Metadata, expires_at_ms, head_bytes, meta, plain
-from services.runtime.problem import problem_lines
+from services.runtime.problem import problem_parts
 
 # The largest integer that every JSON reader keeps exact.
 integer_exact_max: Final = (1 << 53) - 1
@@ -125,12 +125,4 @@ def counted_answer(key: bytes, value: int, version: Version, expiry_ms: int) -> 
 
 
 def problem_answer(error: ClientError, request_id: bytes) -> Answer:
-    lines = b"".join(
-        [
-            b"%s: %s\r\n" % (name.encode("latin-1"), value.encode("latin-1"))
-            for name, value in error.headers.items()
-        ]
-    )
-    return Answer(
-        error.status, problem_lines + lines, encode(error.problem(request_id.decode("ascii")))
-    )
+    return Answer(*problem_parts(error, request_id))

@@ -1,13 +1,8 @@
 """IDs: POST /v1/ids, which keygen makes.
 
-Keygen is asked in the tenant's name, by a request signed with the cluster's secret:
-
-    POST {KEYGEN_URL}/ids?count=3&size=7
-    X-Ydht-Tenant: 12                        whose quota it counts against,
-    X-Ydht-Key-Id: 34                        and that of which API key
-    ──► 200 {"ids": ["0k3Zq1a", …]}          or a problem document, whose code is passed on
-
-It is asked once. If no answer comes some IDs may be lost, which is no harm: gaps are allowed.
+Keygen is asked in the tenant's name, by a signed request (core/id_requests.py), and where it
+refuses, the code of its problem document is passed on. It is asked once. If no answer comes some
+IDs may be lost, which is no harm: gaps are allowed.
 """
 
 from __future__ import annotations
@@ -18,15 +13,20 @@ import httpx
 import msgspec
 
 from services.core.errors import CATALOGUE, ClientError, RetryLater
-from services.gateway.messages_keys import Ids, IdsQuery
+from services.core.id_requests import (
+    Ids,
+    IdsQuery,
+    ids_per_day_header,
+    ids_per_day_text,
+    key_id_header,
+    path_of_ids,
+)
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.console_requests import tenant_header
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.signing import SignedAuth, Signer
 
-key_id_header: Final = "X-Ydht-Key-Id"
-path_of_ids: Final = "/ids"
 # Keygen serves from memory; it waits for PostgreSQL only where a pool has run dry.
 asked_s: Final = 5.0
 connect_s: Final = 1.0
@@ -95,6 +95,7 @@ class IdSource:
         headers = {
             tenant_header: str(credential.tenant),
             key_id_header: str(credential.key_id),
+            ids_per_day_header: ids_per_day_text(credential.ids_per_day),
         }
         try:
             answer = await self._client.post(

@@ -127,14 +127,3 @@ class Deleted(msgspec.Struct, frozen=True):
     matched: int
     deleted: int
     cursor: str | None
-
-
-class IdsQuery(msgspec.Struct, frozen=True):
-    count: Annotated[int, Meta(ge=1, le=10_000, description="How many")] = 1
-    size: Annotated[int, Meta(ge=7, le=16, description="Characters of each")] = 7
-
-
-class Ids(msgspec.Struct, frozen=True):
-    """Never given to anybody else, and never again."""
-
-    ids: list[str]

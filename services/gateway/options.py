@@ -8,7 +8,7 @@ method, and what is wrong is kept to be said once it is known who asks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from services.core.errors import ClientError, FixRequest
@@ -17,7 +17,7 @@ from services.core.key import check_namespace, namespace_prefix
 from services.core.operations import versions_max
 from services.core.record import Metadata
 from services.runtime.credential import Credential
-from services.runtime.edge import request_id_of
+from services.runtime.edge import given_request_id
 from services.runtime.key_access import api_key_in
 from services.runtime.signing import signature_header
 
@@ -83,7 +83,7 @@ class Options:
         self.origin = b""
         self.user_metadata: tuple[tuple[bytes, bytes], ...] = ()
         # Given by the client, or None: each request without one gets its own.
-        self.request_id = _given_request_id(fields)
+        self.request_id = given_request_id(fields)
         # Whose it is, once that is known, and what that one's storage keys begin with.
         self.credential: Credential | None = None
         self.prefix = b""
@@ -139,15 +139,6 @@ class Options:
         self.if_none_match = _tags_of(
             "If-None-Match", conditions.get(b"if-none-match"), weakly=True
         )
-
-
-def _given_request_id(fields: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    given = [field for field in fields if field[0] == b"x-request-id"][:1]
-    if not given:
-        return None
-    found = request_id_of(given).encode("ascii")
-    # Another one was made because that is none; the next request with these headers needs its own.
-    return found if found == given[0][1] else None
 
 
 def _is_strong(text: bytes | None) -> bool:

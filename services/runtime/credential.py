@@ -27,6 +27,7 @@ class Credential:
         "caches_max",
         "due",
         "expires_s",
+        "ids_per_day",
         "key",
         "key_id",
         "key_prefix",
@@ -49,6 +50,8 @@ class Credential:
         self.key_prefix = b""
         # Namespaces that the plan of its tenant lets be caches. Of the console it is not told.
         self.caches_max = free.caches_max
+        # IDs that it may be given on a day; None: as many as it asks for. Likewise.
+        self.ids_per_day = free.ids_per_day
         # None: its requests are not counted.
         self.tally: Tally | None = {}
         # Monotonic times. No use of it needs to ask anybody before the first.

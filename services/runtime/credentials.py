@@ -344,7 +344,9 @@ class Credentials:
         self._known[key] = credential
         credential.allow(answer.scopes)
         credential.key_prefix = (answer.prefix or "").encode()
-        credential.caches_max = plan_named(answer.plan).caches_max
+        plan = plan_named(answer.plan)
+        credential.caches_max = plan.caches_max
+        credential.ids_per_day = plan.ids_per_day
         credential.expires_s = expires_s
         credential.stale_until_s = min(now_s + stale_s, expires_s)
         credential.usable_until_s = min(now_s + fresh_s, expires_s)

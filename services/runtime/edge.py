@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +36,16 @@ def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
         if name == b"x-request-id":
             return value.decode("ascii") if _request_id.fullmatch(value) else new_request_id()
     return new_request_id()
+
+
+def given_request_id(fields: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The client's X-Request-ID, if it gave one that is taken; names are in lower case."""
+    given = [field for field in fields if field[0] == b"x-request-id"][:1]
+    if not given:
+        return None
+    found = request_id_of(given).encode("ascii")
+    # Another one was made because that is none; the next request with these headers needs its own.
+    return found if found == given[0][1] else None
 
 
 class RequestCounters:

@@ -41,6 +41,18 @@ def problem_response(error: ClientError) -> Response:
     )
 
 
+def problem_parts(error: ClientError, request_id: bytes) -> tuple[int, bytes, bytes]:
+    """The same where there is no Response: status, header lines, each with its end, and body."""
+    lines = b"".join(
+        [
+            b"%s: %s\r\n" % (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in error.headers.items()
+        ]
+    )
+    body = msgspec.json.encode(error.problem(request_id.decode("ascii")))
+    return error.status, problem_lines + lines, body
+
+
 async def answer_client_error(_: Request, error: Exception) -> Response:
     """Starlette's handler for our own tree."""
     if not isinstance(error, ClientError):

@@ -13,8 +13,8 @@ import pytest
 from starlette.applications import Starlette
 
 from services.core.errors import FixRequest, RetryLater
+from services.core.id_requests import Ids, IdsQuery
 from services.gateway.ids import IdSource
-from services.gateway.messages_keys import Ids, IdsQuery
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import SystemClock
 from services.runtime.console_requests import ConsoleRequests

@@ -1,0 +1,51 @@
+"""What services ask a keygen for in a tenant's name: the request is signed, and says
+
+    POST /ids?count=3&size=7
+    X-Ydht-Tenant: 12                        whose IDs they are,
+    X-Ydht-Key-Id: 34                        against the quota of which API key they count,
+    X-Ydht-Ids-Per-Day: 1000                 and how many it has: a number, or `unlimited`
+    ──► 200 {"ids": ["0k3Zq1a", …]}
+
+Without the last header the quota is that of the least plan.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from services.core.plans import free
+
+path_of_ids: Final = "/ids"
+key_id_header: Final = "X-Ydht-Key-Id"
+ids_per_day_header: Final = "X-Ydht-Ids-Per-Day"
+unlimited_text: Final = "unlimited"
+count_max: Final = 10_000
+
+
+class IdsQuery(msgspec.Struct, frozen=True):
+    count: Annotated[int, Meta(ge=1, le=count_max, description="How many")] = 1
+    size: Annotated[int, Meta(ge=7, le=16, description="Characters of each")] = 7
+
+
+class Ids(msgspec.Struct, frozen=True):
+    """Never given to anybody else, and never again."""
+
+    ids: list[str]
+
+
+def ids_per_day_text(ids_per_day: int | None) -> str:
+    return unlimited_text if ids_per_day is None else str(ids_per_day)
+
+
+def ids_per_day_told(text: str | None) -> int | None:
+    """None: as many as are asked for. ValueError if it is neither a number nor `unlimited`."""
+    if text is None:
+        return free.ids_per_day
+    if text == unlimited_text:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+        raise ValueError(f"is neither a number nor {unlimited_text}")
+    return int(text)
