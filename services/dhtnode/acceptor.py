@@ -118,7 +118,7 @@ class Acceptor:
             return
         self.counters.reads += 1
         slot = slot_of(key)
-        if slot in replica.not_ready:
+        if slot in replica.not_ready or key in self.promises.doubtful:
             replica.reply_in_epoch(peer, request_id, NOT_READY, b"")
             return
         seen = self._seen(slot, key, self.promises.get(slot, key))
@@ -139,6 +139,8 @@ class Acceptor:
         refused = replica.refusal(slot, ballot, len(body))
         if refused is None and grows and replica.full is not None:
             refused = STORAGE_FULL, replica.full.encode()
+        if refused is None and key in self.promises.doubtful:
+            refused = NOT_READY, b""
         if refused is not None:
             replica.reply_in_epoch(peer, request_id, *refused)
             return
@@ -178,6 +180,9 @@ class Acceptor:
         held = self.promises.get(slot, key)
         floor = replica.floors.get(slot, version_zero)
         promise = paxos.accept(held, floor, ballot, operation, record)
+        if promise is held and key in self.promises.doubtful:
+            # What has rotted here comes once more.
+            promise = held._replace(operation=operation, record=record)
         if promise is None:
             self._nack(peer, request_id, paxos.hindrance(held, floor))
         elif promise is held:

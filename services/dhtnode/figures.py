@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from services.core.hlc import rfc3339
 from services.dhtnode.node import Node
 from services.runtime.metrics import Metrics
@@ -36,6 +38,7 @@ def add_figures(metrics: Metrics, node: Node) -> None:
     metrics.add_counters("link", "of all links", node.link_counters)
     add("links_open", "gauge", "Links that others hold to this node", lambda: _links_open(node))
     _add_log(metrics, node)
+    _add_scrub(metrics, node)
 
 
 def _add_collection(metrics: Metrics, node: Node) -> None:
@@ -75,6 +78,33 @@ def _add_log(metrics: Metrics, node: Node) -> None:
     add("snapshots", "counter", "Snapshots written", lambda: of_upkeep("snapshots"))
     add("snapshot_failures", "counter", "No room for one", lambda: of_upkeep("snapshot_failures"))
     add("snapshot_bytes", "gauge", "Size of the newest", lambda: of_upkeep("snapshot_bytes"))
+
+
+def _add_scrub(metrics: Metrics, node: Node) -> None:
+    def of(name: str) -> int:
+        return 0 if node.scrub is None else int(getattr(node.scrub.counters, name))
+
+    def age_s() -> float:
+        return -1.0 if node.scrub is None else node.scrub.age_s
+
+    add = metrics.add
+    add("scrub_age_seconds", "gauge", "Since the last scrub ended; -1 if none did", age_s)
+    add(
+        "scrub_waiting",
+        "gauge",
+        "Keys taken out because of rot, that other replicas are to bring back",
+        lambda: 0 if node.scrub is None else node.scrub.waiting,
+    )
+    for name, about in (
+        ("passes", "Scrubs that have ended"),
+        ("records", "Records compared with sums and digests"),
+        ("file_bytes", "Bytes of files compared with their checksums"),
+        ("found_in_memory", "What had rotted in memory"),
+        ("found_on_disk", "Places where files were damaged"),
+        ("mended", "What of this was mended"),
+        ("unmendable", "Rot of which nobody had a sound copy"),
+    ):
+        add(f"scrub_{name}", "counter", about, partial(of, name))
 
 
 def _links_open(node: Node) -> int:

@@ -28,6 +28,7 @@ from services.dhtnode.membership import Membership
 from services.dhtnode.recovery import Recovered, Recovery
 from services.dhtnode.registrar import Registrar
 from services.dhtnode.replica import Replica
+from services.dhtnode.scrub import Scrub
 from services.dhtnode.settings import NodeSettings
 from services.dhtnode.table import Table
 from services.dhtnode.turns import Turns
@@ -73,6 +74,7 @@ class Node:
         self.recovery: Recovery | None = None
         self.log: Log | None = None
         self.upkeep: Upkeep | None = None
+        self.scrub: Scrub | None = None
         self.server: LinkServer | None = None
         self._disk = disk
         self._directory: NodeDirectory | None = None
@@ -178,6 +180,16 @@ class Node:
             disk_reserve_bytes=settings.disk_reserve_bytes,
         )
         self._measure(found, upkeep)
+        scrub = self.scrub = Scrub(
+            replica,
+            log,
+            upkeep,
+            self.directory,
+            self.service.clock,
+            self._draw,
+            interval_ms=settings.scrub_interval_ms,
+            others=self._has_others,
+        )
         # Until there is a segment nobody knows whether anything can be logged. On a full disk a
         # put would wait instead of being refused.
         while not (log.spare_ready or log.shortage or log.failure):  # noqa: ASYNC110  It has no event.
@@ -193,6 +205,7 @@ class Node:
             ("snapshots", upkeep.keep_log_short),
             ("expiry", upkeep.free_expired),
             ("limits", upkeep.watch_limits),
+            ("scrub", scrub.run),
         ):
             loops.start(name, run)
         self._said.info("serving", links=settings.link_port, epoch=replica.epoch)
@@ -242,6 +255,11 @@ class Node:
     def _some_untried(self) -> bool:
         """Whether a replicator of REPLICATOR_URLS has neither been reached nor found away."""
         return any(not link.connected and link.last_error is None for link in self._links)
+
+    def _has_others(self) -> bool:
+        """Whether other replicas have what this one has. One that knows no map keeps all it has."""
+        adopted = self.membership.map
+        return adopted is not None and adopted.replication_factor > 1
 
     async def _keep_standing(self) -> None:
         """The loop: see whom nobody tells of, such as a replicator that was tried in vain."""

@@ -98,6 +98,8 @@ class Promises:
         self.unlearned: dict[bytes, float] = {}
         # Keys whose accepted value was found to have expired, and nobody was told since.
         self._expired: dict[bytes, None] = {}
+        # Keys of which nobody can say any more what was accepted, until something else is.
+        self.doubtful: set[bytes] = set()
         self._cell = cell
 
     def get(self, slot: int, key: bytes) -> Promise:
@@ -119,7 +121,14 @@ class Promises:
         self._count_ended(slot, before, promise)
         # Somebody is at it. If nothing comes of that, the next look finds it again.
         self._expired.pop(key, None)
+        self.doubtful.discard(key)
         self.weigh(slot, key)
+
+    def doubt(self, key: bytes) -> None:
+        """What was accepted for this key has rotted, and no copy of it is left here."""
+        self.doubtful.add(key)
+        # By which some replicator hears of it, and has the others' choice accepted here as well.
+        self.unlearned[key] = 0.0
 
     def drop(self, slot: int, key: bytes) -> None:
         """Forget what was promised for this key, as there is something."""
@@ -135,6 +144,7 @@ class Promises:
         self._alone_bytes -= self._alone.pop(key, 0)
         self.unlearned.pop(key, None)
         self._expired.pop(key, None)
+        self.doubtful.discard(key)
 
     def _count_ended(self, slot: int, before: Promise | None, after: Promise | None) -> None:
         ended = self._ended.get(slot, 0)

@@ -50,6 +50,7 @@ from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
 from services.dhtnode.promises import Promises, decode_accepted, decode_promised
 from services.dhtnode.purging import decode_purged, take_away
+from services.dhtnode.rot import RottenSlot
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
 from services.runtime.log.frame import head_bytes
@@ -253,7 +254,8 @@ class Replica:
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Everything of this replica as frames for a snapshot, each quick to make. Changes may
         come in between: what is replayed over them makes the state exact. No cache is forgotten
-        meanwhile: what was put into it would be replayed into the store that came after it."""
+        meanwhile: what was put into it would be replayed into the store that came after it.
+        RottenSlot if a slot is not as it should be."""
         self._snapshots += 1
         try:
             yield from self._frames()
@@ -278,6 +280,9 @@ class Replica:
             for promises in self.promises.export_slot(slot, chunk_bytes):
                 yield frame.PROMISES, promises
             chunks = self.table.export_slot(slot, chunk_bytes)
+            if not self.table.sound(slot):
+                # Its checksums would vouch for what is wrong.
+                raise RottenSlot(slot)
             if (chunk := next(chunks, None)) is None:
                 empty += 1
                 if not empty % empty_slots_max:

@@ -46,6 +46,7 @@ def routes(node: Node, verifier: Verifier) -> list[BaseRoute]:
         Route("/store", store.list, middleware=signed),
         KeyRoute("/store/{key:path}", store.get, middleware=signed),
         Route("/snapshot", store.snapshot, methods=["POST"], middleware=signed),
+        Route("/scrub", store.scrub, methods=["GET", "POST"], middleware=signed),
     ]
 
 
@@ -105,6 +106,16 @@ class Store:
         if self._node.upkeep is not None:
             self._node.upkeep.want_snapshot()
         return JSONResponse({"status": "a snapshot will be written"}, status_code=202)
+
+    async def scrub(self, request: Request) -> Response:
+        """Have everything compared with its checksums, beginning now; or only tell how that goes
+        and what was found so far."""
+        self._serving()
+        if (scrub := self._node.scrub) is None:
+            raise RetryLater("overloaded", f"{self._node.settings.node_id} is still recovering")
+        if request.method == "POST":
+            scrub.request()
+        return JSONResponse(scrub.told(), status_code=202 if request.method == "POST" else 200)
 
     def _namespace(self, request: Request) -> bytes:
         self._serving()

@@ -37,6 +37,13 @@ class NodeSettings(ServiceSettings):
         help="Size of a segment of a node's log",
     )
 
+    scrub_interval_ms: int = setting(
+        "SCRUB_INTERVAL",
+        values.duration_ms(60_000, 90 * 86_400_000),
+        default="7d",
+        help="How often a node compares memory and files with their checksums",
+    )
+
     def check(self) -> None:
         # A node that nobody could reach would be a member all the same.
         _ = self.advertised_host

@@ -430,6 +430,10 @@ class Table:
         takes 0.2 µs for each, and so long for 1 KiB of it."""
         return self._summed(slot) == self._sums[slot]
 
+    def count(self, slot: int) -> int:
+        """How many keys lie in the slot, of stores and of caches."""
+        return len(self._slots[slot])
+
     def items(self, slot: int) -> list[tuple[bytes, bytes]]:
         """What lies in the slot, whatever it is by now."""
         return list(self._slots[slot].items())

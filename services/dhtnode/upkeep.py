@@ -6,11 +6,13 @@ Everything is done in slices of a millisecond or two, so that requests hardly no
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from services.core.ring import slot_count
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.replica import Replica
+from services.dhtnode.rot import RottenSlot
 from services.dhtnode.snapshot import SnapshotWriter
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -64,6 +66,8 @@ class Upkeep:
         self._covered_bytes = 0
         self._wanted = asyncio.Event()
         self._writer: SnapshotWriter | None = None
+        self._on_rot: Callable[[int], None] | None = None
+        self._held: Callable[[], bool] = lambda: False
 
     # -- snapshots
 
@@ -71,9 +75,16 @@ class Upkeep:
         """Have one written soon, however small the log is."""
         self._wanted.set()
 
+    def watch_rot(self, on_rot: Callable[[int], None], held: Callable[[], bool]) -> None:
+        """Tell `on_rot` of a slot that cannot be written, and write nothing while it is `held`."""
+        self._on_rot, self._held = on_rot, held
+
     async def keep_log_short(self) -> None:
         """Write a snapshot whenever the log behind the last one has grown long."""
         while True:
+            if self._held():
+                await asyncio.sleep(watch_s)
+                continue
             try:
                 async with asyncio.timeout(watch_s):
                     await self._wanted.wait()
@@ -85,8 +96,9 @@ class Upkeep:
                 await asyncio.sleep(snapshot_retry_s)
 
     async def _snapshot(self) -> bool:
-        """Write one; whether there was room for it. What else goes wrong with it is raised: the
-        loop that this is part of is then started again, and has another one written."""
+        """Write one; whether there was room for it. Rot that is in its way is told to who watches
+        for that. What else goes wrong is raised: the loop that this is part of is then started
+        again, and has another one written."""
         ended: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
 
         def finished(_: SnapshotWriter, error: OSError | None) -> None:
@@ -108,6 +120,12 @@ class Upkeep:
         except asyncio.CancelledError:
             writer.cancel()
             raise
+        except RottenSlot as rotten:
+            self._wanted.set()
+            if self._on_rot is None:
+                raise
+            self._on_rot(rotten.slot)
+            return True
         except Exception:
             # It was due, and still is.
             self._wanted.set()

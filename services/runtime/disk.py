@@ -100,6 +100,11 @@ class File(Protocol):
         """Exactly `length` bytes, or fewer if the file ends first; past the end, none."""
         ...
 
+    def forget_cached(self, offset: int, length: int) -> None:
+        """Have the next read of this part come from the device, where the system can do that, and
+        not from memory. What was not synced yet stays as it is."""
+        ...
+
     def write_at(self, offset: int, data: bytes) -> None:
         """Write all of it or raise; what a failed write left behind is undefined.
 
@@ -379,6 +384,11 @@ class SystemFile:
                     break
                 content += more
             return content
+
+    def forget_cached(self, offset: int, length: int) -> None:
+        descriptor = self._open_descriptor()
+        with naming(self._path):
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
     def write_at(self, offset: int, data: bytes) -> None:
         self._write(self._open_descriptor(), offset, data)

@@ -213,6 +213,22 @@ class FrameReader:
         self.sequence, self.batch = sequence, batch
         return position
 
+    def pass_over(self, end: int) -> tuple[int, bytes] | None:
+        """Go on behind the frame at which it has stopped, for whoever wants to know what else is
+        there: its kind and body, neither of which can be trusted. None, and nothing changes, if
+        what stands there has another sequence, or a length that leads beyond `end`."""
+        head = read(self._file, self.offset, head_bytes)
+        if len(head) < head_bytes:
+            return None
+        _, length, found, _, kind = _head.unpack(head)
+        start = self.offset + head_bytes
+        if found != self.sequence or length > body_bytes_max or start + length > end:
+            return None
+        body = read(self._file, start, length)
+        self.offset, self.sequence = start + length, self.sequence + 1
+        self._rest, self._stopped = b"", False
+        return kind, body
+
 
 def read(file: File, offset: int, length: int) -> bytes:
     """As `File.read_at`; what the device cannot read is damage like any other."""
