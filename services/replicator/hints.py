@@ -264,6 +264,11 @@ class Hints:
         target = self._targets.get(node_id)
         return 0 if target is None else target.overflow.mark
 
+    def drained(self, node_id: str) -> bool:
+        """Whether no hint waits for the node."""
+        target = self._targets.get(node_id)
+        return target is None or not target.hints.count
+
     def mended(self, node_id: str, mark: int) -> None:
         """All slots of the node have been compared since the mark was taken."""
         target = self._targets.get(node_id)

@@ -36,7 +36,7 @@ def _has_database(replicator: Replicator) -> Condition:
 def _can_stamp(replicator: Replicator) -> Condition:
     coordinator = replicator.coordinator
     if coordinator is None:
-        reason = replicator.stamper_trouble or "it is being asked"
+        reason = replicator.allotment.trouble or "it is being asked"
         return unready(f"PostgreSQL has not given this replicator a stamper yet: {reason}")
     stamps = coordinator.stamps
     trouble = stamps.trouble

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from services.core.cluster import Member
-from services.core.errors import FatalError, PeerError, RetryLater, UnknownOutcome
+from services.core.errors import FatalError, PeerError, RetryLater
 from services.core.messages import (
     MALFORMED,
     REGISTER,
@@ -25,24 +25,26 @@ from services.core.messages import (
 from services.core.operations import MAP
 from services.core.wire import OK, Role
 from services.replicator.adoption import Adoption
+from services.replicator.allotment import Allotment
+from services.replicator.anti_entropy import Rates
 from services.replicator.cache_news import CacheNews
+from services.replicator.coordinator import Coordinator, Parts
 from services.replicator.counters import Counters
 from services.replicator.declared import Declared
 from services.replicator.declaring import Declaring
 from services.replicator.directory import ReplicatorDirectory
-from services.replicator.eventual import EventualWrites
 from services.replicator.hints import Hints
 from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership
 from services.replicator.namespace_store import NamespaceStore
 from services.replicator.namespaces import NamespaceListings
+from services.replicator.node_states import NodeStates
 from services.replicator.prefix_delete import PrefixDeletions
 from services.replicator.registration import Registrations
+from services.replicator.repair_counters import RepairCounters
 from services.replicator.requests import Requests
 from services.replicator.settings import ReplicatorSettings
 from services.replicator.stamps import Stamps
-from services.replicator.strong import StrongOperations
-from services.replicator.sweeper import Sweeper
 from services.runtime import telemetry
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
@@ -61,21 +63,6 @@ drain_s_max: Final = 2.1
 # For all links, and then for hints that are not durable yet: within what a service has to close.
 close_s_max: Final = 2.4
 hints_s_max: Final = 0.4
-# How often a new replicator asks PostgreSQL, while that is away, who it is.
-allot_pause_s_min: Final = 0.2
-allot_pause_s_max: Final = 5.0
-
-
-@dataclass(slots=True, frozen=True)
-class Coordinator:
-    """What puts operations through, once there is a stamper."""
-
-    stamps: Stamps
-    hints: Hints
-    adoption: Adoption
-    eventual: EventualWrites
-    strong: StrongOperations
-    sweeper: Sweeper
 
 
 class Replicator:
@@ -90,10 +77,13 @@ class Replicator:
         self.settings = settings
         self.service = service
         self.counters = Counters()
+        self.repair_counters = RepairCounters()
         self.link_counters = LinkCounters()
         # Only has to differ between processes.
         self.draw = random.Random()  # noqa: S311
         self.fleet = Fleet(self._connect, service.clock)
+        self.node_states = NodeStates(service.clock)
+        self.fleet.on_change = self.node_states.changed
         self.membership = Membership(
             store, self.fleet, settings.cluster_size, self._keep_map, self.draw
         )
@@ -105,15 +95,13 @@ class Replicator:
         self.requests = Requests(
             lambda: self.refusal, self.declared, self.declaring, service.clock, self.counters
         )
+        self.allotment = Allotment(store, settings.replicator_id, self.draw)
         self.coordinator: Coordinator | None = None
         # Those of the coordinator, from when they are made until they are closed.
         self._stamps: Stamps | None = None
         self._hints: Hints | None = None
         self.server: LinkServer | None = None
-        # Why PostgreSQL has not given us a stamper yet.
-        self.stamper_trouble: str | None = None
         self._disk = disk
-        self._store = store
         self._directory: ReplicatorDirectory | None = None
         self._begun = self._closing = False
         self._station = self._make_station()
@@ -163,24 +151,41 @@ class Replicator:
                 "has the traceback"
             )
         self._begun = True
-        found = self.directory.found
-        stamper = await self._allotted() if found is None else found.stamper
-        clock, settings = self.service.clock, self.settings
-        stamps = Stamps(self.directory, stamper, clock, self._disk_failed)
+        found, name = self.directory.found, self.settings.replicator_id
+        stamper = await self.allotment.stamper() if found is None else found.stamper
+        stamps = Stamps(self.directory, stamper, self.service.clock, self._disk_failed)
+        hints = await self._recovered_hints(stamps)
+        if self.allotment.earlier:
+            # Before the stamper is kept: whoever ends meanwhile finds out once more.
+            self.allotment.warn_of_earlier(self.directory.path)
+            await self._note_lost(hints, self.allotment.owed)
         stamps.start()
         self._stamps = stamps
-        hints = await self._recovered_hints(stamps)
+        self._coordinate(stamps, hints)
+        self._said.info("coordinating", replicator=name, stamper=stamper)
+
+    def _coordinate(self, stamps: Stamps, hints: Hints) -> None:
+        settings, clock = self.settings, self.service.clock
         adoption = Adoption(self._disk, self.directory.path, hints, clock, self.draw)
         adoption.start()
-        shared = (self.fleet, stamps, hints, self.membership, clock, self.counters, self.draw)
-        writes, strong = EventualWrites(*shared), StrongOperations(*shared)
-        sweeper = Sweeper(self.fleet, strong, clock, self.draw)
-        sweeper.start()
-        prefixes = PrefixDeletions(self.fleet, stamps, writes, clock)
+        parts = Parts(
+            settings.replicator_id,
+            self.fleet,
+            self.membership,
+            clock,
+            self.counters,
+            self.repair_counters,
+            self.draw,
+        )
+        rates = Rates(
+            settings.repair_pass_s, settings.repair_records_per_s, settings.repair_bytes_per_s
+        )
+        made = Coordinator(parts, stamps, hints, adoption, rates)
+        made.start()
+        prefixes = PrefixDeletions(self.fleet, stamps, made.eventual, clock)
         listings = NamespaceListings(self.fleet, clock, self.declared)
-        self.requests.serve(writes, strong, prefixes, listings)
-        self.coordinator = Coordinator(stamps, hints, adoption, writes, strong, sweeper)
-        self._said.info("coordinating", replicator=settings.replicator_id, stamper=stamper)
+        self.requests.serve(made.eventual, made.strong, prefixes, listings)
+        self.coordinator = made
 
     async def _recovered_hints(self, stamps: Stamps) -> Hints:
         """The hints of an earlier run, on their way to those who miss them."""
@@ -204,35 +209,20 @@ class Replicator:
         hints.start()
         return hints
 
-    async def _allotted(self) -> int:
-        name, pause_s = self.settings.replicator_id, allot_pause_s_min
-        earlier: int | None = None
-        while True:
-            try:
-                if earlier is None:
-                    earlier = await self._store.stampers_of(name)
-                stamper = await self._store.allot_stamper(name)
-            except (RetryLater, UnknownOutcome) as error:
-                if self.stamper_trouble != error.detail:
-                    self._said.warning("no stamper yet", reason=error.detail)
-                self.stamper_trouble = error.detail
-            else:
-                self.stamper_trouble = None
-                if earlier:
-                    self._warn_of_earlier(earlier)
-                return stamper
-            await asyncio.sleep(pause_s * self.draw.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, allot_pause_s_max)
+    async def _note_lost(self, hints: Hints, node_ids: frozenset[str]) -> None:
+        """Have it durable that these nodes may miss what was kept for them."""
+        noted: set[str] = set()
+        all_noted = asyncio.Event()
 
-    def _warn_of_earlier(self, stampers: int) -> None:
-        self._said.warning(
-            "this directory is new, and the replicator of this name is not",
-            directory=str(self.directory.path),
-            replicator=self.settings.replicator_id,
-            earlier_stampers=stampers,
-            meaning="its directory was lost, and with it the hints there unless it is put back; "
-            "or another replicator has the same REPLICATOR_ID: give each its own",
-        )
+        def note(node_id: str) -> None:
+            noted.add(node_id)
+            if noted == node_ids:
+                all_noted.set()
+
+        for node_id in node_ids:
+            hints.lost(node_id, partial(note, node_id))
+        if node_ids:
+            await all_noted.wait()
 
     # -- serving
 
@@ -248,7 +238,7 @@ class Replicator:
             return RetryLater(
                 "database_unavailable",
                 "this replicator is new, and PostgreSQL has not given it a stamper yet: "
-                f"{self.stamper_trouble or 'it is being asked'}",
+                f"{self.allotment.trouble or 'it is being asked'}",
             )
         return None
 
@@ -361,7 +351,7 @@ class Replicator:
         # Once the disk has failed, what is under way cannot be answered any more.
         failed = self.service.failure is not None
         if coordinator is not None:
-            coordinator.sweeper.stop()
+            coordinator.stop()
         if self.server is not None:
             await self.server.close(0.0 if failed else drain_s_max)
         left_s = 0.0 if failed else max(0.0, ends_s - clock.monotonic_s())

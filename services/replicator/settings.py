@@ -41,3 +41,21 @@ class ReplicatorSettings(DatabaseSettings):
         default="1GiB",
         help="Writes that a replicator keeps for one node that is away, in bytes",
     )
+    repair_pass_s: int = setting(
+        "REPAIR_PASS_S",
+        values.integer(1, 7 * 24 * 3600),
+        default="600",
+        help="Within so many seconds all replicas are compared with each other once",
+    )
+    repair_records_per_s: int = setting(
+        "REPAIR_RECORDS_PER_S",
+        values.integer(1, 10_000_000),
+        default="5000",
+        help="Records, and questions about them, that comparing replicas may cost in a second",
+    )
+    repair_bytes_per_s: int = setting(
+        "REPAIR_BYTES_PER_S",
+        values.size_bytes(minimum=1 << 16),
+        default="16MiB",
+        help="Bytes that comparing replicas may send and hear in a second",
+    )

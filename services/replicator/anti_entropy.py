@@ -1,0 +1,309 @@
+"""Anti-entropy: replicas are compared slot by slot, now and for ever, and sent what they lack.
+
+    regular    this replicator's share of all slots, spread evenly over the time of a pass
+    owed       all slots of a node that misses what no hint will bring it, as soon as its hints
+               are drained; after that it is told that it has caught up
+    ordered    slots that an operator wants compared now
+
+One block of neighbouring slots is compared at a time, whoever wants it, and what came of it counts
+for every pass that had begun before. `pace.py` bounds what all of it costs the nodes. Where there
+is nothing to find, a pass costs each node a hash and twelve bytes a slot.
+
+Who finds enough to collect in a slot, or a difference that only a session mends, requests its
+collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NamedTuple, Protocol
+
+from services.replicator.comparing import Comparing, Outcome
+from services.replicator.eventual import Epochs
+from services.replicator.mending import Mending
+from services.replicator.pace import Pace
+from services.replicator.passes import Pass
+from services.replicator.repair_counters import Ages, RepairCounters, SlotStates
+from services.replicator.rounds import Course
+from services.replicator.slot_shares import Shares, block_count, block_slots
+from services.replicator.stamps import Stamps
+from services.runtime import telemetry
+from services.runtime.clock import Clock
+from services.runtime.fleet import Fleet
+
+# Between looks at whether something is due: what a node that is back waits for at the most.
+look_s: Final = 0.25
+# Worth a session at once; less is worth one if it has been there for a pass.
+ended_min: Final = 32
+# What could not be compared is tried again after this, and after ever longer.
+again_s_min: Final = 1.0
+again_s_max: Final = 30.0
+# An operator is waiting: what cannot be compared by then is told.
+order_rounds_max: Final = 3
+
+log = telemetry.logger(__name__)
+
+
+class Owed(Protocol):
+    """What nodes miss, as `hints.Hints` knows it."""
+
+    def mark(self, node_id: str) -> int: ...
+
+    def mended(self, node_id: str, mark: int) -> None: ...
+
+    def drained(self, node_id: str) -> bool: ...
+
+
+class Collecting(Protocol):
+    """Whoever collects slots."""
+
+    def request(self, slot: int) -> None: ...
+
+
+@dataclass(slots=True, frozen=True)
+class Rates:
+    """How much anti-entropy may cost."""
+
+    pass_s: float
+    records_per_s: int
+    bytes_per_s: int
+
+
+class _Block(NamedTuple):
+    """What is compared just now: for which pass, and which others had begun before."""
+
+    of: Pass
+    passes: Sequence[Pass]
+    records: int
+    bytes: int
+
+
+class AntiEntropy:
+    """Compares and mends from `start` to `stop`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        stamps: Stamps,
+        owed: Owed,
+        epochs: Epochs,
+        shares: Shares,
+        collecting: Collecting,
+        clock: Clock,
+        rates: Rates,
+        counters: RepairCounters,
+    ) -> None:
+        self.counters = counters
+        self.shares = shares
+        self.states = SlotStates(clock.monotonic_s())
+        # The last order of an operator, and how many there have been.
+        self.order: Pass | None = None
+        self.orders = 0
+        self._fleet = fleet
+        self._owed = owed
+        self._collecting = collecting
+        self._clock = clock
+        self._pass_s = rates.pass_s
+        self._pace = Pace(clock, rates.records_per_s, rates.bytes_per_s)
+        mending = Mending(fleet, stamps, epochs, clock, counters)
+        self._comparing = Comparing(fleet, mending, counters)
+        self._regular = Pass(clock.monotonic_s())
+        # While it is under way.
+        self._ordered: Pass | None = None
+        # By node, the pass that it is owed, and the mark that was taken before.
+        self._owing: dict[str, tuple[Pass, int]] = {}
+        self._course: Course[list[Outcome]] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        self._regular = Pass(self._clock.monotonic_s())
+        self._look()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._course is not None:
+            self._course.stop()
+
+    # -- what operators ask
+
+    def compare(self, slots: Iterable[int] | None) -> int:
+        """Compare these slots now, or all, as far as they are ours; how many that are. What an
+        order before has left to do is done along with them."""
+        has = self.shares.has
+        ours = self.shares.slots() if slots is None else [slot for slot in slots if has(slot)]
+        if self._ordered is not None:
+            ours += self._ordered.unsettled()
+        self.order = self._ordered = Pass(self._clock.monotonic_s(), ours)
+        self.orders += 1
+        self._go_on()
+        return self.order.total
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the last order is still under way."""
+        return self._ordered is not None
+
+    @property
+    def owing(self) -> dict[str, int]:
+        """By node that misses what no hint brings it, how many slots are still to be compared."""
+        return {node_id: owed.left for node_id, (owed, _) in self._owing.items()}
+
+    def ages(self) -> Ages:
+        """Of the slots that are ours."""
+        return self.states.ages(self.shares.slots(), self._clock.monotonic_s())
+
+    @property
+    def tombstones(self) -> int:
+        """How much there is to collect in the slots that are ours, as each was compared last."""
+        return sum(self.states.ended[slot] for slot in self.shares.slots())
+
+    # -- what is due
+
+    def _look(self) -> None:
+        if self._stopped:
+            return
+        if self._fleet.map is not None:
+            self._find_owed()
+            self._go_on()
+        self._clock.call_later(look_s, self._look)
+
+    def _find_owed(self) -> None:
+        """Begin passes that nodes are owed, and give up those that come to nothing."""
+        owed, nodes = self._owed, self._fleet.nodes
+        for node_id, (_, mark) in list(self._owing.items()):
+            node = nodes.get(node_id)
+            # If more was lost meanwhile, it may be in slots that have been compared already.
+            if node is None or not node.link.connected or owed.mark(node_id) != mark:
+                del self._owing[node_id]
+        for node_id, node in nodes.items():
+            mark = owed.mark(node_id)
+            if mark and node.live and node_id not in self._owing and owed.drained(node_id):
+                begun = Pass(self._clock.monotonic_s(), node_id=node_id)
+                self._owing[node_id] = begun, mark
+
+    def _go_on(self) -> None:
+        """Compare the next block that somebody wants, unless one is being compared."""
+        if self._course is not None or self._stopped or self._fleet.map is None:
+            return
+        self._end_passes()
+        urgent = [owed for owed, _ in self._owing.values()]
+        if self._ordered is not None:
+            urgent.insert(0, self._ordered)
+        now_s = self._clock.monotonic_s()
+        for one in urgent:
+            if one.resume_s <= now_s and (slots := self._next_of(one)):
+                self._begin(one, slots)
+                return
+        if slots := self._next_of_regular(now_s):
+            self._begin(self._regular, slots)
+
+    def _next_of(self, one: Pass) -> Sequence[int]:
+        """What is left of the next block that has some; nothing once all have had their turn."""
+        for _ in range(block_count):
+            left = one.wanted(one.block)
+            slots = [slot for slot in left if one.concerns(self._fleet.route(slot).readers)]
+            for slot in set(left).difference(slots):
+                one.drop(slot)
+            if slots or self._advance(one):
+                return slots
+        return ()
+
+    def _next_of_regular(self, now_s: float) -> Sequence[int]:
+        """Blocks are due one after the other, each in its time of the pass; those that were held
+        up follow each other."""
+        one = self._regular
+        while not one.rounds and now_s >= one.began_s + one.block * self._pass_s / block_count:
+            if self.shares.has(one.block * block_slots) and (slots := one.wanted(one.block)):
+                return slots
+            one.advance()
+        return ()
+
+    def _advance(self, one: Pass) -> bool:
+        """Go on to the next block; once all have had their turn, what is left waits for a while."""
+        if not one.advance():
+            return False
+        wait_s = min(again_s_min * 2 ** min(one.rounds - 1, 10), again_s_max)
+        one.resume_s = self._clock.monotonic_s() + wait_s
+        return True
+
+    # -- one block
+
+    def _begin(self, one: Pass, slots: Sequence[int]) -> None:
+        passes = [self._regular, *(owed for owed, _ in self._owing.values())]
+        if self._ordered is not None:
+            passes.append(self._ordered)
+        counters = self.counters
+        block = _Block(one, passes, counters.records_sent, counters.bytes_sent)
+        rounds = self._comparing.compare(slots)
+        ended = partial(self._compared, block)
+        self._course = Course(rounds, self._pace, self._clock, ended)
+        self._course.start()
+
+    def _compared(self, block: _Block, outcomes: list[Outcome] | None) -> None:
+        self._course = None
+        self._advance(block.of)
+        for outcome in outcomes or ():
+            self._note(block.of, outcome)
+            for one in block.passes:
+                one.settle(outcome)
+        counters = self.counters
+        for one in block.passes:
+            one.found.records += counters.records_sent - block.records
+            one.found.bytes += counters.bytes_sent - block.bytes
+        if outcomes is not None:
+            self._go_on()
+
+    def _note(self, of: Pass, outcome: Outcome) -> None:
+        """Remember how the slot is, and have it collected if it is worth it."""
+        states, slot = self.states, outcome.slot
+        ours = self.shares.has(slot)
+        if outcome.below_floor and ours:
+            self._collecting.request(slot)
+        if not outcome.by_all:
+            return
+        states.compared(slot, self._clock.monotonic_s(), outcome.ended)
+        some = outcome.ended > 0
+        worth = some and of is self._ordered
+        if of is self._regular:
+            worth = some and bool(states.had_ended[slot])
+            states.had_ended[slot] = some
+        if ours and (worth or outcome.ended >= ended_min):
+            self._collecting.request(slot)
+
+    # -- ends
+
+    def _end_passes(self) -> None:
+        for node_id, (owed, mark) in list(self._owing.items()):
+            if not owed.left:
+                del self._owing[node_id]
+                self._owed.mended(node_id, mark)
+                self._say(owed, f"{node_id} misses what no hint brings it", 0)
+        ordered = self._ordered
+        if ordered is not None and (not ordered.left or ordered.rounds >= order_rounds_max):
+            self._ordered = None
+            self._say(ordered, "asked for", ordered.left)
+        regular = self._regular
+        if regular.rounds:
+            self.counters.passes += 1
+            left = sum(map(self.shares.has, regular.unsettled()))
+            if regular.found.keys or left:
+                self._say(regular, "as always", left)
+            # The next one is due when the time of this one is over, if that is not past.
+            due_s = max(regular.began_s + self._pass_s, self._clock.monotonic_s())
+            self._regular = Pass(due_s)
+
+    def _say(self, one: Pass, why: str, left: int) -> None:
+        found = one.found
+        log.info(
+            "replicas were compared",
+            why=why,
+            differing_slots=found.slots,
+            differing_keys=found.keys,
+            records_sent=found.records,
+            bytes_sent=found.bytes,
+            not_compared=left,
+            trouble=one.trouble if left else None,
+            seconds=round(self._clock.monotonic_s() - one.began_s, 1),
+        )
