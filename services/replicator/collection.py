@@ -24,6 +24,7 @@ from services.replicator.collection_asking import Means
 from services.replicator.collection_attempt import Attempt
 from services.replicator.collection_end import Collected, CollectionCounters, End, lasting
 from services.replicator.eventual import Epochs
+from services.replicator.pace import Pace
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations
 from services.runtime import telemetry
@@ -33,6 +34,11 @@ from services.runtime.fleet import Fleet, Route
 # An attempt mostly waits, for round trips and disks: with so many the nodes always have something
 # to do, and what they are asked arrives in few writes.
 slots_at_once: Final = 16
+# All replicas of a slot together, and the replicator, spend about a millisecond on an attempt: a
+# fifth of a core, in which all slots there are take little more than a minute. What is brought to
+# replicas costs as well.
+slots_per_s_max: Final = 200
+repaired_bytes_per_s_max: Final = 16 << 20
 # After an attempt that ended otherwise; the next ones wait twice as long each. Two replicators at
 # the same slot get out of each other's way by the jitter.
 retry_s_min: Final = 0.25
@@ -61,6 +67,8 @@ class Collector:
         self._fleet = fleet
         self._clock = clock
         self._draw = draw
+        self._pace = Pace(clock, slots_per_s_max, repaired_bytes_per_s_max)
+        self._resting: Timer | None = None
         # Slots whose turn comes, in this order; a set of at most all slots there are.
         self._waiting: dict[int, None] = {}
         self._under_way: dict[int, Attempt] = {}
@@ -107,6 +115,8 @@ class Collector:
         self._running = False
         for timer in self._pausing.values():
             timer.cancel()
+        if self._resting is not None:
+            self._resting.cancel()
         self._waiting.clear()
         self._pausing.clear()
         self._parked.clear()
@@ -152,8 +162,9 @@ class Collector:
         self._beginning = True
         begun = 0
         while self._waiting and len(self._under_way) < slots_at_once:
-            if begun == slots_at_once:
-                self._clock.call_later(0.0, self._begin_more)
+            rest_s = self._pace.wait_s
+            if rest_s or begun == slots_at_once:
+                self._rest(rest_s)
                 break
             begun += 1
             slot = next(iter(self._waiting))
@@ -164,6 +175,14 @@ class Collector:
             attempt.begin()
         self._beginning = False
 
+    def _rest(self, seconds: float) -> None:
+        def rested() -> None:
+            self._resting = None
+            self._begin_more()
+
+        if self._resting is None:
+            self._resting = self._clock.call_later(seconds, rested)
+
     def _ended(self, collected: Collected) -> None:
         slot, end = collected.slot, collected.end
         del self._under_way[slot]
@@ -173,11 +192,14 @@ class Collector:
         if end in lasting:
             self._parked[slot] = end
             self._tries.pop(slot, None)
-        elif end is not End.COMPLETED:
+            self._begin_more()
+            return
+        self._pace.spend(1, collected.repaired_bytes)
+        if end is not End.COMPLETED:
             self._later(collected)
         else:
             self._tries.pop(slot, None)
-            if collected.more:
+            if collected.more and (collected.tombstones or collected.promises):
                 self._waiting[slot] = None
         self._begin_more()
 

@@ -62,7 +62,7 @@ class Attempt:
         self._slot = slot
         self._means = means
         self._done = done
-        self._asking = Asking(slot, means, [], self._failed)
+        self._asking = Asking(slot, means, [], self._end)
         self._awaited = 0
         # Whether there is more to collect than this attempt takes.
         self._more = False
@@ -93,19 +93,28 @@ class Attempt:
         """End it here. What it has begun on the nodes is left, and harms nobody."""
         if self._purging is not None:
             self._purging.abandon()
-            self._end(Collected(self._slot, End.STOPPED))
+            self._end(End.STOPPED)
         else:
             self._asking.fail(End.STOPPED, "")
 
     # -- ending
 
-    def _failed(self, end: End, reason: str) -> None:
-        repaired = 0 if self._rounds is None else self._rounds.repaired
-        self._end(Collected(self._slot, end, reason, repaired=repaired))
-
-    def _end(self, collected: Collected) -> None:
+    def _end(self, end: End, reason: str = "", equal: Round | None = None) -> None:
+        """With the round that was clean if all of it was purged."""
         done, self._done = self._done, _ignore
-        done(collected)
+        rounds = self._rounds
+        done(
+            Collected(
+                self._slot,
+                end,
+                reason,
+                tombstones=0 if equal is None else equal.tombstones,
+                promises=0 if equal is None else equal.promises,
+                repaired=0 if rounds is None else rounds.repaired,
+                repaired_bytes=0 if rounds is None else rounds.repaired_bytes,
+                more=equal is not None and self._more,
+            )
+        )
 
     def _all_up(self, nodes: list[FleetNode]) -> bool:
         away = ", ".join(sorted(node.node_id for node in nodes if not node.live))
@@ -225,21 +234,10 @@ class Attempt:
         self._purging.begin()
 
     def _purged(self, equal: Round, failures: Failures | None) -> None:
-        repaired = 0 if self._rounds is None else self._rounds.repaired
-        if failures is not None:
-            end = End.PURGED_IN_PART
-            self._end(Collected(self._slot, end, str(failures), repaired=repaired))
-            return
-        self._end(
-            Collected(
-                self._slot,
-                End.COMPLETED,
-                tombstones=equal.tombstones,
-                promises=equal.promises,
-                repaired=repaired,
-                more=self._more,
-            )
-        )
+        if failures is None:
+            self._end(End.COMPLETED, equal=equal)
+        else:
+            self._end(End.PURGED_IN_PART, str(failures))
 
 
 def _ignore(collected: Collected) -> None:

@@ -64,6 +64,7 @@ class Collected:
     promises: int = 0
     # Records that replicas were brought, each counted once for each replica.
     repaired: int = 0
+    repaired_bytes: int = 0
     # Whether the slot had more to collect than one attempt takes.
     more: bool = False
 
@@ -77,6 +78,7 @@ class CollectionCounters:
     tombstones: int = 0
     promises: int = 0
     repaired: int = 0
+    repaired_bytes: int = 0
     # Slots that were given up after as many attempts as there may be; a later request begins anew.
     given_up: int = 0
 
@@ -89,3 +91,4 @@ class CollectionCounters:
         self.tombstones += collected.tombstones
         self.promises += collected.promises
         self.repaired += collected.repaired
+        self.repaired_bytes += collected.repaired_bytes

@@ -50,8 +50,9 @@ class Rounds:
         settled: Mapping[bytes, Settled],
         equal: Callable[[Round], None],
     ) -> None:
-        # Records brought, each counted for each replica that took it.
+        # Records brought, each counted for each replica that took it, with all that they came in.
         self.repaired = 0
+        self.repaired_bytes = 0
         self._asking = asking
         self._session = session
         self._settled = settled
@@ -148,12 +149,13 @@ class Rounds:
         self._awaited = len(messages)
         for place, items in messages:
             body = encode_repair(asking.epoch, asking.slot, self._session, items)
-            asking.ask(place, REPAIR, body, partial(self._brought, len(items)))
+            asking.ask(place, REPAIR, body, partial(self._brought, len(items), len(body)))
         if not messages:
             self._fetch_more()
 
-    def _brought(self, count: int, body: bytes) -> None:
+    def _brought(self, count: int, size_bytes: int, body: bytes) -> None:
         self.repaired += count
+        self.repaired_bytes += size_bytes
         self._awaited -= 1
         if not self._awaited:
             self._fetch_more()

@@ -11,11 +11,13 @@ import pytest
 from services.core.ballots import ACCEPT, LEARN
 from services.core.change import Delete, Put
 from services.core.cluster import ClusterMap
+from services.core.messages import STORAGE_FULL
 from services.core.operations import CHANGED, UNKNOWN
-from services.core.record import value
+from services.core.record import value, value_body
 from services.core.ring import slot_count, slot_of
 from services.core.sessions import FREEZE, PURGE, STALE
 from services.core.wire import OK, OVERLOADED
+from services.replicator import collection
 from services.replicator.collection import attempts_max, slots_at_once
 from services.replicator.collection_end import Collected, End
 from tests.unit.collection_world import CollectingWorld, collector_of, keys, slot
@@ -70,6 +72,47 @@ def test_many_slots_are_collected_and_only_some_at_once(world: CollectingWorld) 
     assert world.collector.counters.completed == len(slots)
     assert world.collector.counters.tombstones == 100
     assert all(world.held(key_of(number)) == [None] * 3 for number in range(100))
+
+
+def test_slots_are_collected_at_a_pace_and_what_they_cost_besides_slows_it(
+    world: CollectingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "slots_per_s_max", 50)
+    monkeypatch.setattr(collection, "repaired_bytes_per_s_max", 1 << 20)
+    world.collector.stop()
+    paced = collector_of(world.replicator)
+    paced.start()
+    world.plant(world.owners(key)[0], key, world.version() + value_body(bytes(1 << 20)))
+    for one in range(200):
+        paced.request(one)
+    world.pass_time(2.0)
+    assert 50 * 2 <= paced.counters.completed <= 50 * 2 + 2 * slots_at_once
+    world.pass_time(2.5)
+    assert paced.counters.completed == 200
+    for one in (slot, *range(40)):
+        paced.request(one)
+    world.pass_time(1.5)
+    assert paced.counters.repaired_bytes > 2 << 20
+    assert paced.counters.completed < 200 + 1 + 2 * slots_at_once
+    world.pass_time(2.0)
+    assert paced.counters.completed == 241
+
+
+def test_a_slot_of_which_no_attempt_takes_anything_is_not_attempted_for_ever(
+    world: CollectingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("services.core.sessions", "services.dhtnode.sessions"):
+        monkeypatch.setattr(f"{module}.stale_max", 2)
+    monkeypatch.setattr("services.replicator.collection_attempt.stale_max", 2)
+    for of in keys:
+        world.change(of, Delete())
+    world.pass_time()
+    for node in world.nodes.values():
+        node.answer(ACCEPT, STORAGE_FULL)
+    world.collector.request(slot)
+    world.pass_time(30.0)
+    counters = world.collector.counters
+    assert (counters.attempts, counters.promises) == (1, 0)
 
 
 def test_a_slot_that_waits_or_is_under_way_is_not_queued_again(world: CollectingWorld) -> None:
