@@ -118,6 +118,28 @@ CREATE TABLE public.cluster_maps (
 
 COMMENT ON TABLE public.cluster_maps IS 'Who has which data. The greatest epoch holds; rows are never changed.';
 
+-- Name: key_claims; Type: SEQUENCE; Schema: public; Owner: -
+
+CREATE SEQUENCE public.key_claims
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: key_counters; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_counters (
+    size smallint NOT NULL,
+    next numeric(29,0) DEFAULT 0 NOT NULL,
+    CONSTRAINT key_counters_next_check CHECK ((next >= (0)::numeric)),
+    CONSTRAINT key_counters_size_check CHECK (((size >= 6) AND (size <= 16)))
+);
+
+-- Name: TABLE key_counters; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_counters IS 'For each length of keys, the first index that is in no range yet. It only grows: to set one back is to give keys away twice.';
+
 -- Name: key_event_ids; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.key_event_ids (
@@ -142,6 +164,64 @@ CREATE TABLE public.key_events (
 -- Name: TABLE key_events; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.key_events IS 'What gateways have to look up again: one API key, or all of an account where key_id is null. In the order in which they were committed.';
+
+-- Name: key_quotas; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_quotas (
+    tenant numeric(20,0) NOT NULL,
+    key_id bigint NOT NULL,
+    day date NOT NULL,
+    used bigint NOT NULL,
+    CONSTRAINT key_quotas_used_check CHECK ((used >= 0))
+);
+
+-- Name: TABLE key_quotas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_quotas IS 'How many keys were given out under an API key on a day of UTC, with those that keygens have set aside to give out. Days that are over mean nothing.';
+
+-- Name: key_ranges; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_ranges (
+    id bigint NOT NULL,
+    size smallint NOT NULL,
+    first numeric(29,0) NOT NULL,
+    count bigint NOT NULL,
+    tenant numeric(20,0) NOT NULL,
+    instance_id bigint NOT NULL,
+    reserved_at timestamp with time zone DEFAULT now() NOT NULL,
+    closed_at timestamp with time zone,
+    CONSTRAINT key_ranges_count_check CHECK ((count > 0)),
+    CONSTRAINT key_ranges_first_check CHECK ((first >= (0)::numeric)),
+    CONSTRAINT key_ranges_tenant_check CHECK (((tenant >= (0)::numeric) AND (tenant <= '18446744073709551615'::numeric)))
+);
+
+-- Name: TABLE key_ranges; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_ranges IS 'Indexes [first, first + count) of one size, which are one tenant''s. Handed out by one keygen, which alone knows how far it has come, until the range is closed: used up, or no longer its own. Rows are never removed: they say whose a key is.';
+
+-- Name: key_ranges_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+ALTER TABLE public.key_ranges ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.key_ranges_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+-- Name: keygen_instances; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.keygen_instances (
+    id bigint NOT NULL,
+    address text NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    lease_until timestamp with time zone NOT NULL
+);
+
+-- Name: TABLE keygen_instances; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.keygen_instances IS 'Keygens that may hand out keys of their ranges, until lease_until, which each prolongs while it runs. A row is a life of a process: who starts again is another one. Ids are drawn at random, so that none means another one elsewhere.';
 
 -- Name: namespace_version; Type: TABLE; Schema: public; Owner: -
 
@@ -235,6 +315,24 @@ CREATE TABLE public.replicators (
 -- Name: TABLE replicators; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.replicators IS 'Which replicator was given which stamper. Rows stay: a stamper is never given again.';
+
+-- Name: returned_keys; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.returned_keys (
+    size smallint NOT NULL,
+    index numeric(29,0) NOT NULL,
+    tenant numeric(20,0) NOT NULL,
+    range_id bigint NOT NULL,
+    returned_at timestamp with time zone DEFAULT now() NOT NULL,
+    is_free boolean NOT NULL,
+    claim_id bigint,
+    instance_id bigint,
+    CONSTRAINT returned_keys_check CHECK (((claim_id IS NULL) = (instance_id IS NULL)))
+);
+
+-- Name: TABLE returned_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.returned_keys IS 'Keys that their tenant has given back. is_free: their range is closed, so that they can be given out again. With a claim they are in the pool of that keygen, or were given out by it; once all keys of a claim are out, its rows are removed.';
 
 -- Name: sessions; Type: TABLE; Schema: public; Owner: -
 
@@ -369,6 +467,11 @@ ALTER TABLE ONLY public.closed_accounts
 ALTER TABLE ONLY public.cluster_maps
     ADD CONSTRAINT cluster_maps_pkey PRIMARY KEY (epoch);
 
+-- Name: key_counters key_counters_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_counters
+    ADD CONSTRAINT key_counters_pkey PRIMARY KEY (size);
+
 -- Name: key_event_ids key_event_ids_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.key_event_ids
@@ -378,6 +481,26 @@ ALTER TABLE ONLY public.key_event_ids
 
 ALTER TABLE ONLY public.key_events
     ADD CONSTRAINT key_events_pkey PRIMARY KEY (id);
+
+-- Name: key_quotas key_quotas_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_quotas
+    ADD CONSTRAINT key_quotas_pkey PRIMARY KEY (tenant, key_id, day);
+
+-- Name: key_ranges key_ranges_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_ranges
+    ADD CONSTRAINT key_ranges_pkey PRIMARY KEY (id);
+
+-- Name: key_ranges key_ranges_size_first_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_ranges
+    ADD CONSTRAINT key_ranges_size_first_key UNIQUE (size, first);
+
+-- Name: keygen_instances keygen_instances_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.keygen_instances
+    ADD CONSTRAINT keygen_instances_pkey PRIMARY KEY (id);
 
 -- Name: namespace_version namespace_version_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -413,6 +536,11 @@ ALTER TABLE ONLY public.refresh_tokens
 
 ALTER TABLE ONLY public.replicators
     ADD CONSTRAINT replicators_pkey PRIMARY KEY (stamper);
+
+-- Name: returned_keys returned_keys_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.returned_keys
+    ADD CONSTRAINT returned_keys_pkey PRIMARY KEY (size, index);
 
 -- Name: sessions sessions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -469,9 +597,29 @@ CREATE INDEX audit_log_of_user ON public.audit_log USING btree (user_id, id);
 
 CREATE INDEX closed_accounts_to_do ON public.closed_accounts USING btree (due_at) WHERE (done_at IS NULL);
 
+-- Name: key_ranges_open; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX key_ranges_open ON public.key_ranges USING btree (instance_id) WHERE (closed_at IS NULL);
+
 -- Name: refresh_tokens_of_session; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX refresh_tokens_of_session ON public.refresh_tokens USING btree (session_id);
+
+-- Name: returned_keys_claimed; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX returned_keys_claimed ON public.returned_keys USING btree (claim_id) WHERE (claim_id IS NOT NULL);
+
+-- Name: returned_keys_free; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX returned_keys_free ON public.returned_keys USING btree (tenant, size) WHERE (is_free AND (claim_id IS NULL));
+
+-- Name: returned_keys_held; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX returned_keys_held ON public.returned_keys USING btree (instance_id) WHERE (instance_id IS NOT NULL);
+
+-- Name: returned_keys_waiting; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX returned_keys_waiting ON public.returned_keys USING btree (range_id) WHERE (NOT is_free);
 
 -- Name: sessions_by_expiry; Type: INDEX; Schema: public; Owner: -
 
@@ -490,10 +638,25 @@ CREATE INDEX throttles_by_time ON public.throttles USING btree (free_at);
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id) ON DELETE CASCADE;
 
+-- Name: key_ranges key_ranges_size_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_ranges
+    ADD CONSTRAINT key_ranges_size_fkey FOREIGN KEY (size) REFERENCES public.key_counters(size);
+
 -- Name: refresh_tokens refresh_tokens_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.refresh_tokens
     ADD CONSTRAINT refresh_tokens_session_id_fkey FOREIGN KEY (session_id) REFERENCES public.sessions(id) ON DELETE CASCADE;
+
+-- Name: returned_keys returned_keys_range_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.returned_keys
+    ADD CONSTRAINT returned_keys_range_id_fkey FOREIGN KEY (range_id) REFERENCES public.key_ranges(id);
+
+-- Name: returned_keys returned_keys_size_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.returned_keys
+    ADD CONSTRAINT returned_keys_size_fkey FOREIGN KEY (size) REFERENCES public.key_counters(size);
 
 -- Name: sessions sessions_user_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 

@@ -1,0 +1,62 @@
+"""The directory of a keygen, by which a start knows that the life before it is over.
+
+    LOCK        held by the process that runs the keygen of this port
+    instance    the id of its newest instance, in decimal
+
+Whoever has the lock knows that the instance named there hands nothing out any more, however it
+ended, and can say so at once; without the file its lease has to run out first. So nothing here is
+worth saving, and a keygen that cannot write here goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from services.runtime import telemetry
+from services.runtime.disk import Disk, Lock
+from services.runtime.disk_failure import disk_failure
+
+_instance_name: Final = "instance"
+_bytes_max: Final = 32
+
+log = telemetry.logger("services.keygen")
+
+
+class Home:
+    """Usable between `open` and `close`."""
+
+    def __init__(self, disk: Disk, directory: Path) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._lock: Lock | None = None
+        # The newest instance that has had this directory, which is over or is ours.
+        self.former: int | None = None
+
+    def open(self) -> None:
+        """Take the directory. FatalError if another process has it, or it cannot be made."""
+        try:
+            self._disk.make_directory(self._directory)
+            self._lock = self._disk.lock(self._directory)
+            path = self._directory / _instance_name
+            if self._disk.exists(path):
+                text = self._disk.read(path, _bytes_max).strip()
+                known = text.isdigit() and int(text) < 1 << 63
+                self.former = int(text) if known else None
+        except OSError as error:
+            raise disk_failure(error) from error
+
+    async def keep(self, instance_id: int) -> None:
+        """Note that this is the newest one, durably unless the disk does not let us."""
+        path = self._directory / _instance_name
+        try:
+            await asyncio.to_thread(self._disk.replace, path, b"%d\n" % instance_id)
+        except OSError as error:
+            log.warning("the instance could not be noted", path=str(path), reason=str(error))
+        self.former = instance_id
+
+    def close(self) -> None:
+        self._disk.close()
+        if self._lock is not None:
+            self._lock.release()

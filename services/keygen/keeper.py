@@ -1,0 +1,225 @@
+"""What a keygen does besides answering: keep its lease, and tell PostgreSQL what it is done with.
+
+A lease says until when an instance may give out what it has reserved; after that its ranges are
+closed by whoever notices, and what was returned of them is given out again. Our own end of it is
+counted from before it was asked for, by a clock that nobody sets, and a little less: so we stop
+before anybody else could think that we have.
+
+It is long, because a keygen goes on from its pools while PostgreSQL is away. That costs little:
+one that was killed and is started again knows by its directory (home.py) that the former one is
+over, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+import asyncpg
+
+from services.core.errors import RetryLater, UnknownOutcome
+from services.core.permute import Permutation, material_bytes, radix, sizes
+from services.keygen.home import Home
+from services.keygen.pools import Pools
+from services.keygen.quotas import Quotas
+from services.keygen.range_store import Leavings, RangeStore
+from services.runtime import telemetry
+from services.runtime.clock import Clock
+from services.runtime.metrics import Metrics
+from services.runtime.probes import Condition, Readiness, degraded, ready, unready
+
+# As long as known API keys go on without a user manager.
+lease_s: Final = 900.0
+# What clocks may differ by in how fast they run, over that time and generously.
+lease_margin_s: Final = 15.0
+renew_s: Final = 5.0
+# For the leases of others that are over, and the counters.
+look_around_s: Final = 30.0
+# Soon after PostgreSQL is back.
+pause_s: Final = 0.5
+# What is done with is told in one go, a moment after the first of it.
+gather_s: Final = 0.05
+# Long before the last one: with a year's growth there is time to tell everybody.
+warn_share: Final = 0.8
+# Of the three seconds in which a service closes what it has.
+farewell_s_max: Final = 1.5
+instance_bits: Final = 62
+
+log = telemetry.logger("services.keygen")
+
+
+class Keeper:
+    """A loop to `run`, then `close`."""
+
+    def __init__(
+        self,
+        store: RangeStore,
+        pools: Pools,
+        quotas: Quotas,
+        home: Home,
+        address: str,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._pools = pools
+        self._quotas = quotas
+        self._home = home
+        self._address = address
+        self._clock = clock
+        self._permutations: Mapping[int, Permutation] | None = None
+        self._renewed_s = self._looked_s = float("-inf")
+        self._counters: dict[int, int] = {}
+        self._warned: set[int] = set()
+        self.trouble: str | None = "it has not been asked yet"
+
+    def add_to(self, metrics: Metrics) -> None:
+        metrics.add(
+            "keyspace_used_ratio",
+            "gauge",
+            "Share of all keys of a size that are in ranges",
+            lambda: {str(size): used / radix**size for size, used in self._counters.items()},
+            labels=("size",),
+        )
+        metrics.add(
+            "keyspace_nearly_exhausted",
+            "gauge",
+            f"1 from {warn_share:.0%} of all keys of a size on: ask for longer ones",
+            lambda: {
+                str(size): int(used >= warn_share * radix**size)
+                for size, used in self._counters.items()
+            },
+            labels=("size",),
+        )
+
+    def watch(self, readiness: Readiness) -> None:
+        readiness.add("database", self._condition)
+
+    async def run(self) -> None:
+        """Keep the lease until cancelled."""
+        while True:
+            troubled = self.trouble
+            try:
+                await self._step()
+                trouble = None
+            except (RetryLater, UnknownOutcome) as error:
+                trouble = error.detail
+            except asyncpg.UndefinedTableError:
+                trouble = "its tables are missing: run `ydht migrate`"
+            if trouble != troubled:
+                self._say(trouble)
+            self.trouble = trouble
+            if trouble is not None:
+                await asyncio.sleep(pause_s)
+                continue
+            if troubled is not None:
+                self._pools.refill_low()
+            await self._until_next()
+
+    async def close(self) -> None:
+        """Give back what was not given out, if that can be done soon. When nothing is answered any
+        more."""
+        instance_id = self._pools.instance_id
+        self._pools.end()
+        if instance_id is None:
+            return
+        try:
+            async with asyncio.timeout(farewell_s_max):
+                await self._store.leave(self._pools.take_leavings())
+                await self._quotas.flush(everything=True)
+                await self._store.end_lease(instance_id)
+                await self._store.bury()
+        except (TimeoutError, RetryLater, UnknownOutcome):
+            log.warning("PostgreSQL was not told of the end; the next start, or time, will do")
+
+    async def _step(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if self._pools.instance_id is not None and now_s >= self._pools.usable_until_s:
+            self._lose_lease()
+        if self._pools.instance_id is None:
+            await self._register()
+        elif now_s - self._renewed_s >= renew_s:
+            await self._renew(self._pools.instance_id)
+        await self._leave()
+        if now_s - self._looked_s >= look_around_s:
+            await self._look_around()
+            self._looked_s = now_s
+        await self._quotas.flush()
+
+    async def _register(self) -> None:
+        if self._permutations is None:
+            material = await self._store.material(secrets.token_bytes(material_bytes))
+            made: dict[int, Permutation] = {}
+            for size in sizes:
+                # Some 10 ms each.
+                made[size] = Permutation(material, size)
+                await asyncio.sleep(0)
+            self._permutations = made
+        instance_id = secrets.randbits(instance_bits)
+        asked_s = self._clock.monotonic_s()
+        await self._store.register(instance_id, self._address, lease_s, self._home.former)
+        # Before anything is reserved: who finds this knows whose ranges are to be closed.
+        await self._home.keep(instance_id)
+        self._pools.begin(instance_id, self._permutations)
+        self._hold_until(asked_s)
+        # What the former one had is free at once.
+        await self._store.bury()
+
+    async def _renew(self, instance_id: int) -> None:
+        asked_s = self._clock.monotonic_s()
+        if await self._store.renew(instance_id, lease_s):
+            self._hold_until(asked_s)
+        else:
+            self._lose_lease()
+            await self._register()
+
+    def _hold_until(self, asked_s: float) -> None:
+        self._renewed_s = asked_s
+        self._pools.usable_until_s = asked_s + lease_s - lease_margin_s
+
+    def _lose_lease(self) -> None:
+        log.warning("lease is over: all pools are dropped", keys=self._pools.left)
+        self._pools.end()
+
+    async def _leave(self) -> None:
+        leavings: Leavings = self._pools.take_leavings()
+        if not leavings:
+            return
+        try:
+            freed = await self._store.leave(leavings)
+        except BaseException:
+            self._pools.put_back(leavings)
+            raise
+        self._pools.look_first(freed)
+
+    async def _look_around(self) -> None:
+        await self._store.bury()
+        self._counters = await self._store.counters()
+        for size, used in self._counters.items():
+            share = used / radix**size
+            if share >= warn_share and size not in self._warned:
+                self._warned.add(size)
+                log.warning("keys run out: ask for longer ones", size=size, used=f"{share:.1%}")
+
+    async def _until_next(self) -> None:
+        left_s = self._renewed_s + renew_s - self._clock.monotonic_s()
+        try:
+            async with asyncio.timeout(max(left_s, 0.0)):
+                await self._pools.left_something.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(gather_s)
+
+    def _say(self, trouble: str | None) -> None:
+        if trouble is None:
+            log.info("database is there")
+        else:
+            log.warning("database is missing", trouble=trouble)
+
+    def _condition(self) -> Condition:
+        if self._clock.monotonic_s() >= self._pools.usable_until_s:
+            return unready(f"keys are reserved in PostgreSQL, and {self.trouble or 'not yet'}")
+        if self.trouble is not None:
+            return degraded(f"keys come from the pools as long as there are any: {self.trouble}")
+        return ready

@@ -1,0 +1,289 @@
+"""The requests for one key, /get-key and /api/key, answered inside the HTTP parser's callbacks.
+
+    exchange ─► whose it is ─► one of its day ─► a key from the pool ─► the answer
+        └── anything of that is not at hand: in a task, which waits for it
+
+It is a hot path, and where all is at hand it takes no task, future, timer or log line: 4.3 us from
+`begin` to the reply, of which the meter and the header lines are half (CPython 3.11, 2.1 GHz).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Hashable
+from time import monotonic_ns
+from typing import Final
+
+from services.core.errors import ClientError, FixRequest, InternalError, RetryLater
+from services.core.hlc import rfc3339
+from services.core.permute import number_spelled
+from services.keygen.askers import Asker, asker_of
+from services.keygen.issuing import Issuing
+from services.keygen.lots import Drawn
+from services.keygen.messages import KeyQuery, id_of, short_size, size_default
+from services.keygen.pools import Pools
+from services.keygen.quotas import Quotas
+from services.runtime import telemetry
+from services.runtime.body_room import BodyRoom
+from services.runtime.client_address import ClientAddresses, network_of
+from services.runtime.clock import Clock
+from services.runtime.credential import Credential
+from services.runtime.credentials import Credentials
+from services.runtime.exchange import Exchange, Headers
+from services.runtime.key_access import challenged, check_scope
+from services.runtime.metering import Meters
+from services.runtime.problem import problem_parts
+from services.runtime.text_members import TextMembers, refusal
+
+get_key: Final = b"/get-key"
+api_key: Final = b"/api/key"
+paths: Final = frozenset((get_key, api_key))
+# What its requests are counted as.
+operation: Final = "ids"
+# Nobody has a reason to send a body here.
+body_bytes_max: Final = 1024
+# Requests that wait for an API key to be looked up, or for keys to be reserved.
+slow_max: Final = 4_000
+
+_s_per_ns: Final = 1e-9
+# A key is for whoever asked: kept by a cache on the way it would be somebody else's too.
+_text_lines: Final = b"Content-Type: text/plain\r\nCache-Control: no-store\r\n"
+_json_lines: Final = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
+
+log = telemetry.logger("services.keygen")
+
+
+class KeyLane:
+    """The lane of a keygen (runtime/exchange.py). `public` is who may come without an API key."""
+
+    body_bytes_max = body_bytes_max
+
+    def __init__(
+        self,
+        issuing: Issuing,
+        credentials: Credentials,
+        meters: Meters,
+        addresses: ClientAddresses,
+        clock: Clock,
+        public: Credential | None,
+    ) -> None:
+        self.room = BodyRoom()
+        self._issuing = issuing
+        self._pools: Pools = issuing.pools
+        self._quotas: Quotas = issuing.quotas
+        self._credentials = credentials
+        self._meters = meters
+        self._addresses = addresses
+        self._clock = clock
+        self._public = public
+        self._slow: set[asyncio.Task[None]] = set()
+        self._query = TextMembers(KeyQuery)
+        self._nothing = TextMembers(None)
+        # Queries as they were sent, of which there are few that are right.
+        self._sizes: dict[bytes, int] = {b"": size_default}
+        # The millisecond that was last told, as it is told.
+        self._told_ms = -1
+        self._told = ""
+        self._id_mark = os.urandom(8).hex().encode("ascii")
+        self._id = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._slow)
+
+    def takes(self, method: bytes, path: bytes, headers: Headers) -> bool:
+        return path in paths
+
+    def refusal(self, exchange: Exchange) -> ClientError | None:
+        return None
+
+    def whose(self, exchange: Exchange) -> Hashable:
+        return network_of(self._addresses.behind(exchange.address, exchange.headers.fields))
+
+    def begin(self, exchange: Exchange) -> None:
+        began_ns = monotonic_ns()
+        asker = asker_of(exchange.headers)
+        credential = asker.credential
+        account = asker.account
+        now_s = began_ns * _s_per_ns
+        if (
+            credential is not None
+            and account is not None
+            and exchange.method == b"GET"
+            and now_s < credential.usable_until_s
+            and now_s < self._pools.usable_until_s
+            and now_s < account.until_s
+            and account.left > 0
+            and credential.may_write
+        ):
+            is_short = exchange.path == get_key
+            query = exchange.query
+            size = (short_size if not query else 0) if is_short else self._sizes.get(query, 0)
+            pool = asker.pools.get(size)
+            if pool is not None and pool.ready and not pool.look_first:
+                account.left -= 1
+                reserved_ms = pool.reserved_ms
+                key = pool.take()
+                if is_short:
+                    self._answer(exchange, asker, credential, began_ns, 200, _text_lines, key)
+                else:
+                    body = self._document(key, reserved_ms)
+                    self._answer(exchange, asker, credential, began_ns, 200, _json_lines, body)
+                return
+        self._begin_slowly(exchange, asker, began_ns)
+
+    def too_large(self, exchange: Exchange) -> None:
+        self.refuse(exchange, FixRequest("body_too_large", "A request for a key has no body"))
+
+    def timed_out(self, exchange: Exchange) -> None:
+        problem = "The request did not arrive in time; no key was given out"
+        self.refuse(exchange, FixRequest("request_timeout", problem))
+
+    def refuse(self, exchange: Exchange, error: ClientError) -> None:
+        self._refuse(exchange, asker_of(exchange.headers), None, monotonic_ns(), error)
+
+    async def close(self) -> None:
+        """Wait for nothing more; who still does is refused."""
+        for task in self._slow:
+            task.cancel()
+        if self._slow:
+            await asyncio.wait(self._slow)
+
+    # -- what is not at hand
+
+    def _begin_slowly(self, exchange: Exchange, asker: Asker, began_ns: int) -> None:
+        if len(self._slow) >= slow_max:
+            busy = f"{slow_max} other requests wait for keys"
+            self._refuse(exchange, asker, None, began_ns, RetryLater("overloaded", busy))
+            return
+        task = asyncio.create_task(self._serve(exchange, asker, began_ns))
+        self._slow.add(task)
+        task.add_done_callback(self._slow.discard)
+
+    async def _serve(self, exchange: Exchange, asker: Asker, began_ns: int) -> None:
+        credential: Credential | None = None
+        try:
+            credential = await self._credential(exchange, asker)
+            size = self._size(exchange)
+            check_scope(credential, "write")
+            account = self._quotas.account(
+                credential.tenant, credential.key_id, credential.ids_per_day
+            )
+            asker.belongs_to(credential, account)
+            part = (await self._issuing.issue(credential.tenant, account, size, 1))[0]
+            asker.pools[size] = self._pools.pool(credential.tenant, size)
+        except ClientError as error:
+            self._refuse(exchange, asker, credential, began_ns, error)
+        except asyncio.CancelledError:
+            ending = RetryLater("shutting_down", "This keygen ends; another one may have keys")
+            self._refuse(exchange, asker, credential, began_ns, ending)
+            raise
+        except Exception:
+            # As at the edge of every service: a bug in one request fails that request alone.
+            log.exception("a request failed")
+            self._refuse(exchange, asker, credential, began_ns, InternalError())
+        else:
+            self._give(exchange, asker, credential, began_ns, part)
+
+    async def _credential(self, exchange: Exchange, asker: Asker) -> Credential:
+        if asker.nobody is not None:
+            allowed = exchange.path == get_key and asker.nobody.code == "missing_api_key"
+            if self._public is not None and allowed:
+                return self._public
+            raise asker.nobody
+        known = self._credentials.cached(asker.api_key, self._clock.monotonic_s())
+        if known is not None:
+            return known
+        address = self._addresses.behind(exchange.address, asker.fields)
+        try:
+            return await self._credentials.find(asker.api_key, address)
+        except FixRequest as error:
+            raise challenged(error) from error
+
+    def _size(self, exchange: Exchange) -> int:
+        if exchange.method != b"GET":
+            shown = exchange.method.decode("latin-1")[:40]
+            raise FixRequest(
+                "method_not_allowed",
+                f"{shown} is not possible here, only GET: each answer is another key",
+                headers={"Allow": "GET"},
+            )
+        members = self._nothing if exchange.path == get_key else self._query
+        found, wrong = members.of_query(exchange.query)
+        if wrong:
+            raise refusal(wrong)
+        if found is None:
+            return short_size
+        size: int = found.size
+        if exchange.query == b"size=%d" % size:
+            self._sizes[exchange.query] = size
+        return size
+
+    # -- answering
+
+    def _give(
+        self, exchange: Exchange, asker: Asker, credential: Credential, began_ns: int, drawn: Drawn
+    ) -> None:
+        key = drawn.keys[0]
+        if exchange.path == get_key:
+            self._answer(exchange, asker, credential, began_ns, 200, _text_lines, key)
+        else:
+            body = self._document(key, drawn.reserved_ms)
+            self._answer(exchange, asker, credential, began_ns, 200, _json_lines, body)
+
+    def _document(self, key: bytes, reserved_ms: int) -> bytes:
+        number = id_of(number_spelled(key))
+        shown = str(number) if isinstance(number, int) else f'"{number}"'
+        now_ms = self._clock.wall_ms()
+        if now_ms != self._told_ms:
+            self._told_ms, self._told = now_ms, rfc3339(now_ms)
+        return (
+            f'{{"id":{shown},"key":"{key.decode("ascii")}","size":{len(key)},'
+            f'"creationDate":"{rfc3339(reserved_ms)}","takenDate":"{self._told}"}}'
+        ).encode("ascii")
+
+    def _refuse(
+        self,
+        exchange: Exchange,
+        asker: Asker,
+        credential: Credential | None,
+        began_ns: int,
+        error: ClientError,
+    ) -> None:
+        request_id = asker.request_id or self._new_id()
+        status, lines, body = problem_parts(error, request_id)
+        lines += b"X-Request-ID: %s\r\n" % request_id
+        exchange.reply(status, lines, body)
+        if credential is not None:
+            self._count(exchange, credential, began_ns, status, body)
+
+    def _answer(
+        self,
+        exchange: Exchange,
+        asker: Asker,
+        credential: Credential,
+        began_ns: int,
+        status: int,
+        lines: bytes,
+        body: bytes,
+    ) -> None:
+        request_id = asker.request_id or self._new_id()
+        exchange.reply(status, b"%sX-Request-ID: %s\r\n" % (lines, request_id), body)
+        self._count(exchange, credential, began_ns, status, body)
+
+    def _count(
+        self, exchange: Exchange, credential: Credential, began_ns: int, status: int, body: bytes
+    ) -> None:
+        self._meters.count(
+            credential,
+            operation,
+            status,
+            len(exchange.body),
+            len(body),
+            (monotonic_ns() - began_ns) // 1000,
+        )
+
+    def _new_id(self) -> bytes:
+        self._id += 1
+        return b"%s-%x" % (self._id_mark, self._id)

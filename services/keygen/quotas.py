@@ -1,0 +1,257 @@
+"""How many keys an API key may have on a day, counted in blocks.
+
+    hot      account.left > 0 and now_s < account.until_s: account.left -= 1
+    rare     await quotas.take(account, count)
+
+A block is set aside in PostgreSQL and spent here, so a request costs no statement; what of it was
+not spent for a while is given back. With the date the row is another one: nobody resets anything.
+A count that fits only partly is refused whole. Where the plan has no limit keys are only counted.
+
+Fail closed: with the block spent and PostgreSQL away nothing is given out under a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import date
+from typing import Final, NamedTuple, Protocol
+
+from services.core.errors import RetryLater
+from services.core.hlc import rfc3339
+from services.keygen.quota_store import Block, Unspent
+from services.runtime.clock import Clock
+from services.runtime.metrics import Metrics
+
+# Of API keys in use, 500 bytes each.
+accounts_max: Final = 50_000
+# What has no limit has so much left.
+unlimited: Final = 1 << 62
+# What is used up is not looked up for every request; others may still give something back.
+refused_s: Final = 0.25
+# Blocks that nobody has spent from for so long are given back.
+give_back_s: Final = 5.0
+forget_s: Final = 3_600.0
+_looks_max: Final = 100
+
+
+class QuotaLedger(Protocol):
+    """PostgreSQL (quota_store.py), or what stands for it."""
+
+    async def take(self, tenant: int, key_id: int, limit: int, needed: int, /) -> Block: ...
+    async def used(self, tenant: int, key_id: int, /) -> tuple[int, float]: ...
+    async def give_back(self, unspent: Sequence[Unspent], /) -> None: ...
+    async def count(self, spent: Sequence[tuple[int, int, int]], /) -> None: ...
+    async def forget(self) -> None: ...
+
+
+class Account:
+    """One API key. `left` may be spent until `until_s`, a monotonic time."""
+
+    __slots__ = (
+        "_limit",
+        "day",
+        "key_id",
+        "left",
+        "refused_until_s",
+        "resets_s",
+        "seen_left",
+        "tenant",
+        "turn",
+        "until_s",
+    )
+
+    def __init__(self, tenant: int, key_id: int, limit: int | None) -> None:
+        self.tenant = tenant
+        self.key_id = key_id
+        self._limit = limit
+        self.left = 0 if limit is not None else unlimited
+        self.until_s = -math.inf if limit is not None else math.inf
+        self.day: date | None = None
+        self.seen_left = -1
+        # Until when there was found to be nothing left, and when the day is over.
+        self.refused_until_s = -math.inf
+        self.resets_s = -math.inf
+        # One block at a time.
+        self.turn = asyncio.Lock()
+
+    @property
+    def limit(self) -> int | None:
+        return self._limit
+
+    @property
+    def spent_unlimited(self) -> int:
+        """Not counted in PostgreSQL yet."""
+        return unlimited - self.left if self._limit is None else 0
+
+    def close(self) -> None:
+        """Nothing is spent from it any more, by whoever still has it."""
+        self.left = 0
+        self.until_s = -math.inf
+
+
+class Quota(NamedTuple):
+    used: int
+    limit: int | None
+    resets_at: str
+
+
+class Quotas:
+    def __init__(self, ledger: QuotaLedger, clock: Clock, accounts_max: int = accounts_max) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._accounts_max = accounts_max
+        self._accounts: OrderedDict[tuple[int, int], Account] = OrderedDict()
+        # Of accounts that are gone: what is to be given back, and what is to be counted.
+        self._unspent: list[Unspent] = []
+        self._spent: list[tuple[int, int, int]] = []
+        self._flushed_s = self._forgot_s = -math.inf
+        self.blocks = 0
+        self.refused = 0
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def add_to(self, metrics: Metrics) -> None:
+        metrics.add("quota_accounts", "gauge", "API keys whose quotas are known", self.__len__)
+        metrics.add("quota_blocks", "counter", "Blocks set aside", lambda: self.blocks)
+        metrics.add("quota_refused", "counter", "Requests past a quota", lambda: self.refused)
+
+    def account(self, tenant: int, key_id: int, limit: int | None) -> Account:
+        """The account of this API key, which has this limit from now on."""
+        name = (tenant, key_id)
+        account = self._accounts.get(name)
+        if account is not None and account.limit != limit:
+            self._drop(name)
+            account = None
+        if account is None:
+            if len(self._accounts) >= self._accounts_max:
+                self._make_room()
+            account = self._accounts[name] = Account(tenant, key_id, limit)
+        return account
+
+    async def take(self, account: Account, count: int) -> None:
+        """Spend so much. RetryLater `quota_exhausted` if it does not fit the day."""
+        if self._spend(account, count):
+            return
+        async with account.turn:
+            # Whoever had the turn before may have left enough.
+            if self._spend(account, count):
+                return
+            limit = account.limit
+            if limit is None:
+                # Dropped meanwhile, which is no fault of the client's.
+                raise RetryLater("overloaded", "Too many API keys are in use at once")
+            now_s = self._clock.monotonic_s()
+            left = account.left if now_s < account.until_s else 0
+            if now_s < account.refused_until_s and not left:
+                raise self._exhausted(account, count, limit, limit)
+            block = await self._ledger.take(
+                account.tenant, account.key_id, limit, max(count - left, 1)
+            )
+            self._enter(account, block)
+            if not self._spend(account, count):
+                raise self._exhausted(account, count, limit, block.used - account.left)
+
+    def refund(self, account: Account, count: int) -> None:
+        """What was taken and not given out."""
+        account.left += count
+
+    async def quota(self, account: Account) -> Quota:
+        used, left_s = await self._ledger.used(account.tenant, account.key_id)
+        if account.limit is None:
+            used += account.spent_unlimited
+        elif self._clock.monotonic_s() < account.until_s:
+            used -= account.left
+        # The end of the day, whatever fractions of a second it takes to ask.
+        resets_ms = round((self._clock.wall_ms() / 1000 + left_s) / 60) * 60_000
+        return Quota(max(used, 0), account.limit, rfc3339(resets_ms))
+
+    async def flush(self, *, everything: bool = False) -> None:
+        """Give back blocks that nobody spends from, and count what has no limit."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._flushed_s >= give_back_s or everything:
+            self._flushed_s = now_s
+            for account in self._accounts.values():
+                self._settle(account, now_s, everything=everything)
+        # What may have been noted already is not told again: too little is given out rather than
+        # too much.
+        if self._unspent:
+            unspent, self._unspent = self._unspent, []
+            try:
+                await self._ledger.give_back(unspent)
+            except RetryLater:
+                self._unspent += unspent
+                raise
+        if self._spent:
+            spent, self._spent = self._spent, []
+            try:
+                await self._ledger.count(spent)
+            except RetryLater:
+                self._spent += spent
+                raise
+        if now_s - self._forgot_s >= forget_s:
+            await self._ledger.forget()
+            self._forgot_s = now_s
+
+    def _spend(self, account: Account, count: int) -> bool:
+        if account.left < count or self._clock.monotonic_s() >= account.until_s:
+            return False
+        account.left -= count
+        return True
+
+    def _enter(self, account: Account, block: Block) -> None:
+        now_s = self._clock.monotonic_s()
+        if block.count:
+            self.blocks += 1
+            # What was left of another day is worth nothing on this one.
+            account.left = block.count + (account.left if account.day == block.day else 0)
+            account.day = block.day
+            account.until_s = now_s + block.left_s
+        elif account.day != block.day:
+            account.left = 0
+        account.resets_s = now_s + block.left_s
+        if not block.count and account.limit is not None and block.used >= account.limit:
+            account.refused_until_s = now_s + min(refused_s, block.left_s)
+
+    def _exhausted(self, account: Account, count: int, limit: int, used: int) -> RetryLater:
+        self.refused += 1
+        wait_s = max(1, math.ceil(account.resets_s - self._clock.monotonic_s()))
+        return RetryLater(
+            "quota_exhausted",
+            f"{used} of the {limit} keys of this day are used or set aside, and {count} more "
+            "do not fit; nothing was given out. The next day begins at midnight UTC",
+            retry_after_s=wait_s,
+        )
+
+    def _settle(self, account: Account, now_s: float, *, everything: bool) -> None:
+        is_idle = account.seen_left == account.left
+        account.seen_left = account.left
+        if account.limit is None:
+            if account.spent_unlimited:
+                self._spent.append((account.tenant, account.key_id, account.spent_unlimited))
+                account.left = unlimited
+        elif account.left and (is_idle or everything) and not account.turn.locked():
+            if account.day is not None and now_s < account.until_s:
+                self._unspent.append(
+                    Unspent(account.tenant, account.key_id, account.day, account.left)
+                )
+            account.left = 0
+
+    def _drop(self, name: tuple[int, int]) -> None:
+        account = self._accounts.pop(name)
+        self._settle(account, self._clock.monotonic_s(), everything=True)
+        account.close()
+
+    def _make_room(self) -> None:
+        for _ in range(min(_looks_max, len(self._accounts))):
+            name, account = next(iter(self._accounts.items()))
+            if account.turn.locked() or account.seen_left != account.left:
+                account.seen_left = account.left
+                self._accounts.move_to_end(name)
+                continue
+            self._drop(name)
+            return
+        raise RetryLater("overloaded", f"{self._accounts_max} API keys are in use at once")

@@ -1,0 +1,243 @@
+"""Ranges, claims and instances in PostgreSQL: the statements, and rows as values.
+
+Only what was *confirmed* is used. A reservation whose commit was not answered may or may not have
+happened: `Unconfirmed` says what to let go of, and the range is a gap. Indexes of long keys are
+numbers of 96 bits, numeric in SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
+from services.core.permute import material_bytes, radix
+from services.keygen.lots import ClaimLot, RangeLot
+from services.runtime.postgres import Connection, Database
+
+material_name: Final = "keygen permutation"
+
+# Nobody may ever make a second one, so never where ranges were given out under a first.
+_MAKE_MATERIAL: Final = """
+    INSERT INTO platform (key, value) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM key_ranges)
+    ON CONFLICT (key) DO NOTHING
+"""
+_MATERIAL: Final = "SELECT value FROM platform WHERE key = $1"
+_REGISTER: Final = """
+    INSERT INTO keygen_instances (id, address, lease_until)
+    VALUES ($1, $2, now() + make_interval(secs => $3))
+"""
+_RENEW: Final = """
+    UPDATE keygen_instances SET lease_until = now() + make_interval(secs => $2)
+    WHERE id = $1 AND lease_until > now() RETURNING id
+"""
+_END_LEASE: Final = "UPDATE keygen_instances SET lease_until = now() WHERE id = $1"
+_BURY: Final = """
+    DELETE FROM keygen_instances WHERE id IN (
+        SELECT id FROM keygen_instances WHERE lease_until <= now() FOR UPDATE SKIP LOCKED
+    ) RETURNING id
+"""
+_CLOSE_OF_DEAD: Final = """
+    UPDATE key_ranges SET closed_at = now()
+    WHERE instance_id = ANY($1::bigint[]) AND closed_at IS NULL RETURNING id
+"""
+# Whether a dead instance had given them out nobody knows: they count as given out.
+_FORGET_CLAIMS_OF_DEAD: Final = "DELETE FROM returned_keys WHERE instance_id = ANY($1::bigint[])"
+_LOCK_COUNTER: Final = "SELECT next FROM key_counters WHERE size = $1 FOR UPDATE"
+_RESERVE: Final = """
+    WITH moved AS (UPDATE key_counters SET next = $2::numeric + $3::bigint WHERE size = $1)
+    INSERT INTO key_ranges (size, first, count, tenant, instance_id)
+    VALUES ($1, $2, $3::bigint, $4, $5)
+    RETURNING id, (extract(epoch FROM reserved_at) * 1000)::bigint AS reserved_ms
+"""
+_CLAIM: Final = """
+    WITH chosen AS (
+        SELECT size, index FROM returned_keys
+        WHERE tenant = $1 AND size = $2 AND is_free AND claim_id IS NULL
+        LIMIT $3 FOR UPDATE SKIP LOCKED
+    ), claim AS MATERIALIZED (SELECT nextval('key_claims') AS id)
+    UPDATE returned_keys AS returned SET claim_id = claim.id, instance_id = $4
+    FROM chosen, claim, key_ranges AS origin
+    WHERE (returned.size, returned.index) = (chosen.size, chosen.index)
+        AND origin.id = returned.range_id
+    RETURNING claim.id, returned.index,
+        (extract(epoch FROM origin.reserved_at) * 1000)::bigint AS reserved_ms
+"""
+_CLOSE: Final = """
+    UPDATE key_ranges SET closed_at = now() WHERE id = ANY($1::bigint[]) AND closed_at IS NULL
+"""
+_FREE: Final = """
+    UPDATE returned_keys SET is_free = true WHERE range_id = ANY($1::bigint[]) AND NOT is_free
+    RETURNING tenant, size
+"""
+# What was claimed and not given out goes back to where it was; the rest of the claim is out.
+_UNCLAIM: Final = """
+    UPDATE returned_keys AS returned SET claim_id = NULL, instance_id = NULL
+    FROM unnest($1::bigint[], $2::numeric[]) AS unused (claim_id, index)
+    WHERE (returned.claim_id, returned.index) = (unused.claim_id, unused.index)
+"""
+_UNCLAIM_WHOLE: Final = """
+    UPDATE returned_keys SET claim_id = NULL, instance_id = NULL
+    WHERE claim_id = ANY($1::bigint[])
+"""
+_FINISH_CLAIMS: Final = "DELETE FROM returned_keys WHERE claim_id = ANY($1::bigint[])"
+_COUNTERS: Final = "SELECT size, next FROM key_counters"
+
+
+@dataclass(slots=True, frozen=True)
+class Wish:
+    """What a pool needs: keys that were returned, and as many new ones as are still `needed`
+    then. If any are, it gets `count` of them or more, so as to come again less often."""
+
+    tenant: int
+    size: int
+    needed: int
+    count: int
+    claim_max: int
+
+
+@dataclass(slots=True, frozen=True)
+class Refill:
+    claimed: ClaimLot | None
+    reserved: RangeLot | None
+
+
+@dataclass(slots=True, frozen=True)
+class Leavings:
+    """What a keygen is done with, each part of which may be told twice."""
+
+    # Ranges that are used up or let go of.
+    ranges: Sequence[int] = ()
+    # Claims of which nothing is left to give out, once what is `unused` has gone back.
+    claims: Sequence[int] = ()
+    unused: Sequence[tuple[int, int]] = ()
+    # Claims that may never have happened, and of which nothing was given out.
+    void_claims: Sequence[int] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges or self.claims or self.unused or self.void_claims)
+
+
+class Unconfirmed(Exception):
+    """A reservation that may or may not have happened, and so is used by nobody."""
+
+    def __init__(self, leavings: Leavings, keys: int) -> None:
+        super().__init__(f"a reservation of {keys} keys was not confirmed")
+        self.leavings = leavings
+        self.keys = keys
+
+
+class RangeStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def material(self, drawn: bytes) -> bytes:
+        """The key material of this installation: `drawn`, if it had none. FatalError if it is
+        lost."""
+        async with self._database.transaction() as connection:
+            await connection.execute(_MAKE_MATERIAL, material_name, drawn)
+            found = await connection.fetchval(_MATERIAL, material_name)
+        if found is None or len(found) != material_bytes:
+            raise FatalError(
+                f"ranges of keys were given out, and the key material {material_name!r} that keys "
+                "are made with is not in the table platform: restore that row from a backup, for "
+                "with another one keys would come twice"
+            )
+        return bytes(found)
+
+    async def register(
+        self, instance_id: int, address: str, lease_s: float, former: int | None
+    ) -> None:
+        """A new instance, known to be the successor of `former`, which is over."""
+        async with self._database.transaction() as connection:
+            if former is not None:
+                await connection.execute(_END_LEASE, former)
+            await connection.execute(_REGISTER, instance_id, address, lease_s)
+
+    async def renew(self, instance_id: int, lease_s: float) -> bool:
+        """False if the lease was over already."""
+        async with self._database.transaction() as connection:
+            return await connection.fetchval(_RENEW, instance_id, lease_s) is not None
+
+    async def end_lease(self, instance_id: int) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(_END_LEASE, instance_id)
+
+    async def bury(self) -> int:
+        """Close what instances had whose leases are over; how many there were."""
+        async with self._database.transaction() as connection:
+            dead = [row["id"] for row in await connection.fetch(_BURY)]
+            if dead:
+                closed = [row["id"] for row in await connection.fetch(_CLOSE_OF_DEAD, dead)]
+                await connection.execute(_FORGET_CLAIMS_OF_DEAD, dead)
+                await connection.execute(_FREE, closed)
+        return len(dead)
+
+    async def refill(self, instance_id: int, wish: Wish) -> Refill:
+        """One transaction. FixRequest `limit_reached` if there are no keys of this size any more;
+        RetryLater; Unconfirmed."""
+        claimed: ClaimLot | None = None
+        reserved: RangeLot | None = None
+        try:
+            async with self._database.transaction() as connection:
+                claimed = await _claim(connection, instance_id, wish)
+                lacking = wish.needed - (len(claimed) if claimed else 0)
+                if lacking > 0:
+                    reserved = await _reserve(connection, instance_id, wish, lacking)
+        except UnknownOutcome as error:
+            leavings = Leavings(
+                ranges=[reserved.range_id] if reserved else (),
+                void_claims=[claimed.claim_id] if claimed else (),
+            )
+            raise Unconfirmed(leavings, reserved.left if reserved else 0) from error
+        return Refill(claimed, reserved)
+
+    async def leave(self, leavings: Leavings) -> set[tuple[int, int]]:
+        """Note what is done with. Returns tenants and sizes of which keys became free by it."""
+        async with self._database.transaction() as connection:
+            if leavings.void_claims:
+                await connection.execute(_UNCLAIM_WHOLE, leavings.void_claims)
+            if leavings.unused:
+                claims = [claim_id for claim_id, _ in leavings.unused]
+                indexes = [index for _, index in leavings.unused]
+                await connection.execute(_UNCLAIM, claims, indexes)
+            if leavings.claims:
+                await connection.execute(_FINISH_CLAIMS, leavings.claims)
+            if not leavings.ranges:
+                return set()
+            await connection.execute(_CLOSE, leavings.ranges)
+            freed = await connection.fetch(_FREE, leavings.ranges)
+        return {(int(row["tenant"]), row["size"]) for row in freed}
+
+    async def counters(self) -> dict[int, int]:
+        """How many indexes of each size are in ranges."""
+        async with self._database.connection() as connection:
+            return {row["size"]: int(row["next"]) for row in await connection.fetch(_COUNTERS)}
+
+
+async def _claim(connection: Connection, instance_id: int, wish: Wish) -> ClaimLot | None:
+    rows = await connection.fetch(_CLAIM, wish.tenant, wish.size, wish.claim_max, instance_id)
+    if not rows:
+        return None
+    return ClaimLot(rows[0]["id"], [(int(row["index"]), row["reserved_ms"]) for row in rows])
+
+
+async def _reserve(connection: Connection, instance_id: int, wish: Wish, lacking: int) -> RangeLot:
+    space = radix**wish.size
+    found = await connection.fetchval(_LOCK_COUNTER, wish.size)
+    if found is None:
+        raise RetryLater("database_unavailable", f"There is no counter of size {wish.size}")
+    first = int(found)
+    left = space - first
+    if left < lacking:
+        raise FixRequest(
+            "limit_reached",
+            f"All but {left} of the {space} keys of {wish.size} characters have been given out; "
+            "ask for longer ones",
+        )
+    count = min(max(wish.count, lacking), left)
+    row: Any = await connection.fetchrow(
+        _RESERVE, wish.size, first, count, wish.tenant, instance_id
+    )
+    return RangeLot(row["id"], first, first + count, row["reserved_ms"])
