@@ -37,6 +37,8 @@ from services.runtime.fleet import Fleet
 look_s: Final = 0.25
 # Worth a session at once; less is worth one if it has been there for a pass.
 ended_min: Final = 32
+# Ages take a millisecond or two to work out, and several figures show them.
+ages_s: Final = 1.0
 # What could not be compared is tried again after this, and after ever longer.
 again_s_min: Final = 1.0
 again_s_max: Final = 30.0
@@ -108,6 +110,8 @@ class AntiEntropy:
         self._pass_s = rates.pass_s
         self._pace = Pace(clock, rates.records_per_s, rates.bytes_per_s)
         mending = Mending(fleet, stamps, epochs, clock, counters)
+        # What slots and records are like here.
+        self.sizes = mending.sizes
         self._comparing = Comparing(fleet, mending, counters)
         self._regular = Pass(clock.monotonic_s())
         # While it is under way.
@@ -115,6 +119,8 @@ class AntiEntropy:
         # By node, the pass that it is owed, and the mark that was taken before.
         self._owing: dict[str, tuple[Pass, int]] = {}
         self._course: Course[list[Outcome]] | None = None
+        self._ages: Ages | None = None
+        self._aged_s = 0.0
         self._stopped = False
 
     def start(self) -> None:
@@ -151,13 +157,16 @@ class AntiEntropy:
         return {node_id: owed.left for node_id, (owed, _) in self._owing.items()}
 
     def ages(self) -> Ages:
-        """Of the slots that are ours."""
-        return self.states.ages(self.shares.slots(), self._clock.monotonic_s())
+        """Of the slots that are ours, as they were within this second."""
+        now_s = self._clock.monotonic_s()
+        if self._ages is None or now_s - self._aged_s > ages_s:
+            self._ages, self._aged_s = self.states.ages(self.shares.blocks(), now_s), now_s
+        return self._ages
 
     @property
     def tombstones(self) -> int:
         """How much there is to collect in the slots that are ours, as each was compared last."""
-        return sum(self.states.ended[slot] for slot in self.shares.slots())
+        return self.states.to_collect(self.shares.blocks())
 
     # -- what is due
 

@@ -21,6 +21,7 @@ from services.runtime.loops import Loops
 from services.runtime.migrations import choose_address
 from services.runtime.postgres import Database
 from services.runtime.service import Service
+from services.runtime.signing import Verifier
 
 
 def build_app(settings: ReplicatorSettings, service: Service) -> Starlette:
@@ -36,6 +37,8 @@ def build_app(settings: ReplicatorSettings, service: Service) -> Starlette:
     replicator = Replicator(settings, service, SystemDisk(), store, namespaces)
     add_figures(service.metrics, replicator)
     add_conditions(service.readiness, replicator)
+    verifier = Verifier(settings.cluster_secret, service.clock)
+    verifier.add_to(service.metrics)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -50,7 +53,7 @@ def build_app(settings: ReplicatorSettings, service: Service) -> Starlette:
 
     return application(
         settings.service,
-        routes(replicator),
+        routes(replicator, verifier),
         metrics=service.metrics,
         readiness=service.readiness,
         lifespan=lifespan,

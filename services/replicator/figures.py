@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from services.core.hlc import rfc3339
+from services.replicator.repair_figures import add_repair_figures
 from services.replicator.replicator import Replicator
 from services.replicator.requests import bytes_max, requests_max
 from services.replicator.retries import retrying_max
@@ -70,6 +71,7 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
     metrics.add_histogram("ack_seconds", "To an acknowledgement", counters.acks)
     metrics.add_histogram("replication_seconds", "Until the last replica had it", counters.lags)
     _add_hints(metrics, replicator)
+    add_repair_figures(metrics, replicator)
     add("epoch", "gauge", "Epoch of the cluster map", lambda: replicator.fleet.epoch)
     add("nodes_live", "gauge", "Nodes that answer", lambda: _live(replicator))
     add("links_open", "gauge", "Links that others hold to us", lambda: _links_open(replicator))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import median_low
 from typing import Final
 
 from services.core.ring import slot_count
@@ -44,6 +43,7 @@ class RepairCounters:
 class Ages:
     """For how long slots have not been compared; those never compared, since the start."""
 
+    slots: int
     oldest_s: float
     median_s: float
     never: int
@@ -64,11 +64,22 @@ class SlotStates:
         self._compared_s[slot] = now_s
         self.ended[slot] = ended
 
-    def ages(self, slots: Iterable[int], now_s: float) -> Ages:
-        """Of these slots; zeros if there are none."""
-        since_s = [self._compared_s[slot] for slot in slots]
+    def ages(self, blocks: Iterable[slice], now_s: float) -> Ages:
+        """Of these slots; zeros if there are none. About a millisecond for all there are."""
+        since_s = array("d")
+        for block in blocks:
+            since_s.extend(self._compared_s[block])
         if not since_s:
-            return Ages(0.0, 0.0, 0)
+            return Ages(0, 0.0, 0.0, 0)
         never = since_s.count(_never)
-        ages_s = [now_s - (self.began_s if at_s == _never else at_s) for at_s in since_s]
-        return Ages(round(max(ages_s), 3), round(median_low(ages_s), 3), never)
+        # Those never compared are the first in order, and as old as we are.
+        ordered = sorted(since_s)
+        oldest_s, median_s = ordered[0], ordered[len(ordered) // 2]
+        return Ages(len(ordered), self._age_s(oldest_s, now_s), self._age_s(median_s, now_s), never)
+
+    def to_collect(self, blocks: Iterable[slice]) -> int:
+        """How much there is, in these slots."""
+        return sum(sum(self.ended[block]) for block in blocks)
+
+    def _age_s(self, since_s: float, now_s: float) -> float:
+        return round(now_s - (self.began_s if since_s == _never else since_s), 3)

@@ -62,14 +62,14 @@ class Shares:
         """Whether this slot is ours to look after."""
         return sharer(self.replicators, slot) == self._own
 
+    def blocks(self) -> list[slice]:
+        """All slots that are ours, block by block in order."""
+        firsts = range(0, slot_count, block_slots)
+        return [slice(first, first + block_slots) for first in firsts if self.has(first)]
+
     def slots(self) -> list[int]:
-        """All that are ours, in order."""
-        return [
-            slot
-            for first in range(0, slot_count, block_slots)
-            if self.has(first)
-            for slot in range(first, first + block_slots)
-        ]
+        """The same one by one."""
+        return [slot for block in self.blocks() for slot in range(block.start, block.stop)]
 
     def _ask(self) -> None:
         nodes = self._fleet.nodes

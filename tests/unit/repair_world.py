@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from services.core.key import namespace_prefix
 from services.core.record import tombstone_body, value_body
@@ -112,9 +114,7 @@ class RepairWorld(World):
     ) -> dict[bytes, bytes]:
         """Have some nodes, or all, hold a record of each key that nobody else has."""
         names = only or tuple(self.nodes)
-        records = {
-            key_of(number): self.version(ahead_ms) + value_body(value) for number in numbers
-        }
+        records = {key_of(number): self.version(ahead_ms) + value_body(value) for number in numbers}
         self.sow_records(records, *names)
         return records
 
@@ -126,9 +126,7 @@ class RepairWorld(World):
 
     def bury(self, numbers: Iterable[int], *only: str) -> dict[bytes, bytes]:
         """The same with tombstones."""
-        records = {
-            key_of(number): self.version(-old_ms) + tombstone_body for number in numbers
-        }
+        records = {key_of(number): self.version(-old_ms) + tombstone_body for number in numbers}
         self.sow_records(records, *(only or tuple(self.nodes)))
         return records
 
@@ -143,14 +141,15 @@ class RepairWorld(World):
             assert len(leaves) == 1, f"the replicas of slot {slot} differ"
 
 
-def keys_of_one_slot(count: int) -> list[bytes]:
-    """Keys, in order, that share a slot: the first one's."""
-    found: list[bytes] = []
+@cache
+def _keys_of_one_slot() -> tuple[bytes, ...]:
+    """A hundred of them, out of so many that each slot has about as many."""
     slot = slot_of(prefix + b"in-slot-0")
-    number = 0
-    while len(found) < count:
-        key = prefix + b"in-slot-%d" % number
-        if slot_of(key) == slot:
-            found.append(key)
-        number += 1
-    return sorted(found)
+    keys = (prefix + b"in-slot-%d" % number for number in itertools.count())
+    return tuple(itertools.islice((key for key in keys if slot_of(key) == slot), 100))
+
+
+def keys_of_one_slot(count: int) -> list[bytes]:
+    """Keys, in order, that share a slot."""
+    assert count <= len(_keys_of_one_slot())
+    return sorted(_keys_of_one_slot()[:count])
