@@ -1,4 +1,4 @@
-"""Replicators that compare the replicas of real nodes, in one process; and whoever is told of it."""
+"""Replicators that compare the replicas of real nodes, in one process; and who is told of it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,10 @@ def at(ms: int) -> Version:
 
 
 def whole(*told: dict[bytes, int]) -> list[VersionsPage]:
-    return [VersionsPage(False, [(key, at(ms)) for key, ms in sorted(one.items())]) for one in told]
+    return [
+        VersionsPage(more=False, found=[(key, at(ms)) for key, ms in sorted(one.items())])
+        for one in told
+    ]
 
 
 def test_equal_pages_differ_in_nothing() -> None:
@@ -42,9 +45,9 @@ def test_what_is_young_is_counted_and_left_alone() -> None:
 
 def test_nothing_is_said_of_keys_behind_the_first_end() -> None:
     pages = [
-        VersionsPage(True, [(b"a", at(1)), (b"c", at(1))]),
-        VersionsPage(True, [(b"a", at(1)), (b"b", at(1))]),
-        VersionsPage(False, []),
+        VersionsPage(more=True, found=[(b"a", at(1)), (b"c", at(1))]),
+        VersionsPage(more=True, found=[(b"a", at(1)), (b"b", at(1))]),
+        VersionsPage(more=False, found=[]),
     ]
     found = differences(pages, now_ms)
     assert found.through == b"b"
