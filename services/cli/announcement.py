@@ -101,6 +101,11 @@ def _about_demo(
                 "  to try it:",
                 f"    curl -sS -X PUT -d hello {key} {url}",
                 f"    curl -sS {key} {url}",
+                *(
+                    f"    curl -sS {key} {row.url}/get-key"
+                    for row in rows
+                    if row.stage is Stage.KEYGEN and row.name not in down
+                ),
             ]
     return [*lines, ""] if lines else []
 

@@ -41,6 +41,7 @@ commands = {
     "keys": LazyCommand(
         "services.cli.keys", "keys", "Make, list and revoke API keys of an account."
     ),
+    "ids": LazyCommand("services.cli.ids", "ids", "Make IDs, and see whose one is."),
     "node": LazyCommand("services.cli.node", "node", "Look into the directory of a node."),
 }
 

@@ -89,14 +89,14 @@ class FrontDesk:
         self.networks = KnownNetworks(database, clock, log)
         # Who does it, as the audit log calls them.
         self.actor = audit.operator(operator)
-        self._database = database
+        self.database = database
         self._pepper_subkey = lookup_subkey(key_pepper)
         self.api_keys = ApiKeys(database, events, log, throttle, self._pepper_subkey)
 
     async def look_up(self, api_key: str) -> LiveKey | None:
         """Whose an API key is, and what it may do, if it is good now."""
         key_hash = lookup_hash(self._pepper_subkey, api_key)
-        async with self._database.connection() as connection:
+        async with self.database.connection() as connection:
             found = await api_key_store.look_up(connection, [key_hash])
         return found[0] if found else None
 

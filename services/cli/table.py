@@ -61,6 +61,7 @@ def service_table(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
         *_nodes(settings, ports),
         *_replicators(settings, ports),
         _user_manager(settings, ports),
+        _keygen(settings, ports),
         _gateway(settings, ports),
     )
 
@@ -147,6 +148,23 @@ def _user_manager(settings: UpSettings, ports: PortPlan) -> Row:
         {
             "USERMANAGER_PORT": str(ports.usermanager),
             "REPLICATOR_URLS": _replicator_urls(settings, ports),
+        },
+    )
+
+
+def _keygen(settings: UpSettings, ports: PortPlan) -> Row:
+    """On one machine whoever can reach it may have keys, without an account."""
+    return _service(
+        settings,
+        Stage.KEYGEN,
+        "keygen",
+        "services.keygen",
+        ports.keygen,
+        {
+            "KEYGEN_PORT": str(ports.keygen),
+            "KEYGEN_ANONYMOUS": "true",
+            "USERMANAGER_URL": _url(settings, ports.usermanager),
+            "ADVERTISE_HOST": settings.advertise_host or _host(settings),
         },
     )
 

@@ -17,6 +17,8 @@ from services.keygen.lots import ClaimLot, RangeLot
 from services.runtime.postgres import Connection, Database
 
 material_name: Final = "keygen permutation"
+# Whose ranges are closed from the beginning.
+_no_instance: Final = 0
 
 # Nobody may ever make a second one, so never where ranges were given out under a first.
 _MAKE_MATERIAL: Final = """
@@ -192,6 +194,14 @@ class RangeStore:
             )
             raise Unconfirmed(leavings, reserved.left if reserved else 0) from error
         return Refill(claimed, reserved)
+
+    async def reserve_closed(self, tenant: int, size: int, count: int) -> RangeLot:
+        """A range for somebody who hands it out at once, and is no keygen."""
+        async with self._database.transaction() as connection:
+            wish = Wish(tenant, size, count, count, 0)
+            reserved = await _reserve(connection, _no_instance, wish, count)
+            await connection.execute(_CLOSE, [reserved.range_id])
+        return reserved
 
     async def leave(self, leavings: Leavings) -> set[tuple[int, int]]:
         """Note what is done with. Returns tenants and sizes of which keys became free by it."""

@@ -87,7 +87,8 @@ async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_d
         document = await up.until_up()
         secrets = (data_dir / "ydht.env").read_text()
         assert stat.S_IMODE((data_dir / "ydht.env").stat().st_mode) == 0o600
-        names = ["postgres", "node-1", "node-2", "node-3", "replicator", "usermanager", "gateway"]
+        names = ["postgres", "node-1", "node-2", "node-3", "replicator", "usermanager"]
+        names += ["keygen", "gateway"]
         assert list(document["pids"]) == names
         for name in ("usermanager", "gateway"):
             ready = {"status": "ready", "service": name, "reasons": dict[str, str]()}

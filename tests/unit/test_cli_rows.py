@@ -257,3 +257,17 @@ def test_a_node_that_nobody_could_reach_does_not_start() -> None:
         load(NodeSettings, everywhere)
     with pytest.raises(FatalError, match="ZONE is 'rack 1': use up to 64 letters"):
         load(NodeSettings, {**everywhere, "ZONE": "rack 1"})
+
+
+def test_the_keygen_is_on_its_port_and_lets_anybody_have_keys() -> None:
+    rows = _table(nodes=3, replicators=1)
+    row = rows["keygen"]
+    assert rows["usermanager"].stage < row.stage < rows["gateway"].stage
+    assert row.environment == {
+        "KEYGEN_PORT": "8086",
+        "KEYGEN_ANONYMOUS": "true",
+        "USERMANAGER_URL": rows["usermanager"].url,
+        "ADVERTISE_HOST": "127.0.0.1",
+    }
+    assert row.url == rows["gateway"].environment["KEYGEN_URL"]
+    assert not row.redundant, "nobody else does its work"

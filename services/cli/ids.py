@@ -1,0 +1,124 @@
+"""`ydht ids`: make IDs without a keygen, and see what became of one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import asyncpg
+import click
+import msgspec
+
+from services.cli.front_desk import FrontDesk, at_front_desk
+from services.cli.options import data_dir_option, json_option, text
+from services.core.errors import FatalError
+from services.core.id_requests import count_max
+from services.core.permute import size_max, size_min
+from services.keygen.inspection import Fate, Inspection
+
+T = TypeVar("T")
+
+# Of `public`: nobody's account.
+nobody: Final = 0
+size_default: Final = 7
+
+
+@click.group()
+def ids() -> None:
+    """Make IDs, and see whose one is, directly in the database.
+
+    Exit codes: 0 done, 65 refused or not an ID, 67 no such account, 74 outcome unknown, 75 the
+    database cannot be reached, 78 not set up.
+    """
+
+
+@ids.command()
+@click.option("--count", type=click.IntRange(1, count_max), default=1, show_default=True)
+@click.option(
+    "--size",
+    type=click.IntRange(size_min, size_max),
+    default=size_default,
+    show_default=True,
+    help="Characters of each.",
+)
+@click.option("--for", "email", type=text, help="Whose they are.  [default: nobody's]")
+@json_option
+@data_dir_option
+def new(count: int, size: int, email: str | None, *, as_json: bool, data_dir: Path) -> None:
+    """Make IDs that nobody else has or will have, one a line."""
+
+    async def work(desk: FrontDesk) -> list[str]:
+        tenant = nobody if email is None else (await desk.accounts.find(email)).id
+        return await Inspection(desk.database).make(tenant, count, size)
+
+    for key in _done(data_dir, work):
+        click.echo(msgspec.json.encode({"id": key}) if as_json else key)
+
+
+@ids.command()
+@click.argument("key", metavar="ID", type=text)
+@json_option
+@data_dir_option
+def inspect(key: str, *, as_json: bool, data_dir: Path) -> None:
+    """Say whether an ID was given out, when, to whom, and whether it was returned."""
+
+    fate = _done(data_dir, lambda desk: Inspection(desk.database).fate(key))
+    click.echo(msgspec.json.encode(_document(fate)) if as_json else "\n".join(_lines(fate)))
+
+
+def _done(data_dir: Path, work: Callable[[FrontDesk], Awaitable[T]]) -> T:
+    try:
+        return at_front_desk(data_dir, work)
+    except asyncpg.UndefinedTableError as error:
+        raise FatalError("the database has no tables for IDs: run `ydht migrate`") from error
+
+
+def _document(fate: Fate) -> dict[str, object]:
+    return {
+        "id": fate.key,
+        # Beyond what every reader of JSON takes for an integer.
+        "index": str(fate.index),
+        "issued": _issued(fate),
+        "tenant": fate.tenant,
+        "email": fate.email,
+        "reserved_at": fate.reserved_at,
+        "range_closed_at": fate.closed_at,
+        "returned_at": fate.returned_at,
+        "reissued": fate.claimed,
+    }
+
+
+def _issued(fate: Fate) -> str:
+    """Of what is handed out from memory nobody but its keygen keeps count."""
+    if fate.reserved_at is None:
+        return "no"
+    return "yes" if fate.returned_at is not None else "reserved"
+
+
+def _lines(fate: Fate) -> list[str]:
+    shown = f"{fate.key}: number {fate.index} of its size"
+    if fate.reserved_at is None:
+        return [shown, "  never given out: it is in no range"]
+    owner = "nobody (without an API key)" if fate.tenant == nobody else f"tenant {fate.tenant}"
+    if fate.email is not None:
+        owner += f", {fate.email}"
+    lines = [
+        shown,
+        f"  to            {owner}",
+        f"  reserved      {_time(fate.reserved_at)}, with its range",
+    ]
+    if fate.closed_at is None:
+        lines.append("  given out     then or since, or still to be: its range is in use")
+    else:
+        lines.append(
+            f"  given out     before {_time(fate.closed_at)}, or never: its range is closed"
+        )
+    if fate.returned_at is not None:
+        again = "; claimed to be given out again" if fate.claimed else ", and not given out since"
+        lines.append(f"  returned      {_time(fate.returned_at)}{again}")
+    return lines
+
+
+def _time(time: object) -> str:
+    return str(msgspec.to_builtins(time))
