@@ -1,15 +1,15 @@
 """What a purge takes from a slot: decided once, logged, and done again when the log is replayed.
 
-    PURGED    floor 12 · slot u16 · session 12 · count u16 · (key_len u16 · key · gone u8)…
+    PURGED    slot u16 · session 12 · count u16 · (key_len u16 · key · gone u8)…
 
 `gone` is 1 for a cell, 2 for a promise, 3 for both. Keys of which nothing went are not there.
 
 Everything else that a log says only ever adds: the greater record, the greater ballot. A purge
-takes away, and a snapshot may have been written while it did. So the frame tells what went, not
-what was asked for, and replay takes away exactly what the purge can have seen: nothing at or below
-the session was written after it but what the log tells of behind it, and whatever was promised
-after it is above the floor of its time. A promise that a snapshot brought is of after the purge if
-it is above that floor. It stays, without what the log before the purge says was accepted.
+takes away, and a snapshot may have been written before it, while it went on, or after what came
+behind it. So the frame tells what went, not what was asked for, and replay takes that away whatever
+a snapshot has brought: the log behind the purge has all that came later once more. Of one thing it
+may not, a record that was learned under a ballot that a later one has replaced by now. It stays if
+it is above the session; one that is not was logged with its bytes (`Acceptor.learn`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from services.core.errors import PeerError
 from services.core.hlc import Version, version_bytes, version_ms, version_zero
 from services.core.key import check_storage_key
 from services.core.messages import Reader, u16
-from services.core.paxos import Promise, no_operation
 from services.core.record import visible
 from services.core.ring import slot_of
 from services.dhtnode.promises import Promises
@@ -31,13 +30,12 @@ from services.dhtnode.table import Table
 _cell_gone: Final = 1
 _promise_gone: Final = 2
 
-_head = Struct(">12sH12sH")
+_head = Struct(">H12sH")
 
 
 class Purged(NamedTuple):
     """Keys of a slot, and of each whether its cell and whether its promise went."""
 
-    floor: Version
     slot: int
     session: Version
     gone: list[tuple[bytes, bool, bool]]
@@ -51,7 +49,7 @@ class Purged(NamedTuple):
         return sum(promise for _, _, promise in self.gone)
 
     def encode(self) -> bytes:
-        parts = [_head.pack(self.floor, self.slot, self.session, len(self.gone))]
+        parts = [_head.pack(self.slot, self.session, len(self.gone))]
         for key, cell, promise in self.gone:
             gone = (_cell_gone if cell else 0) | (_promise_gone if promise else 0)
             parts += (u16.pack(len(key)), key, bytes((gone,)))
@@ -61,8 +59,7 @@ class Purged(NamedTuple):
 def decode_purged(body: bytes) -> Purged:
     """PeerError for what `Purged.encode` has not made."""
     reader = Reader(body)
-    floor, slot = reader.take(version_bytes), reader.slot()
-    session, count = reader.take(version_bytes), reader.count()
+    slot, session, count = reader.slot(), reader.take(version_bytes), reader.count()
     gone: list[tuple[bytes, bool, bool]] = []
     for _ in range(count):
         key = check_storage_key(reader.take(reader.u16()))
@@ -73,7 +70,7 @@ def decode_purged(body: bytes) -> Purged:
             raise PeerError(f"a purge that took {what} of a key")
         gone.append((key, bool(what & _cell_gone), bool(what & _promise_gone)))
     reader.end()
-    return Purged(floor, slot, session, gone)
+    return Purged(slot, session, gone)
 
 
 def what_goes(
@@ -104,24 +101,21 @@ def what_goes(
         )
         if cell or promise:
             gone.append((key, cell, promise))
-    return Purged(floor, slot, session, gone)
+    return Purged(slot, session, gone)
 
 
 def take_away(table: Table, promises: Promises, purged: Purged) -> None:
     """Do what was decided, now or when the log is replayed."""
-    floor, slot, session, gone = purged
+    slot, session, gone = purged
     for key, cell, promise in gone:
         record = table.peek(slot, key) if cell else None
         if record is not None and record[:version_bytes] <= session:
             table.remove(slot, key)
-        held = promises.get(slot, key)
-        if promise and held.promised > floor:
-            if held.ballot <= floor:
-                later = Promise(held.promised, version_zero, no_operation, b"")
-                promises.put(slot, key, later)
-        elif promise and promises.holds(slot, key):
+        if not promises.holds(slot, key):
+            continue
+        if promise:
             promises.drop(slot, key)
-        elif cell and held.record:
+        else:
             # Its record may have been that of the cell, and is held here alone now.
             promises.weigh(slot, key)
     table.compact(slot)

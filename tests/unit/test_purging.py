@@ -37,7 +37,7 @@ names = (
 )
 Change = tuple[str, int, int]
 changes = st.lists(
-    st.tuples(st.sampled_from(names), st.integers(0, 4), st.integers(1, 40)), max_size=25
+    st.tuples(st.sampled_from(names), st.integers(0, 4), st.integers(1, 40)), max_size=30
 )
 
 
@@ -52,7 +52,7 @@ def change_one(node: Node, change: Change) -> None:
         collect_one(node, key, what, counter)
     elif what == "trim":
         node.table.trim_next = 0
-        node.replica.trim_slice(FakeClock.epoch_ms + counter * 20, 5)
+        node.replica.trim_slice(FakeClock.epoch_ms + counter % 40 * 20, 5)
     else:
         operate_one(node, key, what, counter)
 
@@ -178,7 +178,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     before=changes,
     during=changes,
     after=changes,
-    paces=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    paces=st.lists(st.integers(0, 9), min_size=1, max_size=12),
 )
 def test_a_snapshot_that_was_written_during_purges_and_the_log_behind_it_give_the_replica_back(
     before: list[Change], during: list[Change], after: list[Change], paces: list[int]
@@ -237,8 +237,7 @@ def test_a_promise_made_after_a_purge_keeps_nothing_of_what_was_accepted_before_
     node.freeze(slot, version(5))
     node.purge(slot, version(5), (key, version(2)))
     node.prepare(key, 9)
-    snapshot = list(frames_of(node.replica))
-    again = recovered(snapshot + node.world.frames[first:])
+    again = recovered([*frames_of(node.replica), *node.world.frames[first:]])
     assert again.promises.get(slot, key) == node.held(key)
     assert node.held(key).promised == version(9)
     assert node.held(key).ballot == version_zero
@@ -254,8 +253,37 @@ def test_a_tombstone_that_is_learned_again_after_its_purge_is_there_after_a_rest
     node.purge(slot, version(5), (key, version(2)))
     node.choose(key, 7, tombstone(2))
     node.accept(key, 9, value(9))
-    again = recovered(list(frames_of(node.replica)) + node.world.frames[first:])
+    again = recovered([*frames_of(node.replica), *node.world.frames[first:]])
     assert again.table.peek(slot, key) == tombstone(2)
+    assert_same(node.replica, again)
+
+
+def test_it_is_there_also_if_its_promise_was_left_or_there_was_none() -> None:
+    for promised in (None, 6):
+        node = Node()
+        node.write(key, tombstone(2))
+        node.freeze(slot, version(5))
+        if promised is not None:
+            node.prepare(key, promised)
+        first = len(node.world.frames)
+        node.purge(slot, version(5), (key, version_zero))
+        node.choose(key, 7, tombstone(2))
+        node.accept(key, 9, value(9))
+        again = recovered([*frames_of(node.replica), *node.world.frames[first:]])
+        assert again.table.peek(slot, key) == tombstone(2)
+        assert_same(node.replica, again)
+
+
+def test_what_is_learned_above_the_floor_after_a_purge_is_there_after_a_restart() -> None:
+    node = Node()
+    node.write(key, tombstone(2))
+    node.freeze(slot, version(5))
+    first = len(node.world.frames)
+    node.purge(slot, version(5), (key, version_zero))
+    node.choose(key, 7, value(7))
+    node.accept(key, 9, value(9))
+    again = recovered([*frames_of(node.replica), *node.world.frames[first:]])
+    assert again.table.peek(slot, key) == value(7)
     assert_same(node.replica, again)
 
 
@@ -267,7 +295,7 @@ def test_what_a_later_session_repairs_below_an_earlier_floor_survives_the_earlie
     node.purge(slot, version(5), (key, version_zero))
     node.freeze(slot, version(8))
     node.repair(slot, version(8), (key, value(4)))
-    again = recovered(list(frames_of(node.replica)) + node.world.frames[first:])
+    again = recovered([*frames_of(node.replica), *node.world.frames[first:]])
     assert again.table.peek(slot, key) == value(4)
     assert_same(node.replica, again)
 
@@ -280,7 +308,7 @@ def test_a_floor_that_rose_later_does_not_take_a_promise_that_an_earlier_purge_h
     node.prepare(key, 6)
     node.purge(slot, version(5), (key, version_zero), (keys[1], version_zero))
     node.freeze(slot, version(8))
-    again = recovered(list(frames_of(node.replica)) + node.world.frames[first:])
+    again = recovered([*frames_of(node.replica), *node.world.frames[first:]])
     assert again.promises.get(slot, key).promised == version(6)
     assert_same(node.replica, again)
 
@@ -289,13 +317,13 @@ def test_a_floor_that_rose_later_does_not_take_a_promise_that_an_earlier_purge_h
     "body",
     [
         b"",
-        Purged(version(1), slot_count, version(1), []).encode(),
-        Purged(version(1), 1, version(1), [(key, True, False)]).encode(),
-        Purged(version(1), slot, version(1), [(key, False, False)]).encode(),
-        Purged(version(1), slot, version(1), [(b"no key", True, False)]).encode(),
-        Purged(version(1), slot, version(1), [(key, True, True)]).encode() + b"\0",
-        Purged(version(1), slot, version(1), [(key, True, True)]).encode()[:-1] + b"\4",
-        Purged(version(1), slot, version(1), [(key, True, True)]).encode()[:-1],
+        Purged(slot_count, version(1), []).encode(),
+        Purged(1, version(1), [(key, True, False)]).encode(),
+        Purged(slot, version(1), [(key, False, False)]).encode(),
+        Purged(slot, version(1), [(b"no key", True, False)]).encode(),
+        Purged(slot, version(1), [(key, True, True)]).encode() + b"\0",
+        Purged(slot, version(1), [(key, True, True)]).encode()[:-1] + b"\4",
+        Purged(slot, version(1), [(key, True, True)]).encode()[:-1],
     ],
 )
 def test_a_frame_that_no_purge_wrote_is_refused(body: bytes) -> None:
@@ -311,7 +339,7 @@ def test_a_frame_that_no_purge_wrote_is_refused(body: bytes) -> None:
     )
 )
 def test_what_was_purged_comes_out_as_it_went_in(gone: list[tuple[bytes, bool, bool]]) -> None:
-    purged = Purged(version(3), slot, version(2), gone)
+    purged = Purged(slot, version(2), gone)
     assert decode_purged(purged.encode()) == purged
     assert purged.cells == [cell for _, cell, _ in gone].count(True)
     assert purged.promises == [promise for _, _, promise in gone].count(True)
