@@ -4,6 +4,7 @@
 #   make test ARGS="tests/unit -k ring"  options of pytest
 #   make sim SEED=7                      the one run that a failure printed
 #   make PYTHON=python3.12 …             a particular interpreter, for the first run
+#   make run COMPILE=no                  the sources as they are; for who changes them
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -11,6 +12,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
 ARGS ?=
 SEED ?=
 SEEDS ?= 300
@@ -19,6 +21,7 @@ FAULT_SECONDS ?= 300
 KILL_SECONDS ?= 60
 TRAFFIC_SECONDS ?= 30
 FUZZ_REQUESTS ?= 200000
+COMPILE ?= yes
 
 # The first interpreter that is new enough; an explicit PYTHON is taken as it is. The system's own
 # comes first: distributions build theirs with profile-guided optimisation, which those that were
@@ -32,38 +35,38 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: $(INSTALLED) ## Start the platform on this machine (Ctrl-C stops it)
+run: $(COMPILED) ## Start the platform on this machine (Ctrl-C stops it)
 	@$(BIN)/ydht up $(ARGS)
 
 .PHONY: test
-test: $(INSTALLED) ## Run every test, sized for a shared two-core machine
+test: $(COMPILED) ## Run every test, sized for a shared two-core machine
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: proof
-proof: $(INSTALLED) ## Run the tests at full size, then the figures (long)
+proof: $(COMPILED) ## Run the tests at full size, then the figures (long)
 	@HYPOTHESIS_PROFILE=proof ROUNDS=200 TRAFFIC_SECONDS=30 FUZZ_REQUESTS=200000 $(BIN)/python -m pytest --timeout 3600 $(ARGS)
 	@$(BIN)/python -m tests.simulation --seeds 50000
 	@$(BIN)/python -m bench.strace_replies
 	@$(MAKE) --no-print-directory bench
 
 .PHONY: kills
-kills: $(INSTALLED) ## Kill a node under load, ROUNDS=200 times, and look for lost writes
+kills: $(COMPILED) ## Kill a node under load, ROUNDS=200 times, and look for lost writes
 	@ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_node_kills.py
 
 .PHONY: faults
-faults: $(INSTALLED) ## Kill, pause and cut off real services under strong traffic, for 300 s
+faults: $(COMPILED) ## Kill, pause and cut off real services under strong traffic, for 300 s
 	@FAULT_SECONDS=$(FAULT_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_strong_faults.py
 
 .PHONY: database-kills
-database-kills: $(INSTALLED) ## Kill PostgreSQL under a user manager at work, for 60 s
+database-kills: $(COMPILED) ## Kill PostgreSQL under a user manager at work, for 60 s
 	@FAULT_SECONDS=$(KILL_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_database_kills.py
 
 .PHONY: traffic
-traffic: $(INSTALLED) ## Kill and pause replicas and replicators under 64 customers, and load a gateway slowly, for 30 s
+traffic: $(COMPILED) ## Kill and pause replicas and replicators under 64 customers, and load a gateway slowly, for 30 s
 	@TRAFFIC_SECONDS=$(TRAFFIC_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/gateway_turmoil
 
 .PHONY: fuzz
-fuzz: $(INSTALLED) ## Send a gateway 200,000 requests that are none, or hardly
+fuzz: $(COMPILED) ## Send a gateway 200,000 requests that are none, or hardly
 	@FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/gateway_turmoil/test_malformed_requests.py
 
 .PHONY: check
@@ -79,7 +82,7 @@ format: $(INSTALLED) ## Format the code and mend what lint can mend
 	@$(BIN)/ruff format
 
 .PHONY: coverage
-coverage: $(INSTALLED) ## Run the tests and show which lines they miss
+coverage: $(COMPILED) ## Run the tests and show which lines they miss
 	@$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage report --skip-covered --show-missing
 
@@ -92,22 +95,34 @@ schema: $(INSTALLED) ## Write migrations/schema.sql anew, from the revisions
 	@$(BIN)/python -m tests.integration.schema_file
 
 .PHONY: sim
-sim: $(INSTALLED) ## Simulate: SEEDS=300 runs, or SEED=7 alone
+sim: $(COMPILED) ## Simulate: SEEDS=300 runs, or SEED=7 alone
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 .PHONY: bench
-bench: $(INSTALLED) ## Measure, beside what each figure is compared with
+bench: $(COMPILED) ## Measure, beside what each figure is compared with
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: stress
-stress: $(INSTALLED) ## Load it with millions of requests and sum up
+stress: $(COMPILED) ## Load it with millions of requests and sum up
 	@$(BIN)/python -m bench.gateway_stress $(ARGS)
+
+.PHONY: compile
+compile: $(INSTALLED) ## Compile the hot modules anew; what runs them does so when one has changed
+	@rm -f $(COMPILED)
+	@$(BIN)/python compile.py
+	@touch $(COMPILED)
+
+.PHONY: pure
+pure: $(INSTALLED) ## Run the sources as they are, until one of them has changed
+	@$(BIN)/python compile.py --remove
+	@touch $(COMPILED)
 
 .PHONY: clean
 clean: ## Remove what was installed and built here; data stays
 	@! running=$$(pgrep -d ' ' -f '^$(CURDIR)/[.]venv/bin/python') || { echo "Still running from $(VENV): $$running. Stop it first; Ctrl-C in its terminal does." >&2; exit 1; }
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
+	@rm -rf $(VENV) build dist *.egg-info *__mypyc.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
 	@find services tests bench migrations -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find services -name '*.so' -delete
 
 # Made anew whenever the pinned versions change; the mark is set last, so a broken install is redone.
 $(INSTALLED): requirements.lock pyproject.toml
@@ -119,5 +134,19 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@PIP_CONSTRAINT=$(CURDIR)/requirements.lock PIP_BUILD_CONSTRAINT=$(CURDIR)/requirements.lock \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
+
+# Where nothing can be compiled the sources run as they are; the mark is set all the same.
+ifeq ($(COMPILE),yes)
+$(COMPILED): $(INSTALLED) compile.py $(shell sed -n 's/^    "\(services.*[.]py\)",$$/\1/p' compile.py)
+	@echo "Compiling the hot modules (once; a minute) ..."
+	@$(BIN)/python compile.py || true
+	@touch $@
+else
+.PHONY: $(COMPILED)
+$(COMPILED): $(INSTALLED)
+	@$(BIN)/python compile.py --remove
+	@rm -f $@
+endif

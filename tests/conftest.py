@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 import uvloop
 from hypothesis import settings
 
+from tests.sources import run_sources
+
+run_sources()
+
 pytest_plugins = ["tests.integration.database", "tests.integration.supervisor_bench"]
 
 # Shared machines stall: an example that took long is no finding. `make proof` tries many more.

@@ -299,7 +299,7 @@ class LinkServer:
             self._server.close()
         for opening in list(self._openings):
             opening.refuse(shutting_down)
-        await asyncio.gather(*(connection.drain(drain_s) for connection in self.connections))
+        await asyncio.gather(*[connection.drain(drain_s) for connection in self.connections])
 
     def _stranger(self) -> ServerOpening:
         station = self._station

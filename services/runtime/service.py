@@ -36,6 +36,7 @@ from starlette.applications import Starlette
 from services.core.errors import FatalError, RestartLater
 from services.runtime import telemetry
 from services.runtime.clock import Clock, SystemClock
+from services.runtime.compiled import check_compiled, compiled_modules
 from services.runtime.descriptors import connections_within, raise_descriptor_limit
 from services.runtime.listener import Listener, ServiceProtocol
 from services.runtime.metrics import Metrics, add_process_metrics
@@ -134,6 +135,7 @@ def run(
     telemetry.configure(settings.service, settings.log_format)
     _prefer_batches()
     try:
+        check_compiled()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings, build_app, environ, protocol))
     except FatalError as error:
@@ -193,6 +195,7 @@ async def _live(service: Service, app: Starlette, listener: Listener, port_varia
                 "listening",
                 port=port,
                 pid=os.getpid(),
+                compiled=bool(compiled_modules()),
                 descriptors=descriptors,
                 connections_max=listener.connections.connections_max,
             )
