@@ -43,6 +43,9 @@ commands = {
     ),
     "ids": LazyCommand("services.cli.ids", "ids", "Make IDs, and see whose one is."),
     "node": LazyCommand("services.cli.node", "node", "Look into the directory of a node."),
+    "cluster": LazyCommand(
+        "services.cli.cluster", "cluster", "See how the cluster is, and compare replicas now."
+    ),
 }
 
 

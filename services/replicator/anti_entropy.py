@@ -99,6 +99,7 @@ class AntiEntropy:
     ) -> None:
         self.counters = counters
         self.shares = shares
+        self.pass_s = rates.pass_s
         self.states = SlotStates(clock.monotonic_s())
         # The last order of an operator, and how many there have been.
         self.order: Pass | None = None
@@ -107,7 +108,6 @@ class AntiEntropy:
         self._owed = owed
         self._collecting = collecting
         self._clock = clock
-        self._pass_s = rates.pass_s
         self._pace = Pace(clock, rates.records_per_s, rates.bytes_per_s)
         mending = Mending(fleet, stamps, epochs, clock, counters)
         # What slots and records are like here.
@@ -223,7 +223,7 @@ class AntiEntropy:
         """Blocks are due one after the other, each in its time of the pass; those that were held
         up follow each other."""
         one = self._regular
-        while not one.rounds and now_s >= one.began_s + one.block * self._pass_s / block_count:
+        while not one.rounds and now_s >= one.began_s + one.block * self.pass_s / block_count:
             if self.shares.has(one.block * block_slots) and (slots := one.wanted(one.block)):
                 return slots
             one.advance()
@@ -300,11 +300,12 @@ class AntiEntropy:
             if regular.found.keys or left:
                 self._say(regular, "as always", left)
             # The next one is due when the time of this one is over, if that is not past.
-            due_s = max(regular.began_s + self._pass_s, self._clock.monotonic_s())
+            due_s = max(regular.began_s + self.pass_s, self._clock.monotonic_s())
             self._regular = Pass(due_s)
 
     def _say(self, one: Pass, why: str, left: int) -> None:
         found = one.found
+        unsettled = {"not_compared": left, "trouble": one.trouble} if left else {}
         log.info(
             "replicas were compared",
             why=why,
@@ -312,7 +313,6 @@ class AntiEntropy:
             differing_keys=found.keys,
             records_sent=found.records,
             bytes_sent=found.bytes,
-            not_compared=left,
-            trouble=one.trouble if left else None,
             seconds=round(self._clock.monotonic_s() - one.began_s, 1),
+            **unsettled,
         )

@@ -12,6 +12,7 @@ def repair_document(coordinator: Coordinator) -> dict[str, object]:
     ages, counters = anti_entropy.ages(), anti_entropy.counters
     return {
         "replicators": list(coordinator.shares.replicators),
+        "pass_s": anti_entropy.pass_s,
         "slots": ages.slots,
         "oldest_s": ages.oldest_s,
         "median_s": ages.median_s,

@@ -1,0 +1,138 @@
+"""What an operator asks the replicators of a cluster, all of them at once, over HTTP.
+
+They are those of REPLICATOR_URLS; if that is not set, those that `ydht up` has started on the data
+directory, by its `up.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from services.cli.front_desk import UnreachableError
+from services.core.errors import FatalError
+from services.runtime import setting_values as values
+from services.runtime.clock import SystemClock
+from services.runtime.settings import data_dir_setting, load, setting
+from services.runtime.signing import SignedAuth, Signer
+
+# What they tell comes from memory.
+answer_s_max: Final = 5.0
+# How much of an answer that is an error is worth a line.
+reason_chars_max: Final = 200
+_replicator: Final = re.compile(r"replicator(-\d+)?")
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterToolSettings:
+    data_dir: Path = data_dir_setting()
+    cluster_secret: str = setting(
+        "CLUSTER_SECRET",
+        values.secret,
+        required=True,
+        secret=True,
+        help="Shared by all services; authenticates links and internal requests",
+    )
+    replicator_urls: tuple[str, ...] | None = setting(
+        "REPLICATOR_URLS",
+        values.url_list,
+        help="Replicators, by the URLs of their HTTP ports; unset: those of a running `ydht up`",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a replicator has answered, or why it has not."""
+
+    url: str
+    document: Document | None
+    trouble: str | None = None
+
+
+class ReplicatorDesk:
+    def __init__(self, urls: Sequence[str], cluster_secret: str) -> None:
+        self.urls = tuple(urls)
+        self._auth = SignedAuth(Signer(cluster_secret, SystemClock()))
+
+    @classmethod
+    def open(cls, data_dir: Path) -> ReplicatorDesk:
+        """FatalError if nobody says where replicators are."""
+        settings = load(ClusterToolSettings, {**os.environ, "DATA_DIR": str(data_dir)})
+        urls = settings.replicator_urls or _urls_of_up(settings.data_dir)
+        return cls(urls, settings.cluster_secret)
+
+    async def get(self, path: str) -> list[Told]:
+        """What each of them tells, in the order of their URLs."""
+        return await self._all("GET", path, None)
+
+    async def post(self, path: str, content: Mapping[str, object]) -> list[Told]:
+        return await self._all("POST", path, content)
+
+    async def _all(
+        self, method: str, path: str, content: Mapping[str, object] | None
+    ) -> list[Told]:
+        # Proxies of the environment are for the world outside.
+        async with httpx.AsyncClient(
+            auth=self._auth, timeout=answer_s_max, trust_env=False
+        ) as client:
+            asked = (self._ask(client, method, url, path, content) for url in self.urls)
+            return await asyncio.gather(*asked)
+
+    async def _ask(
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        url: str,
+        path: str,
+        content: Mapping[str, object] | None,
+    ) -> Told:
+        try:
+            answer = await client.request(method, url + path, json=content)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Told(url, None, f"it cannot be asked: {str(error) or type(error).__name__}")
+        if answer.is_success:
+            try:
+                found = answer.json()
+            except ValueError:
+                found = None
+            if isinstance(found, dict):
+                return Told(url, found)
+            return Told(url, None, "it answers what no replicator would")
+        return Told(url, None, f"it answers {answer.status_code}: {_reason(answer)}")
+
+
+def _reason(answer: httpx.Response) -> str:
+    """What an error says of itself, in a line."""
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    text = document.get("detail") or document.get("error") if isinstance(document, dict) else None
+    return " ".join(str(text or answer.text).split())[:reason_chars_max]
+
+
+def _urls_of_up(data_dir: Path) -> list[str]:
+    path = data_dir / "up.json"
+    try:
+        told = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UnreachableError(
+            f"nothing runs on {data_dir}: start `ydht up` there, name another directory by "
+            "--data-dir, or say by REPLICATOR_URLS where replicators are"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FatalError(f"{path} cannot be read ({error}): set REPLICATOR_URLS") from error
+    urls = [url for name, url in told.items() if _replicator.fullmatch(name)]
+    if not urls:
+        raise UnreachableError(f"{path} names no replicator: set REPLICATOR_URLS")
+    return urls
