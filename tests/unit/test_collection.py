@@ -7,10 +7,10 @@ import random
 from collections import Counter
 
 import pytest
+from msgspec import structs
 
 from services.core.ballots import ACCEPT, LEARN
 from services.core.change import Delete, Put
-from services.core.cluster import ClusterMap
 from services.core.messages import STORAGE_FULL
 from services.core.operations import CHANGED, UNKNOWN
 from services.core.record import value, value_body
@@ -21,7 +21,7 @@ from services.replicator import collection
 from services.replicator.collection import attempts_max, slots_at_once
 from services.replicator.collection_end import Collected, End
 from tests.unit.collection_world import CollectingWorld, collector_of, keys, slot
-from tests.unit.replicator_world import key_of, member_of
+from tests.unit.replicator_world import key_of
 
 key = keys[0]
 
@@ -193,6 +193,16 @@ def test_a_request_does_not_wait_for_the_pause_of_a_failed_attempt(world: Collec
     assert world.collector.counters.attempts == 2, "and the pause is void"
 
 
+def test_a_request_begins_to_count_attempts_anew(world: CollectingWorld) -> None:
+    world.others()[0].answer(FREEZE, OVERLOADED)
+    world.collector.request(slot)
+    world.pass_until(lambda: world.collector.counters.attempts == 4)
+    world.pass_time(0.02)
+    world.collector.request(slot)
+    world.pass_time(60.0)
+    assert world.collector.counters.attempts == 4 + attempts_max
+
+
 def test_slots_are_blocked_while_an_owner_is_away_and_go_on_when_it_is_back(
     world: CollectingWorld,
 ) -> None:
@@ -239,15 +249,15 @@ def test_slots_of_a_node_that_catches_up_wait_for_that_unless_somebody_cannot(
 def test_slots_wait_for_the_end_of_a_change_of_members(world: CollectingWorld) -> None:
     delete(world, key)
     members = world.map.members
-    joint = world.map.begin_change((*members[:2], member_of(4)))
+    # All owners are there all the time: one of them is to move to another zone.
+    joint = world.map.begin_change((*members[:2], structs.replace(members[2], zone="elsewhere")))
     world.replicator.fleet.adopt(joint)
     world.collector.request(slot)
     world.pass_time(5.0)
     counters = world.collector.counters
-    assert counters.ended == {End.JOINT: 1}
+    assert counters.ended == {End.JOINT: 1}, "it is not tried over and over"
     assert world.collector.blocked == 0, "nobody is gone"
-    # Back to the members that there were.
-    stable = ClusterMap(3, 3, members)
+    stable = joint.finish_change()
     world.replicator.fleet.adopt(stable)
     world.pass_time(1.0)
     world.tell_map(stable)

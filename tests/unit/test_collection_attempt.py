@@ -10,13 +10,14 @@ from services.core import collecting
 from services.core.ballots import ACCEPT, LEARN, NACK, PREPARE
 from services.core.change import Delete, Put
 from services.core.cluster import ClusterMap
-from services.core.hlc import version_zero
-from services.core.messages import GET_MANY, NOT_READY, STORAGE_FULL, WRITE
+from services.core.hlc import lead_ms_max, version_zero
+from services.core.messages import GET_MANY, NOT_READY, STORAGE_FULL, WRITE, encode_write, u16
 from services.core.operations import CHANGED
 from services.core.record import tombstone_body, value, value_body
 from services.core.sessions import COMPARE, FREEZE, NO_SESSION, PURGE, REPAIR, STALE
 from services.core.wire import FAILED, OK, OVERLOADED
-from services.replicator import collection_attempt, collection_rounds
+from services.dhtnode import frame
+from services.replicator import collection_attempt, collection_purge, collection_rounds
 from services.replicator.collection_end import Collected, End
 from services.replicator.strong import keep
 from services.runtime.peer import Peer
@@ -275,7 +276,28 @@ def test_large_records_are_repaired_in_messages_that_nodes_take(world: Collectin
     assert world.collected().repaired == 14
     for of, record in records.items():
         assert world.held(of) == [record] * 3
-    assert world.messages(GET_MANY) > 1
+    assert world.messages(GET_MANY) == 4, "two of them fit an answer"
+    assert world.messages(COMPARE) == 6, "and all were brought in one round"
+
+
+def test_what_changes_between_its_comparison_and_its_repair_is_brought_to_nobody(
+    world: CollectingWorld,
+) -> None:
+    """It is above the session then, and goes its own way."""
+    holder = world.owners(key)[0]
+    world.plant(holder, key, world.version() + value_body(b"old"))
+    handle = holder.station.handlers[GET_MANY]
+    later: list[bytes] = []
+
+    def first_a_write(peer: Peer, request_id: int, body: bytes) -> None:
+        holder.obey()
+        later.append(world.version(ahead_ms=50) + value_body(b"later"))
+        holder.replica.write(peer, 0, encode_write(holder.replica.epoch, key, later[0]))
+        handle(peer, request_id, body)
+
+    holder.instead[GET_MANY] = first_a_write
+    assert world.collected().repaired == 0
+    assert world.held(key) == [later[0], None, None]
 
 
 # What ends an attempt, with nothing lost.
@@ -366,6 +388,32 @@ def test_too_many_keys_that_not_all_accept_end_it(
     world.others()[0].answer(ACCEPT, STORAGE_FULL)
     assert world.collect().end is End.UNSETTLED
     assert world.messages(FREEZE) == 0
+
+
+def test_a_replica_that_goes_while_keys_are_settled_ends_it(world: CollectingWorld) -> None:
+    for of in keys:
+        changed(world, Delete(), of)
+    away = world.others()[1]
+    attempt: list[Collected] = []
+    world.collector.collect(slot, attempt.append)
+    world.pass_until(lambda: away.asked[ACCEPT] > 14)
+    away.crash()
+    world.pass_until(lambda: bool(attempt))
+    assert attempt[0].end is End.NOT_ALL_UP
+    assert world.messages(FREEZE) == 0
+
+
+def test_a_floor_ahead_of_the_clock_is_followed_by_the_next_attempt(
+    world: CollectingWorld,
+) -> None:
+    delete(world)
+    node = world.others()[0]
+    ahead = world.version(ahead_ms=lead_ms_max - 100)
+    node.replica.replay(frame.FLOOR, u16.pack(slot) + ahead)
+    assert world.collect().end is End.NACKED
+    world.collected()
+    assert node.replica.floors[slot] > ahead
+    assert world.is_gone(key)
 
 
 def test_one_replica_that_does_not_accept_keeps_a_key_from_being_settled(
@@ -548,3 +596,20 @@ def test_an_abandoned_attempt_says_so_and_nothing_more(world: CollectingWorld) -
     world.pass_time(10.0)
     assert world.messages(PURGE) == 0
     assert len(attempt) == 1
+
+
+def test_an_attempt_that_is_abandoned_while_it_purges_goes_no_further(
+    world: CollectingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection_purge, "items_max", 2)
+    for of in keys:
+        delete(world, of)
+    attempt: list[Collected] = []
+    world.collector.collect(slot, attempt.append)
+    world.pass_until(lambda: world.messages(PURGE) == 3)
+    world.collector.stop()
+    world.pass_time(10.0)
+    assert [each.end for each in attempt] == [End.STOPPED]
+    assert world.messages(PURGE) == 3
+    world.collected()
+    assert all(world.is_gone(of) for of in keys)
