@@ -53,6 +53,8 @@ slots_at_once: Final = 64
 # What has become durable since the files were read is read in the turn of the mending: a
 # millisecond or two.
 tail_bytes_max: Final = 2 * step_bytes
+# Where a log grows as fast as it can be read, that turn takes longer.
+catch_up_s_max: Final = 10.0
 # How often files are read once more because a snapshot has removed some of them meanwhile.
 readings_max: Final = 4
 # Two snapshots make all that was there before unnecessary; one of them may find no room.
@@ -286,22 +288,32 @@ class Scrub:
                     continue
                 with closing(snapshot):
                     self.total += snapshot.size
-                    await self._read(snapshot)
-            await self._read(log)
+                    while not snapshot.done:
+                        await self._step(snapshot)
+                        await self._rest(step_bytes / bytes_per_s)
+            # What comes meanwhile is left: a log may grow faster than this reads.
+            there_bytes = log.behind_bytes
+            while not log.done and log.looked_bytes < there_bytes:
+                await self._step(log)
+                await self._rest(step_bytes / bytes_per_s)
             if slots and log.vanished:
                 return False
             await self._mend(slots, seen.copies, log)
         return True
 
-    async def _read(self, check: Check, *, leave_bytes: int = 0) -> None:
-        """Read what there is, but for so much at the end of the log."""
-        while not check.done and check.behind_bytes > leave_bytes:
-            if (ahead := check.ahead) is not None:
-                await self._fetch(*ahead)
-            check.step()
-            self.done += step_bytes
-            self.counters.file_bytes += step_bytes
-            await self._rest(step_bytes / bytes_per_s)
+    async def _step(self, check: Check) -> None:
+        if (ahead := check.ahead) is not None:
+            await self._fetch(*ahead)
+        check.step()
+        self.done += step_bytes
+        self.counters.file_bytes += step_bytes
+
+    async def _catch_up(self, log: LogCheck) -> None:
+        """Read what has become durable, without a rest, until little of that is left."""
+        until_s = self._clock.monotonic_s() + catch_up_s_max
+        while log.behind_bytes > tail_bytes_max and self._clock.monotonic_s() < until_s:
+            await self._step(log)
+            await self._rest(0.0)
 
     async def _fetch(self, path: Path, offset: int) -> None:
         """Have the next piece of a file in memory, as it is on the device."""
@@ -330,7 +342,7 @@ class Scrub:
             self._others,
         )
         for slot in sorted(slots):
-            await self._read(log, leave_bytes=tail_bytes_max)
+            await self._catch_up(log)
             # From here on in one turn: nothing becomes durable that was not read.
             while not log.done:
                 log.step()

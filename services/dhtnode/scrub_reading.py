@@ -179,6 +179,8 @@ class LogCheck:
     def __init__(self, directory: NodeDirectory, log: Log, witness: Witness) -> None:
         # Whether a segment went before it was opened.
         self.vanished = False
+        # How much is done with, be it that nothing can be told of it any more.
+        self.looked_bytes = 0
         self._directory = directory
         self._log = log
         self._witness = witness
@@ -214,7 +216,10 @@ class LogCheck:
         if segment is None or frames is None:
             self._open_next()
         elif not frames.done(segment.used_bytes):
+            before = frames.position
             frames.step(segment.used_bytes, self._witness.saw)
+            reached = segment.used_bytes if frames.lost else frames.position
+            self.looked_bytes += reached - before
         elif segment is not self._log.segments[-1]:
             self._expected = None if frames.lost else frames.sequence
             self.close()
