@@ -62,6 +62,9 @@ class PlainTable:
         for key in self._in(slot):
             self.remove(slot, key)
 
+    def compact(self, slot: int) -> None:
+        """There is nothing to give back."""
+
     def keys(self, slot: int) -> list[bytes]:
         return list(self._in(slot))
 
@@ -188,6 +191,16 @@ class PlainTable:
             for key, record in self._in(slot).items()
             if prefix_of(key) not in self._limits and place_of(key) % leaf_count in leaves
         ]
+
+    def compared(self, slot: int) -> list[tuple[bytes, bytes]]:
+        return [
+            (key, record)
+            for key, record in self._in(slot).items()
+            if prefix_of(key) not in self._limits
+        ]
+
+    def ended(self, slot: int) -> int:
+        return sum(not self._is_key(key, record) for key, record in self.compared(slot))
 
     # Expiry and caches.
 

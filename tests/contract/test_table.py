@@ -322,6 +322,54 @@ def test_the_versions_of_differing_leaves_hold_the_difference(table: AnyTable) -
     assert {key for part in parts for key in part} == set(keys)
 
 
+def test_what_has_ended_is_counted_by_slot_until_it_is_removed_or_put_again(
+    table: AnyTable,
+) -> None:
+    keys = same_slot(here, 5)
+    for key in keys[:2]:
+        put(table, key, deleted())
+    put(table, keys[2], made(expires_at_ms=start_ms + 5))
+    put(table, keys[3])
+    assert (table.ended(77), table.ended(78)) == (2, 0)
+    while not table.trim_slice(start_ms + 5, whole):
+        pass
+    assert table.ended(77) == 3
+    put(table, keys[0], deleted(start_ms + 1))
+    put(table, keys[3], deleted(start_ms + 1))
+    put(table, keys[4], made(start_ms + 1, expires_at_ms=start_ms + 4))
+    assert table.ended(77) == 5
+    assert sorted(table.compared(77)) == sorted(
+        (key, table.peek(77, key)) for key in table.keys(77)
+    )
+    put(table, keys[0], made(start_ms + 2))
+    remove(table, keys[1])
+    table.compact(77)
+    assert table.ended(77) == 3
+    assert table.rebuild_digest(77) == []
+    assert (table.ended(77), len(table.compared(77))) == (3, 4)
+    table.wipe(77)
+    assert (table.ended(77), table.compared(77)) == (0, [])
+
+
+def test_what_has_ended_in_a_cache_is_not_there_to_be_compared_or_collected(
+    table: AnyTable,
+) -> None:
+    old, new = same_slot(here, 2)
+    stored = same_slot(there, 1)[0]
+    put(table, old, deleted())
+    put(table, stored, deleted())
+    assert table.ended(77) == 2
+    table.declare_cache(here, 5)
+    settle(table)
+    put(table, new, deleted())
+    assert (table.ended(77), table.compared(77)) == (1, [(stored, deleted())])
+    table.forget_cache(here)
+    settle(table)
+    assert (table.ended(77), table.compared(77)) == (1, [(stored, deleted())])
+    put(table, new, deleted())
+    assert table.ended(77) == 2
+
+
 def test_drift_is_found_and_mended(table: AnyTable) -> None:
     key = same_slot(here, 1)[0]
     put(table, key)

@@ -168,7 +168,10 @@ def wrong_leaves(table: Table) -> list[int]:
     """Slots whose digests are not those of their records."""
     while not table.tend_slice(10_000):
         pass
-    return [slot for slot in used_slots if table.rebuild_digest(slot)]
+    ended = [table.ended(slot) for slot in used_slots]
+    wrong = [slot for slot in used_slots if table.rebuild_digest(slot)]
+    assert [table.ended(slot) for slot in used_slots] == ended
+    return wrong
 
 
 def records_of(table: Table, but: bytes = b"\xff") -> dict[bytes, bytes | None]:

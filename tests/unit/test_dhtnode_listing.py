@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.core.digest import digest_key
 from services.core.hlc import pack_version
 from services.core.key import namespace_prefix
-from services.core.record import value_body
+from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_count, slot_of
 from services.dhtnode.chunk import decode_chunk
 from services.dhtnode.index import Index, run_keys
@@ -310,7 +310,13 @@ def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -
         slot = slot_of(key)
         match rng.choices(range(6), (40, 10, 10, 20, 1, 1))[0]:
             case 0:
-                table.put(slot, key, record(step))
+                kind = rng.randrange(4)
+                made = record(step)
+                if kind == 0:
+                    made = made[:12] + tombstone_body
+                elif kind == 1:
+                    made = made[:12] + value_body(b"value", now_ms + rng.randrange(4_000))
+                table.put(slot, key, made)
                 since.add(key)
             case 1:
                 table.remove(slot, key)
@@ -320,6 +326,8 @@ def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -
             case 3:
                 # So little that a change of sides goes on through many steps.
                 table.tend_slice(rng.choice([1, 50, 5000]))
+                table.trim_next = slot
+                table.trim_slice(now_ms + step, 1)
             case 4:
                 declared, limit = step, rng.randrange(20, 150)
                 table.declare_cache(prefix, limit)
@@ -328,7 +336,9 @@ def test_digests_hold_while_a_namespace_changes_its_kind_under_load(seed: int) -
                 since = {held for held in since if held.startswith(store)}
                 declared = 0
                 table.forget_cache(prefix)
+        ended = table.ended(slot)
         assert table.rebuild_digest(slot) == []
+        assert table.ended(slot) == ended
         chunks = table.export_slot(slot, 1 << 20)
         lasting = {held for chunk in chunks for held in decode_chunk(chunk)[1]}
         assert all(
