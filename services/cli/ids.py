@@ -79,7 +79,10 @@ def _document(fate: Fate) -> dict[str, object]:
         "id": fate.key,
         # Beyond what every reader of JSON takes for an integer.
         "index": str(fate.index),
-        "issued": _issued(fate),
+        # Of what is handed out from memory nobody but its keygen keeps count: it is certain of what
+        # was returned.
+        "issued": fate.reserved_at is not None,
+        "certain": fate.reserved_at is None or fate.returned_at is not None,
         "tenant": fate.tenant,
         "email": fate.email,
         "reserved_at": fate.reserved_at,
@@ -87,13 +90,6 @@ def _document(fate: Fate) -> dict[str, object]:
         "returned_at": fate.returned_at,
         "reissued": fate.claimed,
     }
-
-
-def _issued(fate: Fate) -> str:
-    """Of what is handed out from memory nobody but its keygen keeps count."""
-    if fate.reserved_at is None:
-        return "no"
-    return "yes" if fate.returned_at is not None else "reserved"
 
 
 def _lines(fate: Fate) -> list[str]:
@@ -111,9 +107,8 @@ def _lines(fate: Fate) -> list[str]:
     if fate.closed_at is None:
         lines.append("  given out     then or since, or still to be: its range is in use")
     else:
-        lines.append(
-            f"  given out     before {_time(fate.closed_at)}, or never: its range is closed"
-        )
+        closed = _time(fate.closed_at)
+        lines.append(f"  given out     before {closed}, or never: its range is closed")
     if fate.returned_at is not None:
         again = "; claimed to be given out again" if fate.claimed else ", and not given out since"
         lines.append(f"  returned      {_time(fate.returned_at)}{again}")

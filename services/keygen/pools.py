@@ -314,11 +314,17 @@ class Pools:
         )
 
     def _wish(self, pool: Pool, now_s: float) -> Wish:
-        needed = pool.waiting - pool.left
+        needed = max(pool.waiting - pool.left, 0)
+        wanted = needed
         if pool.left <= pool.low_water:
-            needed = max(needed, pool.low_water + 1 - pool.left)
+            wanted = max(needed, pool.low_water + 1 - pool.left)
         return Wish(
-            pool.tenant, pool.size, needed, pool.next_range_keys(now_s), max(claim_keys_max, needed)
+            pool.tenant,
+            pool.size,
+            needed,
+            wanted,
+            pool.next_range_keys(now_s),
+            max(claim_keys_max, needed),
         )
 
     def _fill_with(
@@ -338,17 +344,21 @@ class Pools:
     # Letting go.
 
     def _make_room(self) -> None:
+        """Drop a pool that was not used since somebody last looked; any, if all of those looked at
+        were."""
+        usable = None
         for _ in range(min(_looks_max, len(self._pools))):
             name, pool = next(iter(self._pools.items()))
-            if pool.waiting or pool.refilling is not None or pool.seen_left != pool.left:
-                pool.seen_left = pool.left
-                self._pools.move_to_end(name)
-                continue
-            del self._pools[name]
-            self._let_go(pool)
-            self.counters.dropped_pools += 1
-            return
-        raise RetryLater("overloaded", f"{self._pools_max} tenants are being given keys already")
+            if not pool.waiting and pool.refilling is None:
+                usable = name
+                if pool.seen_left == pool.left:
+                    break
+            pool.seen_left = pool.left
+            self._pools.move_to_end(name)
+        if usable is None:
+            raise RetryLater("overloaded", "Keys are being reserved for too many accounts at once")
+        self._let_go(self._pools.pop(usable))
+        self.counters.dropped_pools += 1
 
     def _let_go(self, pool: Pool) -> None:
         for lot, drawn in pool.empty():

@@ -246,12 +246,17 @@ class Quotas:
         account.close()
 
     def _make_room(self) -> None:
+        """Drop an account that was not used since somebody last looked; any, if all of those looked
+        at were."""
+        usable = None
         for _ in range(min(_looks_max, len(self._accounts))):
             name, account = next(iter(self._accounts.items()))
-            if account.turn.locked() or account.seen_left != account.left:
-                account.seen_left = account.left
-                self._accounts.move_to_end(name)
-                continue
-            self._drop(name)
-            return
-        raise RetryLater("overloaded", f"{self._accounts_max} API keys are in use at once")
+            if not account.turn.locked():
+                usable = name
+                if account.seen_left == account.left:
+                    break
+            account.seen_left = account.left
+            self._accounts.move_to_end(name)
+        if usable is None:
+            raise RetryLater("overloaded", "Too many API keys are in use at once")
+        self._drop(usable)

@@ -89,12 +89,14 @@ _COUNTERS: Final = "SELECT size, next FROM key_counters"
 
 @dataclass(slots=True, frozen=True)
 class Wish:
-    """What a pool needs: keys that were returned, and as many new ones as are still `needed`
-    then. If any are, it gets `count` of them or more, so as to come again less often."""
+    """What a pool wants: keys that were returned and, if these are fewer than `wanted`, new ones:
+    `count` of them or more, so as to come again less often. Of those `needed` somebody waits for
+    them: with fewer the pool is not served."""
 
     tenant: int
     size: int
     needed: int
+    wanted: int
     count: int
     claim_max: int
 
@@ -184,9 +186,9 @@ class RangeStore:
         try:
             async with self._database.transaction() as connection:
                 claimed = await _claim(connection, instance_id, wish)
-                lacking = wish.needed - (len(claimed) if claimed else 0)
-                if lacking > 0:
-                    reserved = await _reserve(connection, instance_id, wish, lacking)
+                found = len(claimed) if claimed is not None else 0
+                if found < wish.wanted:
+                    reserved = await _reserve(connection, instance_id, wish, found)
         except UnknownOutcome as error:
             leavings = Leavings(
                 ranges=[reserved.range_id] if reserved else (),
@@ -198,8 +200,8 @@ class RangeStore:
     async def reserve_closed(self, tenant: int, size: int, count: int) -> RangeLot:
         """A range for somebody who hands it out at once, and is no keygen."""
         async with self._database.transaction() as connection:
-            wish = Wish(tenant, size, count, count, 0)
-            reserved = await _reserve(connection, _no_instance, wish, count)
+            wish = Wish(tenant, size, count, count, count, 0)
+            reserved = await _reserve(connection, _no_instance, wish, 0)
             await connection.execute(_CLOSE, [reserved.range_id])
         return reserved
 
@@ -233,20 +235,20 @@ async def _claim(connection: Connection, instance_id: int, wish: Wish) -> ClaimL
     return ClaimLot(rows[0]["id"], [(int(row["index"]), row["reserved_ms"]) for row in rows])
 
 
-async def _reserve(connection: Connection, instance_id: int, wish: Wish, lacking: int) -> RangeLot:
+async def _reserve(connection: Connection, instance_id: int, wish: Wish, claimed: int) -> RangeLot:
     space = radix**wish.size
-    found = await connection.fetchval(_LOCK_COUNTER, wish.size)
-    if found is None:
+    counter = await connection.fetchval(_LOCK_COUNTER, wish.size)
+    if counter is None:
         raise RetryLater("database_unavailable", f"There is no counter of size {wish.size}")
-    first = int(found)
+    first = int(counter)
     left = space - first
-    if left < lacking:
+    if left < max(wish.needed - claimed, 1):
         raise FixRequest(
             "limit_reached",
             f"All but {left} of the {space} keys of {wish.size} characters have been given out; "
             "ask for longer ones",
         )
-    count = min(max(wish.count, lacking), left)
+    count = min(max(wish.count, wish.wanted - claimed), left)
     row: Any = await connection.fetchrow(
         _RESERVE, wish.size, first, count, wish.tenant, instance_id
     )

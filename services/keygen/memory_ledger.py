@@ -1,0 +1,55 @@
+"""Quotas in memory, for tests: what quota_store.py keeps in PostgreSQL, shared by keygens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Final
+
+from services.core.errors import RetryLater
+from services.keygen.quota_store import Block, Unspent, block_share
+
+_first_day: Final = date(2026, 1, 1)
+
+
+class MemoryLedger:
+    def __init__(self) -> None:
+        self.day = _first_day
+        self.left_s = 3_600.0
+        self.away = False
+        self.taken = 0
+        self._used: Counter[tuple[int, int, date]] = Counter()
+
+    def next_day(self) -> None:
+        self.day += timedelta(days=1)
+
+    async def take(self, tenant: int, key_id: int, limit: int, needed: int, /) -> Block:
+        self._check()
+        self.taken += 1
+        name = (tenant, key_id, self.day)
+        left = limit - self._used[name]
+        count = 0 if left < needed else max(needed, left // block_share)
+        self._used[name] += count
+        return Block(self.day, count, self._used[name], self.left_s)
+
+    async def used(self, tenant: int, key_id: int, /) -> tuple[int, float]:
+        self._check()
+        return self._used[tenant, key_id, self.day], self.left_s
+
+    async def give_back(self, unspent: Sequence[Unspent], /) -> None:
+        self._check()
+        for one in unspent:
+            self._used[one.tenant, one.key_id, one.day] -= one.count
+
+    async def count(self, spent: Sequence[tuple[int, int, int]], /) -> None:
+        self._check()
+        for tenant, key_id, count in spent:
+            self._used[tenant, key_id, self.day] += count
+
+    async def forget(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if self.away:
+            raise RetryLater("database_unavailable", "PostgreSQL is away")
