@@ -1,4 +1,4 @@
-"""`ydht node inspect` and `ydht node verify`: what lies in a node's directory, and is it sound."""
+"""`ydht node`: what lies in a node's directory, and is it sound; and the scrub of one that runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from services.cli.node_scrub import scrub
 from services.core.errors import FatalError
 from services.dhtnode.inspection import Inspection, Survey, inspect
 from services.runtime.disk import SystemDisk
@@ -21,7 +22,10 @@ _directory = click.argument(
 
 @click.group()
 def node() -> None:
-    """Look into the directory of a node, such as ./data/nodes/node-1. Changes nothing."""
+    """Look into the directory of a node, such as ./data/nodes/node-1, or have one scrubbed."""
+
+
+node.add_command(scrub)
 
 
 @node.command(name="inspect")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from services.cli.commands import main
+from services.cli.front_desk import UnreachableError
 from services.core import messages as m
 from services.core.wire import OK
 from tests.integration.node_process import (
@@ -17,6 +21,7 @@ from tests.integration.node_process import (
     node_client,
     node_process,
     prefix,
+    secret,
 )
 from tests.integration.process_memory import rot
 from tests.waiting import wait_until
@@ -122,6 +127,35 @@ async def test_a_flipped_bit_in_memory_and_one_in_a_snapshot_are_mended_and_repo
             assert await value_of(again, number) == content + b"-%d." % number
     told = await scrubbed(node)
     assert told["found_in_memory"] == told["found_on_disk"] == 0
+
+
+async def test_the_command_has_a_node_scrubbed_and_says_what_was_found(
+    node: NodeProcess, client: NodeClient, tmp_path: Path
+) -> None:
+    environment = {"CLUSTER_SECRET": secret, "DATA_DIR": str(tmp_path)}
+
+    async def run(*arguments: str) -> Result:
+        runner = CliRunner()
+        return await asyncio.to_thread(
+            runner.invoke, main, ["node", "scrub", *arguments], env=environment
+        )
+
+    well = await run(node.url)
+    assert well.output == f"{node.url}: nothing has rotted since the node was started\n"
+    assert rot(node.process.pid, content + b"-7.", 1) >= 1
+    mended = await run(node.url, "--json")
+    assert mended.exit_code == 0, mended.output
+    told = json.loads(mended.stdout)
+    assert (told["url"], told["found_in_memory"], told["mended"]) == (node.url, 1, 1)
+    (tmp_path / "up.json").write_text(
+        json.dumps({"nodes": {"node-1": {"url": node.url, "pid": 1}}})
+    )
+    assert "1 found in memory and 0 on disk, 1 mended" in (await run()).output
+    silent = await run(node.url, "http://127.0.0.1:9")
+    assert silent.exit_code == 1
+    assert "it cannot be asked" in silent.output
+    assert (await run("http://127.0.0.1:9")).exit_code == UnreachableError.exit_code
+    assert (await run("127.0.0.1")).exit_code == 2
 
 
 @pytest.mark.parametrize("snapshots", [0, 1])
