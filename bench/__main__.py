@@ -7,7 +7,18 @@ import os
 import platform
 from collections.abc import Callable
 
-from bench import fastlane, gateway, link, logins, node, replicator, table, usage, usermanager
+from bench import (
+    fastlane,
+    gateway,
+    link,
+    logins,
+    node,
+    repair,
+    replicator,
+    table,
+    usage,
+    usermanager,
+)
 from bench.report import Row, quiet, show
 
 suites: dict[str, Callable[[], list[Row]]] = {
@@ -17,6 +28,7 @@ suites: dict[str, Callable[[], list[Row]]] = {
     "table": table.rows,
     "node": node.rows,
     "replicator": replicator.rows,
+    "repair": repair.rows,
     "usermanager": usermanager.rows,
     "logins": logins.rows,
     "usage": usage.rows,
