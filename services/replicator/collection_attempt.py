@@ -117,7 +117,9 @@ class Attempt:
         )
 
     def _all_up(self, nodes: list[FleetNode]) -> bool:
-        away = ", ".join(sorted(node.node_id for node in nodes if not node.live))
+        away = ", ".join(
+            sorted(node.node_id for node in nodes if not (node.live and node.link.connected))
+        )
         if away:
             self._asking.fail(End.NOT_ALL_UP, f"not to be reached: {away}")
         return not away

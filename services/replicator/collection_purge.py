@@ -67,7 +67,7 @@ class Purging:
             self._tell(node, body, 0)
 
     def abandon(self) -> None:
-        """Say nothing more, and hear nothing."""
+        """Say nothing more."""
         self._abandoned = True
 
     def _tell(self, node: FleetNode, body: bytes, tries: int) -> None:
@@ -79,8 +79,6 @@ class Purging:
             self._told(node, body, tries, asked, b"")
 
     def _told(self, node: FleetNode, body: bytes, tries: int, kind: int, answer: bytes) -> None:
-        if self._abandoned:
-            return
         if kind != OK:
             if kind != NACK and tries < len(pauses_s):
                 again = partial(self._tell, node, body, tries + 1)

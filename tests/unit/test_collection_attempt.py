@@ -399,6 +399,7 @@ def test_a_replica_that_goes_while_keys_are_settled_ends_it(world: CollectingWor
     world.pass_until(lambda: away.asked[ACCEPT] > 14)
     away.crash()
     world.pass_until(lambda: bool(attempt))
+    world.pass_time(0.1)
     assert attempt[0].end is End.NOT_ALL_UP
     assert world.messages(FREEZE) == 0
 
