@@ -7,13 +7,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache, partial
-from itertools import count
+from functools import partial
 
 from services.core import operations as o
-from services.core.key import namespace_prefix
 from services.core.messages import MALFORMED
-from services.core.ring import slot_of
 from services.core.wire import DOWN, OK, OVERLOADED, UNKNOWN_KIND, Role
 from services.core.wire import FAILED as BUG
 from services.runtime.clock import FakeClock
@@ -22,6 +19,7 @@ from services.runtime.link import Station
 from services.runtime.opening import Identity
 from services.runtime.peer import SENT
 from tests.simulation.asked import outcome_of, request_of
+from tests.simulation.cluster_keys import Mode, key_modes
 from tests.simulation.history import (
     FAILED,
     IF_ABSENT,
@@ -46,49 +44,24 @@ from tests.simulation.node_life import secret
 # What a replicator gives an operation, and some time on the way.
 answer_s = 2.5
 think_s = 0.02
-prefix = namespace_prefix(7, b"store")
 # Whoever was refused waits longer before the next try.
 refused_s = 0.15
 
 
-class Mode(Enum):
-    STRONG = "strong"
-    EVENTUAL = "eventual"
-    MIXED = "mixed"
-
-
-@lru_cache(maxsize=1)
-def keys_of_one_slot() -> tuple[bytes, ...]:
-    """Five storage keys that share a slot. Looking for them takes a tenth of a second."""
-    found: list[bytes] = []
-    for number in count():
-        key = prefix + b"key-%d" % number
-        if not found or slot_of(key) == slot_of(found[0]):
-            found.append(key)
-        if len(found) == 5:
-            break
-    return tuple(found)
-
-
-def key_modes() -> dict[bytes, Mode]:
-    """The keys of a run, five of one slot and two from elsewhere."""
-    first, second, third, fourth, fifth = keys_of_one_slot()
-    return {
-        **dict.fromkeys((first, second, third), Mode.STRONG),
-        fourth: Mode.MIXED,
-        fifth: Mode.EVENTUAL,
-        prefix + b"elsewhere-0": Mode.EVENTUAL,
-        prefix + b"elsewhere-1": Mode.MIXED,
-    }
-
-
-@lru_cache(maxsize=1)
-def slots_of_keys() -> tuple[int, ...]:
-    return tuple(sorted({slot_of(key) for key in key_modes()}))
-
-
 # So that rivals meet: most operations are on few keys.
 shares = {Mode.STRONG: 4, Mode.MIXED: 2, Mode.EVENTUAL: 2}
+
+
+class Habits:
+    """What clients of one run do how often: some delete much of what they put."""
+
+    def __init__(self, draw: random.Random) -> None:
+        # Of strong operations, beside three reads, two puts and some others.
+        self.deletes: int = draw.choice((1, 3, 5))
+        # Shares of eventual writes, and of writes that are to end by themselves.
+        self.eventual_deletes: float = draw.choice((0.25, 0.5))
+        self.ending: float = draw.choice((0.1, 0.25, 0.4))
+        self.think_s: float = draw.choice((think_s, think_s, 3 * think_s))
 
 
 @dataclass(slots=True)
@@ -135,6 +108,7 @@ class Client:
         name: str,
         replicators: list[str],
         told: Told,
+        habits: Habits,
         life_of: Callable[[str], int],
     ) -> None:
         self.site = site
@@ -146,6 +120,7 @@ class Client:
         self.modes = key_modes()
         self.keys = [key for key, mode in self.modes.items() for _ in range(shares[mode])]
         self.stopped = False
+        self._habits = habits
         self._life_of = life_of
         # Something was refused or is unknown; the next request waits longer.
         self._in_trouble = False
@@ -157,7 +132,7 @@ class Client:
             link.start()
 
     def begin(self) -> None:
-        self._soon(think_s)
+        self._soon(self._habits.think_s)
 
     def _soon(self, within_s: float) -> None:
         self.clock.call_later(self.draw.uniform(0.0, within_s), self._next)
@@ -182,7 +157,7 @@ class Client:
             if kind in (BUG, UNKNOWN_KIND, MALFORMED):
                 self.site.wrong.append(f"{self.name} was answered {kind}: {body!r}")
             heard(kind, body)
-            self._soon(refused_s if self._in_trouble else think_s)
+            self._soon(refused_s if self._in_trouble else self._habits.think_s)
 
         sent = self.links[replicator].request(kind, body, answered, answer_s)
         if sent != SENT:
@@ -238,7 +213,7 @@ class Client:
 
     def _action(self, key: bytes) -> Action:
         draw = self.draw
-        ttl_ms = draw.choice((50, 300, 1500)) if draw.random() < 0.25 else None
+        ttl_ms = draw.choice((50, 300, 1500)) if draw.random() < self._habits.ending else None
         guard: Guard = None
         if draw.random() < 0.3:
             learned = self.told.learned.get(key, bytes(12))
@@ -247,23 +222,26 @@ class Client:
         # Numbers are far enough apart to tell whose sum a sum is.
         number = b"%d" % (self.told.values * 1000)
         value = number if draw.random() < 0.6 else b"value-" + number
-        return draw.choice(
-            (Get(), Get(), Get(), Put(value, ttl_ms, guard), Put(value, ttl_ms, guard),
-             Delete(guard), Patch(ttl_ms, guard), Increment(1, guard), Increment(1, None))
-        )  # fmt: skip
+        actions: list[Action] = [
+            Get(), Get(), Get(), Put(value, ttl_ms, guard), Put(value, ttl_ms, guard),
+            Patch(ttl_ms, guard), Increment(1, guard), Increment(1, None),
+        ]  # fmt: skip
+        return draw.choice(actions + [Delete(guard)] * self._habits.deletes)
 
     # -- eventual
 
     def _write(self, key: bytes, replicator: str) -> tuple[int, bytes, Heard]:
         self.told.values += 1
-        value = None if self.draw.random() < 0.25 else b"eventual-%d" % self.told.values
+        deletes = self.draw.random() < self._habits.eventual_deletes
+        value = None if deletes else b"eventual-%d" % self.told.values
         life, doubled = self._life_of(replicator), self.site.back.doubled
         write = Write(key, value, replicator, life, doubled)
         self.told.writes.append(write)
         heard = partial(self._written, write)
         if value is None:
             return o.DELETE, key, heard
-        write.ttl_ms = self.draw.choice((50, 300, 1500)) if self.draw.random() < 0.2 else 0
+        if self.draw.random() < self._habits.ending:
+            write.ttl_ms = self.draw.choice((50, 300, 1500))
         return o.PUT, o.encode_put(key, value, write.ttl_ms), heard
 
     def _written(self, write: Write, kind: int, body: bytes) -> None:

@@ -10,6 +10,7 @@ from tests.simulation.machines import Machine, NodeMachine, ReplicatorMachine, S
 # Between the beginnings of two faults.
 pause_s = (0.02, 0.5)
 loss_max = 0.3
+straggle_s = (0.05, 0.05, 0.3, 1.5)
 # One takes as long to simulate as a dozen operations.
 snapshot_share = 0.02
 
@@ -104,7 +105,19 @@ class Faults:
         self._later(self.draw.choice((0.01, 0.2, 1.0)) * self.draw.random(), start)
 
     def _end_replicator(self) -> None:
-        machine = self.draw.choice(self.replicators)
+        self._end(self.draw.choice(self.replicators))
+
+    def end_replicator_soon(self, machine: ReplicatorMachine, delay_s: float) -> None:
+        """In the middle of what it has begun just now."""
+        lives = machine.lives
+
+        def end() -> None:
+            if machine.lives == lives:
+                self._end(machine)
+
+        self._later(delay_s, end)
+
+    def _end(self, machine: ReplicatorMachine) -> None:
         if not machine.up:
             return
         power_cut = self.draw.random() < 0.5
@@ -180,6 +193,8 @@ class Faults:
         weather.loss = draw.random() * self.loss_max
         weather.duplicate = draw.choice((0.0, 0.1, 0.3))
         weather.reorder = draw.choice((0.0, 0.1, 0.3))
+        # Some messages come when everybody has gone on to other things.
+        weather.straggle_s_max = draw.choice(straggle_s)
         self.site.front.weather.loss = weather.loss / 10
         self.site.front.weather.reorder = weather.reorder
 

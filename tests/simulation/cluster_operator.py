@@ -9,8 +9,8 @@ floor, and of each key what was accepted last and the cell. A node that has answ
 has left the one before for good. The greatest floor, the highest accepted ballot and the merged
 cell go through the log of the new owner; until they are durable there, it is not ready.
 
-What it leaves out: nodes keep what they do not own any more. Nothing is ever collected here, so
-old data that come back are only outdated.
+A node forgets what it did not own any more before it is given the same slot anew: what it has of
+it may have been collected everywhere else.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ class Operator:
         if life is None or life.ended or machine.paused:
             return
         if move.logged is None or move.logged[0] != machine.lives:
+            life.wipe(move.slot)
             for kind, body in self._frames(move):
                 life.replica.replay(kind, body)
                 life.log.append(kind, body)

@@ -4,17 +4,20 @@ after the other."""
 from __future__ import annotations
 
 import errno
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError
+from services.replicator.collection_end import Collected
 from services.replicator.memory_map_store import MemoryMapStore
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk, Operation
 from services.runtime.fake_link import FakeNetwork
+from tests.simulation.collected import EverCollected
 from tests.simulation.node_life import NodeLife, Trimming
 from tests.simulation.replicator_life import ReplicatorLife
 
@@ -52,7 +55,20 @@ class Site:
     refuse_leads: bool = True
     count: Count = lambda name, by=1: None
     trimming: Trimming | None = None
+    collected: EverCollected = field(default_factory=EverCollected)
+    # By how much a clock may be ahead, in milliseconds.
+    ahead_ms: float = math.inf
     wrong: list[str] = field(default_factory=list)
+
+    @property
+    def wall_ms(self) -> int:
+        """By a clock that is right."""
+        return FakeClock.epoch_ms + int(self.timeline.now_s * 1000)
+
+    def removed(self, key: bytes, record: bytes) -> None:
+        """A node does not have this record any more."""
+        self.count("records collected")
+        self.collected.note(key, record, self.wall_ms + self.ahead_ms)
 
 
 class Machine:
@@ -154,6 +170,7 @@ class NodeMachine(Machine):
             skew_ms=self.skew_ms,
             refuse_leads=site.refuse_leads,
             trimming=site.trimming,
+            on_removed=site.removed,
         )
         life.on_failed = self._failed
         life.replica.not_ready = self.not_ready
@@ -236,9 +253,41 @@ class ReplicatorMachine(Machine):
             refuse_leads=site.refuse_leads,
         )
 
+    def collect(self, slot: int, done: Callable[[Collected], None]) -> None:
+        """Begin one attempt to collect the slot, if it can."""
+        life = self.replicator
+        if life is not None and life.fleet.map is not None and not self.paused:
+            life.collector.collect(slot, done)
+
+    def request_collection(self, slot: int) -> None:
+        """Have the slot collected, by as many attempts as that takes."""
+        if self.replicator is not None:
+            self.replicator.collector.request(slot)
+
     def lose_directory(self) -> None:
         """Once it is stopped: another machine takes over the name."""
         self.disk = FakeDisk(self.site.draw, self.disk_clock)
 
     def _forget_life(self) -> None:
+        assert self.replicator is not None
+        self._count_collected(self.replicator)
         self.replicator = None
+
+    def check(self) -> None:
+        super().check()
+        if self.replicator is not None:
+            self._count_collected(self.replicator)
+
+    def _count_collected(self, life: ReplicatorLife) -> None:
+        counters, count = life.collector.counters, self.site.count
+        count("collections begun", counters.attempts)
+        for end, number in counters.ended.items():
+            count(f"collection {end.value.replace('_', ' ')}", number)
+        count("tombstones collected", counters.tombstones)
+        count("promises collected", counters.promises)
+        count("records repaired in collections", counters.repaired)
+        repair = life.anti_entropy.counters
+        count("passes", repair.passes)
+        count("differing keys found", repair.keys_differing)
+        count("records repaired", repair.records_sent)
+        count("repairs refused below the floor", repair.below_floor)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from services.core.digest import digest_key
 from services.core.hlc import HighWater
+from services.core.messages import u16
 from services.core.wire import Role
 from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory
@@ -17,7 +18,6 @@ from services.dhtnode.membership import Membership
 from services.dhtnode.recovery import Recovery
 from services.dhtnode.replica import Replica
 from services.dhtnode.snapshot import SnapshotWriter
-from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
 from services.runtime.fake_link import FakeNetwork
@@ -25,12 +25,16 @@ from services.runtime.link import Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.log.log import Batch, Log
 from services.runtime.opening import Identity
+from tests.simulation.collected import Removed, WatchedTable
 
 secret = "one secret for all of them here"
 segment_bytes = 6_000
 commit_bytes_max = 2_500
 # How often a node looks whether everybody knows how it is.
 look_s = 0.5
+# A frame of the log that a real node has no use for yet: all of a slot was forgotten, since it
+# belongs to others. Its body is the slot.
+WIPED = 250
 
 
 class BusyClock(FakeClock):
@@ -70,13 +74,14 @@ class NodeLife:
         skew_ms: int = 0,
         refuse_leads: bool = True,
         trimming: Trimming | None = None,
+        on_removed: Removed = lambda key, record: None,
     ) -> None:
         self.node_id = node_id
         self.store_id = store_id
         self.clock = FakeClock(timeline, skew_ms)
         # Also busy, so that long requests take many turns and others come in between.
         self.busy_clock = BusyClock(timeline, skew_ms)
-        self.replica = Replica(Table(digest_key(secret)), self.clock)
+        self.replica = Replica(WatchedTable(digest_key(secret), on_removed), self.clock)
         self.replica.high_water = HighWater(refuse_leads=refuse_leads)
         self.acceptor = Acceptor(self.replica, self.clock)
         self.membership = Membership(self.replica, self._keep_map)
@@ -101,10 +106,25 @@ class NodeLife:
         """Read what an earlier life has left. OSError or FatalError end it."""
         path = Path("/data/nodes") / self.node_id
         self.directory = NodeDirectory.open(self._disk, path, self.node_id, self.store_id)
-        self._recovery = Recovery(self.directory, self.replica.replay)
+        self._recovery = Recovery(self.directory, self._replay)
         yield from self._recovery.steps()
         for _ in self.acceptor.settle():
             pass
+
+    def _replay(self, kind: int, body: bytes) -> None:
+        if kind == WIPED:
+            self._forget(u16.unpack(body)[0])
+        else:
+            self.replica.replay(kind, body)
+
+    def wipe(self, slot: int) -> None:
+        """Forget all of a slot, and log it."""
+        self._forget(slot)
+        self.log.append(WIPED, u16.pack(slot))
+
+    def _forget(self, slot: int) -> None:
+        self.replica.table.wipe(slot)
+        self.replica.promises.wipe(slot)
 
     def serve(self) -> None:
         """Take links. The recovery has ended."""

@@ -4,14 +4,19 @@ it for a real one, on a disk, a clock and networks that are not."""
 from __future__ import annotations
 
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 from services.core.cluster import Member
 from services.core.messages import STATE, decode_state
 from services.core.wire import OK, Role
+from services.replicator import anti_entropy, mending
+from services.replicator.anti_entropy import AntiEntropy, Rates
 from services.replicator.cache_news import CacheNews
+from services.replicator.collection import Collector
 from services.replicator.counters import Counters
 from services.replicator.declared import Declared
 from services.replicator.declaring import Declaring
@@ -22,8 +27,11 @@ from services.replicator.map_store import MapStore
 from services.replicator.membership import Membership, dropped_drain_s, poll_s
 from services.replicator.memory_namespace_store import MemoryNamespaceStore, NamespaceRows
 from services.replicator.namespaces import NamespaceListings
+from services.replicator.passes import Pass
 from services.replicator.prefix_delete import PrefixDeletions
+from services.replicator.repair_counters import RepairCounters
 from services.replicator.requests import Requests
+from services.replicator.slot_shares import Shares, block_slots
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations
 from services.replicator.sweeper import Sweeper
@@ -34,10 +42,13 @@ from services.runtime.fleet import Fleet, only_member
 from services.runtime.link import Station
 from services.runtime.opening import Identity
 from services.runtime.peer import Handler, OwnedLink, Peer
+from tests.simulation.cluster_keys import slots_of_keys
 from tests.simulation.node_life import secret
 
 hint_bytes_max = 1 << 20
 hint_segment_bytes = 8_000
+# All slots that there are keys of are compared so often.
+rates = Rates(pass_s=1.5, records_per_s=10_000, bytes_per_s=8 << 20)
 
 T = TypeVar("T")
 
@@ -50,6 +61,37 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         result: T = end.value
         return result
     raise AssertionError("it waits")
+
+
+class PassOfFew(Pass):
+    """A pass over the slots that there are keys of. All the others take as long as a hundred
+    operations to simulate, and are empty."""
+
+    def __init__(
+        self, began_s: float, slots: Iterable[int] | None = None, *, node_id: str | None = None
+    ) -> None:
+        super().__init__(began_s, slots_of_keys() if slots is None else slots, node_id=node_id)
+
+    def unsettled(self) -> list[int]:
+        return [slot for slot in slots_of_keys() if self._todo[slot]]
+
+    def advance(self) -> bool:
+        blocks = sorted({slot // block_slots for slot in slots_of_keys()})
+        later = [block for block in blocks if block > self.block]
+        self.block = later[0] if later else blocks[0]
+        self.rounds += not later
+        return not later
+
+
+@contextmanager
+def few_slots(young_ms: int) -> Iterator[None]:
+    """What comparing replicas goes through, and how old a write has to be for it: where clocks
+    are far apart, none is too young."""
+    with (
+        patch.object(anti_entropy, "Pass", PassOfFew),
+        patch.object(mending, "young_ms", young_ms),
+    ):
+        yield
 
 
 class SimulatedMembership(Membership):
@@ -131,6 +173,20 @@ class ReplicatorLife:
         self.eventual = EventualWrites(*shared)
         self.strong = StrongOperations(*shared)
         self.sweeper = Sweeper(self.fleet, self.strong, self.clock, draw)
+        self.collector = Collector(
+            self.fleet, self.stamps, self.strong, self.membership, self.clock, draw
+        )
+        self.anti_entropy = AntiEntropy(
+            self.fleet,
+            self.stamps,
+            hints,
+            self.membership,
+            Shares(replicator_id, self.fleet, self.clock),
+            self.collector,
+            self.clock,
+            rates,
+            RepairCounters(),
+        )
         identity = Identity(Role.REPLICATOR, replicator_id, secret, lambda: self.fleet.epoch)
         declared = Declared()
         news = CacheNews(declared, self.fleet, self.membership.is_member, self.clock)
@@ -150,6 +206,9 @@ class ReplicatorLife:
         self.fleet.start()
         self.membership.begin(self.clock)
         self.sweeper.start()
+        self.collector.start()
+        self.anti_entropy.shares.start()
+        self.anti_entropy.start()
         hints.start()
 
     def pause(self) -> None:

@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 from services.core import operations as o
 from services.core.cluster import ClusterMap
-from services.core.messages import u16
 from services.core.record import is_tombstone, value
 from services.core.ring import slot_of
 from services.core.wire import Role
-from services.dhtnode import frame
+from services.replicator.collection_end import Collected
 from services.replicator.memory_map_store import Rows
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_connection import FakeEnd
 from services.runtime.fake_link import FakeLink, FakeNetwork
 from services.runtime.link import Station
 from services.runtime.opening import Identity
+from services.runtime.peer import Peer
 from tests.simulation.asked import outcome_of, request_of
-from tests.simulation.cluster_clients import keys_of_one_slot
+from tests.simulation.cluster_keys import keys_of_one_slot
 from tests.simulation.cluster_operator import Operator
 from tests.simulation.history import Action, History, Operation
 from tests.simulation.key_model import KeyModel
@@ -30,6 +30,7 @@ from tests.simulation.node_life import secret
 from tests.simulation.replicator_life import finish
 
 answer_s = 2.5
+patience_s = 20.0
 
 
 class SceneNetwork(FakeNetwork):
@@ -45,6 +46,38 @@ class SceneNetwork(FakeNetwork):
             super().carry(end, deliver, sure=sure)
         else:
             end.other.clock.call_later(late_s, lambda: end.other.arrive(deliver))
+
+
+class Held:
+    """Messages of one kind from one sender, or from all, which wait before a node. They come to it
+    when they are let go, or never."""
+
+    def __init__(self, station: Station, kind: int, sender: str | None) -> None:
+        self.messages: list[tuple[Peer, int, bytes]] = []
+        self._sender = sender
+        self._kind = kind
+        assert isinstance(station.handlers, dict)
+        self._handlers = station.handlers
+        self._handler = station.handlers[kind]
+        self._handlers[kind] = self._meet
+
+    def _meet(self, peer: Peer, request_id: int, body: bytes) -> None:
+        if self._sender in (None, peer.hello.id):
+            self.messages.append((peer, request_id, body))
+        else:
+            self._handler(peer, request_id, body)
+
+    def forget(self) -> None:
+        """What waits does not arrive, and what follows does not wait any more."""
+        self._handlers[self._kind] = self._handler
+        self.messages = []
+
+    def let_go(self) -> None:
+        """All that waits arrives. An answer reaches nobody whose connection has ended meanwhile."""
+        messages = self.messages
+        self.forget()
+        for peer, request_id, body in messages:
+            self._handler(peer, request_id, body)
 
 
 class Scene:
@@ -105,6 +138,28 @@ class Scene:
         self.back.heal()
         self.back.late_s.clear()
 
+    def hold(self, kind: int, *nodes: int, of: int | None = None) -> list[Held]:
+        """Messages of this kind, of one replicator or of all, wait before these nodes."""
+        held = []
+        for node in nodes:
+            life = self.nodes[node - 1].node
+            assert life is not None
+            assert life.station is not None
+            held.append(Held(life.station, kind, None if of is None else f"replicator-{of}"))
+        return held
+
+    def let_go(self, held: list[Held]) -> None:
+        for each in held:
+            each.let_go()
+        self.wait(0.2)
+
+    def wait_until(self, done: Callable[[], object]) -> None:
+        """Let pass as much time as it takes, and no more."""
+        end_s = self.timeline.now_s + patience_s
+        while not done():
+            assert self.timeline.now_s < end_s, "it does not come to that"
+            assert self.timeline.step()
+
     def delay(self, replicator: int, node: int, seconds: float) -> None:
         self.back.late_s[f"replicator-{replicator}", self._name(node)] = seconds
 
@@ -159,15 +214,57 @@ class Scene:
 
     def put(self, replicator: int, value: bytes) -> None:
         """Write eventually, and wait for the acknowledgement."""
+        self._write(replicator, o.PUT, o.encode_put(self.key, value))
+
+    def delete(self, replicator: int) -> None:
+        self._write(replicator, o.DELETE, self.key)
+
+    def _write(self, replicator: int, kind: int, body: bytes) -> None:
         told = []
 
         def answered(kind: int, body: bytes) -> None:
             told.append(kind)
 
-        link = self.links[replicator - 1]
-        assert not link.request(o.PUT, o.encode_put(self.key, value), answered, answer_s)
+        assert not self.links[replicator - 1].request(kind, body, answered, answer_s)
         self.wait(0.03)
         assert told == [o.CHANGED]
+
+    # -- collecting
+
+    def collect(self, replicator: int) -> Collected:
+        """Have the slot collected by one attempt; how it ended."""
+        ended = self.begin_to_collect(replicator)
+        self.wait_until(lambda: ended)
+        self.wait(0.1)
+        return ended[0]
+
+    def begin_to_collect(self, replicator: int) -> list[Collected]:
+        """Begin one attempt; how it ends is in the list as soon as it has."""
+        ended: list[Collected] = []
+        self.replicators[replicator - 1].collect(self.slot, ended.append)
+        return ended
+
+    def lose(self, replicator: int) -> None:
+        """It dies, and all that it has kept is lost."""
+        machine = self.replicators[replicator - 1]
+        machine.stop(power_cut=True)
+        machine.lose_directory()
+        self.wait(0.1)
+
+    def left(self) -> list[str]:
+        """What replicas have of the key, each that has anything."""
+        found = []
+        for number, machine in enumerate(self.nodes, 1):
+            if machine.node is None:
+                continue
+            replica = machine.node.replica
+            cell = replica.table.peek(self.slot, self.key)
+            if cell is not None:
+                found.append(f"node {number} has the cell {cell!r}")
+            if replica.promises.holds(self.slot, self.key):
+                promise = replica.promises.get(self.slot, self.key)
+                found.append(f"node {number} has the promise {promise}")
+        return found
 
     def send(self, node: int, kind: int, message: bytes) -> bytes:
         """A message of some replicator comes to a node, however late; what is answered."""
@@ -197,18 +294,11 @@ class Scene:
         assert life is not None
         return life.stamps.tick()
 
-    def raise_floor(self, floor: bytes, *nodes: int) -> None:
-        """Have these nodes know durably that all up to the floor is over, and hold nothing of it:
-        what collecting a slot leaves behind."""
-        for number in nodes:
-            node = self.nodes[number - 1].node
-            assert node is not None
-            body = u16.pack(self.slot) + floor
-            node.replica.replay(frame.FLOOR, body)
-            node.log.append(frame.FLOOR, body)
-            node.replica.table.wipe(self.slot)
-            node.replica.promises.wipe(self.slot)
-        self.wait(0.1)
+    def compare_nothing(self) -> None:
+        """Replicas get no better by themselves from here on."""
+        for machine in self.replicators:
+            assert machine.replicator is not None
+            machine.replicator.anti_entropy.stop()
 
     # -- members
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from services.core.ballots import LEARN, encode_learn
-from services.core.messages import WRITE, encode_write
-from services.core.record import value_body
+from tests.simulation import collecting_scenes as collecting
 from tests.simulation.broken import removals
 from tests.simulation.history import Get, Increment, Put
+from tests.simulation.replicator_life import few_slots
 from tests.simulation.scene import Scene
+
+
+@pytest.fixture(autouse=True)
+def _few_slots() -> Iterator[None]:
+    with few_slots(young_ms=300):
+        yield
 
 
 def read_without_write_back() -> str | None:
@@ -88,6 +93,7 @@ def no_joint_quorum() -> str | None:
 def new_owner_from_one_source() -> str | None:
     """What two old owners have accepted, the third has not; that is whom the new one asks."""
     scene = Scene()
+    scene.compare_nothing()
     scene.asked(1, Put(b"old"))
     scene.cut(1, 3)
     scene.asked(1, Put(b"new"))
@@ -102,47 +108,6 @@ def new_owner_from_one_source() -> str | None:
     return scene.verdict
 
 
-def _resurrected(scene: Scene) -> str | None:
-    values = scene.values()
-    return f"what was deleted and collected is back: {values}" if values else None
-
-
-def new_owner_without_floor() -> str | None:
-    """What the old owners have collected comes late to a new one."""
-    scene = Scene()
-    record = scene.stamp + value_body(b"old")
-    scene.raise_floor(scene.stamp, 1, 2, 3)
-    scene.replace([1])
-    scene.wait(2.0)
-    scene.send(4, WRITE, encode_write(scene.map.epoch, scene.key, record))
-    return _resurrected(scene)
-
-
-def write_below_floor() -> str | None:
-    scene = Scene()
-    record = scene.stamp + value_body(b"old")
-    scene.raise_floor(scene.stamp, 1, 2, 3)
-    scene.send(1, WRITE, encode_write(scene.map.epoch, scene.key, record))
-    return _resurrected(scene)
-
-
-def hint_below_floor() -> str | None:
-    scene = Scene()
-    record = scene.stamp + value_body(b"old")
-    scene.raise_floor(scene.stamp, 1, 2, 3)
-    scene.owe(1, record)
-    return _resurrected(scene)
-
-
-def learn_below_floor() -> str | None:
-    scene = Scene()
-    ballot = scene.stamp
-    scene.raise_floor(scene.stamp, 1, 2, 3)
-    record = ballot + value_body(b"old")
-    scene.send(1, LEARN, encode_learn(scene.map.epoch, ballot, scene.key, record))
-    return _resurrected(scene)
-
-
 scenes: dict[str, Callable[[], str | None]] = {
     "read-without-write-back": read_without_write_back,
     "blind-retry": blind_retry,
@@ -150,10 +115,17 @@ scenes: dict[str, Callable[[], str | None]] = {
     "restamp-after-answer": restamp_after_answer,
     "no-joint-quorum": no_joint_quorum,
     "new-owner-from-one-source": new_owner_from_one_source,
-    "new-owner-without-floor": new_owner_without_floor,
-    "write-below-floor": write_below_floor,
-    "hint-below-floor": hint_below_floor,
-    "learn-below-floor": learn_below_floor,
+    "new-owner-without-floor": collecting.late_write_to_a_new_owner,
+    "no-floor": collecting.late_write,
+    "write-below-floor": collecting.late_write,
+    "hint-below-floor": collecting.late_hint,
+    "learn-below-floor": collecting.late_learn,
+    "collect-without-all": collecting.without_all,
+    "collect-while-joint": collecting.while_joint,
+    "repair-without-session": collecting.repair_of_an_old_session,
+    "purge-before-equal": collecting.purge_of_what_differs,
+    "purge-any-promise": collecting.purge_of_a_promise,
+    "settle-without-cells": collecting.tombstone_of_a_cell_alone,
 }
 
 
