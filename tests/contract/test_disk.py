@@ -108,6 +108,19 @@ def test_a_read_that_meets_the_end_is_short_and_past_the_end_empty(bench: Bench)
     file.close()
 
 
+def test_what_is_forgotten_is_read_again_whether_it_was_synced_or_not(bench: Bench) -> None:
+    with bench.file(content=b"synced") as file:
+        file.sync()
+        file.forget_cached(0, 6)
+        assert file.read_at(0, 6) == b"synced"
+        file.write_at(6, b" and not")
+        file.forget_cached(0, 1 << 20)
+        assert file.read_at(0, 100) == b"synced and not"
+    with pytest.raises(OSError) as closed:
+        file.forget_cached(0, 6)
+    assert closed.value.errno == errno.EBADF
+
+
 def test_a_gap_reads_as_zeros(bench: Bench) -> None:
     file = bench.file(content=b"x")
     file.write_at(9_000, b"y")
