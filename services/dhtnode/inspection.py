@@ -16,7 +16,8 @@ from services.core.messages import Reader
 from services.core.record import version
 from services.dhtnode.chunk import decode_chunk, entry_head
 from services.dhtnode.directory import read_store, snapshots_in, store_name
-from services.dhtnode.frame import RECORD, SLOT
+from services.dhtnode.frame import PURGED, RECORD, SLOT
+from services.dhtnode.purging import Purged, decode_purged
 from services.dhtnode.snapshot import SnapshotReader
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
@@ -197,6 +198,16 @@ class Inspector:
                 self._record(survey, key, record, entry_head.size)
         else:
             survey.live_bytes += head_bytes + len(body)
+            if kind == PURGED:
+                self._purge(decode_purged(body))
+
+    def _purge(self, purged: Purged) -> None:
+        """Cells that were collected are live no more, wherever they lie."""
+        for key, cell, _ in purged.gone:
+            known = self._newest.get(key)
+            if cell and known is not None and known[0] <= purged.session:
+                known[1].live_bytes -= known[2]
+                del self._newest[key]
 
     def _record(self, survey: Survey, key: bytes, record: bytes, overhead: int) -> None:
         survey.records += 1

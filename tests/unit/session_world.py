@@ -58,8 +58,8 @@ class Node:
     """A replica of an odd epoch of which it has the map. Nothing is durable before `settle`, and
     what takes long is done by `finish` or turn by turn."""
 
-    def __init__(self, *, epoch: int = epoch) -> None:
-        self.world = World()
+    def __init__(self, *, epoch: int = epoch, world: World | None = None) -> None:
+        self.world = world or World()
         self.replica = self.world.replica
         self.table = self.world.table
         self.membership = Membership(self.replica, lambda data: None)
