@@ -18,9 +18,12 @@ from services.core.hlc import pack_version
 from services.core.key import storage_key
 from services.core.messages import encode_write
 from services.core.record import tombstone_body, value_body
+from services.core.ring import slot_of
 from services.core.wire import OK
 from services.dhtnode.directory import NodeDirectory
+from services.dhtnode.frame import PURGED
 from services.dhtnode.inspection import Inspection, inspect
+from services.dhtnode.purging import Purged
 from services.dhtnode.recovery import Recovery
 from services.dhtnode.replica import Replica
 from services.dhtnode.snapshot import SnapshotWriter
@@ -306,3 +309,23 @@ def test_a_damaged_map_is_told_of(node: Node) -> None:
 
 def none_fails(error: OSError | None) -> None:
     assert error is None
+
+
+def test_what_was_collected_is_live_no_more_and_what_came_later_is(node: Node) -> None:
+    keys = [storage_key(7, b"default", b"key-%d" % number) for number in range(3)]
+    slot = slot_of(keys[0])
+    known = node.replica.table.peek(slot, keys[0])
+    assert known is not None
+    before = node.inspected()
+    node.log.append(PURGED, Purged(slot, known[:12], [(keys[0], True, False)]).encode())
+    node.timeline.advance(0.01)
+    after = node.inspected()
+    assert (after.keys, after.damage) == (199, [])
+    gone = sum(survey.dead_bytes for survey in after.files)
+    assert gone > sum(survey.dead_bytes for survey in before.files) + len(known)
+    node.write(0, b"again")
+    assert node.inspected().keys == 200
+    # A purge takes nothing that is newer than its session.
+    node.log.append(PURGED, Purged(slot, known[:12], [(keys[0], True, False)]).encode())
+    node.timeline.advance(0.01)
+    assert node.inspected().keys == 200
