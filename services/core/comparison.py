@@ -5,7 +5,8 @@
     VERSIONS  slot u16 · mask of leaves u64 · after   → OK  more u8 · (key_len u16 · key · version)…
 
 `ended` is how much of a slot there is to collect: cells that hold a tombstone or had expired when
-the replica last looked, and promises for keys without a cell that accepted a tombstone or nothing.
+the replica last looked, and promises that accepted a tombstone or nothing. A key that was deleted
+strongly counts for both, as both have to go. Keys of caches do not count.
 The mask has the bit `1 << leaf` for each leaf that differs. VERSIONS goes through these by pages in
 the order of keys: `after` is the last key of the page before. The kinds are those of messages.py.
 """
