@@ -38,6 +38,7 @@ from tests.simulation.cluster_collecting import Collecting
 from tests.simulation.cluster_faults import Faults
 from tests.simulation.cluster_keys import key_modes, slots_of_keys
 from tests.simulation.cluster_operator import Operator
+from tests.simulation.collected import told_of
 from tests.simulation.history import History
 from tests.simulation.judgement import Judgement, lead_ms, shown_again
 from tests.simulation.machines import MapStoreOfChanges, NodeMachine, ReplicatorMachine, Site
@@ -199,5 +200,6 @@ _decode = functools.lru_cache(maxsize=128)(ClusterMap.decode)
 
 def cluster(seed: int) -> Outcome:
     world = World(seed)
-    with _maps_placed_once(), few_slots(young_ms_near if world.near else young_ms_far):
+    young_ms = young_ms_near if world.near else young_ms_far
+    with _maps_placed_once(), few_slots(young_ms), told_of(world.site.removed):
         return world.run()

@@ -7,35 +7,35 @@ forget. Of each key it keeps the latest version that ended and was taken away by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 from services.core.hlc import Version, version_zero
 from services.core.record import expires_at_ms, is_tombstone, version
+from services.dhtnode import sessions
+from services.dhtnode.promises import Promises
+from services.dhtnode.purging import Purged, take_away
 from services.dhtnode.table import Table
 
 Removed = Callable[[bytes, bytes], None]
 """Told a key, and the record that its cell had."""
 
 
-class WatchedTable(Table):
-    """Tells of each cell that it forgets, but for those of a slot that moves away."""
+@contextmanager
+def told_of(removed: Removed) -> Iterator[None]:
+    """Have every cell that any node forgets told."""
 
-    def __init__(self, digest_key: bytes, removed: Removed) -> None:
-        super().__init__(digest_key)
-        self._removed = removed
-        self._wiping = False
+    def tell(table: Table, promises: Promises, purged: Purged) -> None:
+        cells = [(key, table.peek(purged.slot, key)) for key, cell, _ in purged.gone if cell]
+        take_away(table, promises, purged)
+        for key, record in cells:
+            if record is not None:
+                removed(key, record)
 
-    def remove(self, slot: int, key: bytes) -> None:
-        record = self.peek(slot, key)
-        super().remove(slot, key)
-        if record is not None and not self._wiping:
-            self._removed(key, record)
-
-    def wipe(self, slot: int) -> None:
-        self._wiping = True
-        super().wipe(slot)
-        self._wiping = False
+    with patch.object(sessions, "take_away", tell):
+        yield
 
 
 def ended(record: bytes, now_ms: float) -> bool:

@@ -170,7 +170,6 @@ class NodeMachine(Machine):
             skew_ms=self.skew_ms,
             refuse_leads=site.refuse_leads,
             trimming=site.trimming,
-            on_removed=site.removed,
         )
         life.on_failed = self._failed
         life.replica.not_ready = self.not_ready

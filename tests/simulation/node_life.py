@@ -18,6 +18,7 @@ from services.dhtnode.membership import Membership
 from services.dhtnode.recovery import Recovery
 from services.dhtnode.replica import Replica
 from services.dhtnode.snapshot import SnapshotWriter
+from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_disk import FakeDisk
 from services.runtime.fake_link import FakeNetwork
@@ -25,7 +26,6 @@ from services.runtime.link import Station
 from services.runtime.link_limits import LinkCounters
 from services.runtime.log.log import Batch, Log
 from services.runtime.opening import Identity
-from tests.simulation.collected import Removed, WatchedTable
 
 secret = "one secret for all of them here"
 segment_bytes = 6_000
@@ -74,14 +74,13 @@ class NodeLife:
         skew_ms: int = 0,
         refuse_leads: bool = True,
         trimming: Trimming | None = None,
-        on_removed: Removed = lambda key, record: None,
     ) -> None:
         self.node_id = node_id
         self.store_id = store_id
         self.clock = FakeClock(timeline, skew_ms)
         # Also busy, so that long requests take many turns and others come in between.
         self.busy_clock = BusyClock(timeline, skew_ms)
-        self.replica = Replica(WatchedTable(digest_key(secret), on_removed), self.clock)
+        self.replica = Replica(Table(digest_key(secret)), self.clock)
         self.replica.high_water = HighWater(refuse_leads=refuse_leads)
         self.acceptor = Acceptor(self.replica, self.clock)
         self.membership = Membership(self.replica, self._keep_map)

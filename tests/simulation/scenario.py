@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
+from tests.sources import run_sources
+
 # Enough that handing them over costs nothing, few enough that a failure is told soon.
 seeds_in_a_piece = 20
 collect_at = (100_000, 10, 10)
@@ -49,12 +51,19 @@ class _Failure:
 
 
 def run_seeds(
-    name: str, scenario: Scenario, seeds: range, *, jobs: int = 1, within: Setting = nullcontext
+    name: str,
+    scenario: Scenario,
+    seeds: range,
+    *,
+    jobs: int = 1,
+    within: Setting = nullcontext,
+    sources: bool = False,
 ) -> Mapping[str, int]:
     """Run each seed and sum up what they did, in so many processes. The first that fails, in
-    order of seeds, is told. What is handed to other processes must be functions of modules."""
+    order of seeds, is told. What is handed to other processes must be functions of modules; with
+    `sources` these run nothing compiled, as this process must not either."""
     totals: dict[str, int] = {}
-    for counts, failure in _run_pieces(scenario, seeds, jobs, within):
+    for counts, failure in _run_pieces(scenario, seeds, jobs, within, sources):
         if failure is not None:
             raise SeedFailedError(name, failure.seed, failure.what)
         for key, number in counts.items():
@@ -65,7 +74,9 @@ def run_seeds(
 _Sum = tuple[dict[str, int], _Failure | None]
 
 
-def _run_pieces(scenario: Scenario, seeds: range, jobs: int, within: Setting) -> Iterator[_Sum]:
+def _run_pieces(
+    scenario: Scenario, seeds: range, jobs: int, within: Setting, sources: bool
+) -> Iterator[_Sum]:
     pieces = [
         seeds[start : start + seeds_in_a_piece] for start in range(0, len(seeds), seeds_in_a_piece)
     ]
@@ -75,14 +86,17 @@ def _run_pieces(scenario: Scenario, seeds: range, jobs: int, within: Setting) ->
         return
     # Children that begin anew: what this process has started may not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_begin_worker) as pool:
+    begin = partial(_begin_worker, sources)
+    with ProcessPoolExecutor(jobs, context, initializer=begin) as pool:
         try:
             yield from pool.map(run, pieces)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def _begin_worker(sources: bool) -> None:
+    if sources:
+        run_sources()
     # Ctrl-C is for the process that has started this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A seed makes tens of thousands of objects and keeps none: looking for garbage less often
