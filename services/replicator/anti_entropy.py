@@ -1,8 +1,8 @@
 """Anti-entropy: replicas are compared slot by slot, now and for ever, and sent what they lack.
 
     regular    this replicator's share of all slots, spread evenly over the time of a pass
-    owed       all slots of a node that misses what no hint will bring it, as soon as its hints
-               are drained; after that it is told that it has caught up
+    owed       all slots of a node that misses what no hint will bring it, once its hints are
+               drained; after that it is told that it has caught up
     ordered    slots that an operator wants compared now
 
 One block of neighbouring slots is compared at a time, whoever wants it, and what came of it counts
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple, Protocol
 
 from services.replicator.comparing import Comparing, Outcome
 from services.replicator.eventual import Epochs
-from services.replicator.mending import Mending
+from services.replicator.mending import Mending, young_ms
 from services.replicator.pace import Pace
 from services.replicator.passes import Pass
 from services.replicator.repair_counters import Ages, RepairCounters, SlotStates
@@ -35,6 +35,8 @@ from services.runtime.fleet import Fleet
 
 # Between looks at whether something is due: what a node that is back waits for at the most.
 look_s: Final = 0.25
+# By then what was lost last is not young any more, by whichever clock, and so is compared.
+owed_s: Final = young_ms / 1000 + 1.0
 # Worth a session at once; less is worth one if it has been there for a pass.
 ended_min: Final = 32
 # Ages take a millisecond or two to work out, and several figures show them.
@@ -118,6 +120,8 @@ class AntiEntropy:
         self._ordered: Pass | None = None
         # By node, the pass that it is owed, and the mark that was taken before.
         self._owing: dict[str, tuple[Pass, int]] = {}
+        # By node, its mark and since when it has been that.
+        self._marks: dict[str, tuple[int, float]] = {}
         self._course: Course[list[Outcome]] | None = None
         self._ages: Ages | None = None
         self._aged_s = 0.0
@@ -186,11 +190,17 @@ class AntiEntropy:
             # If more was lost meanwhile, it may be in slots that have been compared already.
             if node is None or not node.link.connected or owed.mark(node_id) != mark:
                 del self._owing[node_id]
+        now_s = self._clock.monotonic_s()
         for node_id, node in nodes.items():
             mark = owed.mark(node_id)
-            if mark and node.live and node_id not in self._owing and owed.drained(node_id):
-                begun = Pass(self._clock.monotonic_s(), node_id=node_id)
-                self._owing[node_id] = begun, mark
+            seen = self._marks.get(node_id)
+            if seen is None or seen[0] != mark:
+                seen = self._marks[node_id] = mark, now_s
+            is_due = mark and now_s - seen[1] >= owed_s and owed.drained(node_id)
+            if is_due and node.live and node_id not in self._owing:
+                self._owing[node_id] = Pass(now_s, node_id=node_id), mark
+        for node_id in self._marks.keys() - nodes.keys():
+            del self._marks[node_id]
 
     def _go_on(self) -> None:
         """Compare the next block that somebody wants, unless one is being compared."""

@@ -134,6 +134,16 @@ def test_a_node_whose_hints_overflowed_is_mended_before_anything_is_said(
     assert world.repairer.anti_entropy.owing == {}
 
 
+def test_what_was_lost_a_moment_ago_is_mended_too_before_anything_is_said(
+    world: RepairWorld,
+) -> None:
+    world.sow(range(100), "node-1", "node-2", ahead_ms=0)
+    world.repairer.owed.marks["node-3"] = 1
+    world.pass_until(lambda: bool(world.repairer.owed.told))
+    world.assert_equal()
+    assert world.counters.keys_young == 0
+
+
 def test_all_slots_of_the_node_are_compared_whoever_has_a_share_in_them() -> None:
     world = RepairWorld(replicators=2)
     for node in world.nodes.values():
