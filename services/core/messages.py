@@ -309,8 +309,9 @@ def check_page(more: bool, keys: Sequence[bytes], limit: int) -> None:
     """PeerError for a page of keys that is not in order, or would not lead to an end."""
     if len(keys) > limit or (more and not keys):
         raise PeerError(f"a page of {len(keys)} keys; 1 to {limit} are allowed")
-    if any(one >= other for one, other in pairwise(keys)):
-        raise PeerError("the keys of a page are not in order")
+    for one, other in pairwise(keys):
+        if one >= other:
+            raise PeerError("the keys of a page are not in order")
 
 
 class Reader:

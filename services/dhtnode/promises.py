@@ -148,8 +148,10 @@ class Promises:
 
     def _count_ended(self, slot: int, before: Promise | None, after: Promise | None) -> None:
         ended = self._ended.get(slot, 0)
-        ended -= before is not None and has_ended(before)
-        ended += after is not None and has_ended(after)
+        if before is not None and has_ended(before):
+            ended -= 1
+        if after is not None and has_ended(after):
+            ended += 1
         if ended:
             self._ended[slot] = ended
         else:
@@ -160,10 +162,9 @@ class Promises:
         ended = self._ended.get(slot, 0)
         if not ended or not caches:
             return ended
-        return sum(
-            has_ended(promise)
-            for key, promise in self._slots[slot].items()
-            if key[: 9 + key[8]] not in caches
+        found = self._slots[slot].items()
+        return len(
+            [key for key, held in found if has_ended(held) and key[: 9 + key[8]] not in caches]
         )
 
     @property

@@ -500,11 +500,11 @@ class Table:
 
     def _scan_ended(self, slot: int) -> int:
         """What `ended` has to be."""
-        return sum(
-            not self._live(slot, record)
-            for key, record in self._slots[slot].items()
-            if self._is_compared(key)
-        )
+        count = 0
+        for key, record in self._slots[slot].items():
+            if self._is_compared(key) and not self._live(slot, record):
+                count += 1
+        return count
 
     def _is_compared(self, key: bytes) -> bool:
         """Whether the key is in the digests, as far as keys have changed sides."""
