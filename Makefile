@@ -145,8 +145,9 @@ $(COMPILED): $(INSTALLED) compile.py $(shell sed -n 's/^    "\(services.*[.]py\)
 	@$(BIN)/python compile.py || true
 	@touch $@
 else
-.PHONY: $(COMPILED)
-$(COMPILED): $(INSTALLED)
+$(COMPILED): $(INSTALLED) FORCE
 	@$(BIN)/python compile.py --remove
 	@rm -f $@
+
+FORCE:
 endif

@@ -10,9 +10,8 @@ refuses to start on what is older than its source (services/runtime/compiled.py)
 their own process run the sources (tests/sources.py), as they put other parts in the place of some;
 the simulation, run by its command, and everything that starts services run what is compiled.
 
-A module that is to be in the list cannot hold a class that inherits from one that is not, nor may
-such a one inherit from it; it has no async generators; and a generator expression in it would be a
-list, of which mypyc warns, so that it fails here.
+What inherits from a class of a compiled module has to be compiled too. Such a module has no async
+generators, and a generator expression in it would be a list; mypyc warns of that, and it fails.
 
     python compile.py [--remove]
 """
@@ -56,6 +55,7 @@ modules = (
     "services/gateway/options.py",
     "services/gateway/reads.py",
     "services/gateway/seams.py",
+    "services/keygen/unbounded.py",
     "services/replicator/answers.py",
     "services/replicator/counters.py",
     "services/replicator/eventual.py",
@@ -74,6 +74,7 @@ modules = (
     "services/runtime/exchange.py",
     "services/runtime/fast_exchange.py",
     "services/runtime/fleet.py",
+    "services/runtime/lane_route.py",
     "services/runtime/link.py",
     "services/runtime/log/frame.py",
     "services/runtime/log/log.py",

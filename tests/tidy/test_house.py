@@ -97,7 +97,7 @@ def test_make_help_lists_every_target() -> None:
 def test_an_interpreter_that_does_not_run_is_one_line_of_advice(
     tmp_path: Path, python: str
 ) -> None:
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "compile.py"):
         shutil.copy(root / name, tmp_path / name)
     result = subprocess.run(  # noqa: S603  Our own Makefile.
         ["make", f"PYTHON={python}", "run"],  # noqa: S607  As a user calls it.
