@@ -32,7 +32,7 @@ from unittest.mock import patch
 from services.core.cluster import ClusterMap
 from services.replicator.memory_map_store import Rows
 from services.runtime.clock import Timeline
-from services.runtime.fake_link import FakeNetwork, Weather
+from services.runtime.fake_link import FakeNetwork
 from tests.simulation.cluster_clients import Client, Habits, Told
 from tests.simulation.cluster_collecting import Collecting
 from tests.simulation.cluster_faults import Faults
@@ -45,6 +45,7 @@ from tests.simulation.machines import MapStoreOfChanges, NodeMachine, Replicator
 from tests.simulation.node_life import Trimming
 from tests.simulation.replicator_life import few_slots, finish
 from tests.simulation.scenario import Outcome
+from tests.simulation.slow_network import SlowNetwork
 
 operations_min = 160
 faults_min = 4
@@ -71,8 +72,8 @@ class World:
         self.timeline = Timeline()
         self.near = draw.random() < 0.75
         self.skew_ms = skew_ms_near if self.near else skew_ms_far
-        back = FakeNetwork(draw, Weather())
-        front = FakeNetwork(draw, Weather())
+        back = SlowNetwork(draw, self.timeline)
+        front = FakeNetwork(draw)
         size = draw.choice((3, 3, 4, 5))
         self.rows = Rows()
         self.site = Site(

@@ -38,7 +38,7 @@ class Faults:
         kinds: list[tuple[int, Callable[[], None]]] = [
             (5, self._end_node), (3, self._pause), (3, self._partition), (2, self._isolate),
             (2, self._freeze), (3, self._storm), (3, self._end_replicator), (1, self._jump),
-            (1, self._break),
+            (1, self._break), (3, self._slow),
         ]  # fmt: skip
         # A seed mostly has a few kinds of trouble, and much of these.
         some = [(weight, kind) for weight, kind in kinds if self.draw.random() < 0.6] or kinds
@@ -52,6 +52,7 @@ class Faults:
         """Mend everything there is. What was planned to end later finds nothing to end."""
         self.stopped = True
         site = self.site
+        site.back.late_s.clear()
         for network in (site.back, site.front):
             network.heal()
             weather = network.weather
@@ -168,6 +169,26 @@ class Faults:
         to = [(other, one.name) for other in others]
         self._count("isolation")
         self._block(self.draw.choice((out, to, out + to)))
+
+    def _slow(self) -> None:
+        """What one sends arrives when others have gone on: to a replicator or a node, or to all of
+        them."""
+        draw, late_s = self.draw, self.site.back.late_s
+        replicator = draw.choice(self.replicators).name
+        nodes = [node.name for node in self.nodes]
+        nodes = draw.choice((nodes, nodes, [draw.choice(nodes)]))
+        pairs = [(replicator, node) for node in nodes]
+        if draw.random() < 0.25:
+            pairs = [(node, replicator) for node in nodes]
+        seconds = draw.choice((0.02, 0.1, 0.3))
+        self._count("slow path")
+        late_s.update(dict.fromkeys(pairs, seconds))
+
+        def hasten() -> None:
+            for pair in pairs:
+                late_s.pop(pair, None)
+
+        self._later(draw.choice((0.3, 1.0, 3.0)) * draw.random(), hasten)
 
     def _block(self, pairs: list[tuple[str, str]]) -> None:
         self._blocks += pairs

@@ -20,6 +20,7 @@ from services.runtime.fake_link import FakeNetwork
 from tests.simulation.collected import EverCollected
 from tests.simulation.node_life import NodeLife, Trimming
 from tests.simulation.replicator_life import ReplicatorLife
+from tests.simulation.slow_network import SlowNetwork
 
 
 class MapStoreOfChanges(MemoryMapStore):
@@ -49,7 +50,7 @@ class Site:
 
     draw: random.Random
     timeline: Timeline
-    back: FakeNetwork
+    back: SlowNetwork
     front: FakeNetwork
     store: MapStoreOfChanges
     refuse_leads: bool = True

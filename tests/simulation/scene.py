@@ -14,7 +14,6 @@ from services.core.wire import Role
 from services.replicator.collection_end import Collected
 from services.replicator.memory_map_store import Rows
 from services.runtime.clock import FakeClock, Timeline
-from services.runtime.fake_connection import FakeEnd
 from services.runtime.fake_link import FakeLink, FakeNetwork
 from services.runtime.link import Station
 from services.runtime.opening import Identity
@@ -28,24 +27,10 @@ from tests.simulation.linearizability import check
 from tests.simulation.machines import MapStoreOfChanges, NodeMachine, ReplicatorMachine, Site
 from tests.simulation.node_life import secret
 from tests.simulation.replicator_life import finish
+from tests.simulation.slow_network import SlowNetwork
 
 answer_s = 2.5
 patience_s = 20.0
-
-
-class SceneNetwork(FakeNetwork):
-    """Holds what one process sends another for a while, where it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__(random.Random(0))
-        self.late_s: dict[tuple[str, str], float] = {}
-
-    def carry(self, end: FakeEnd, deliver: Callable[[FakeEnd], None], *, sure: bool) -> None:
-        late_s = self.late_s.get((end.name, end.peer_name))
-        if late_s is None or sure:
-            super().carry(end, deliver, sure=sure)
-        else:
-            end.other.clock.call_later(late_s, lambda: end.other.arrive(deliver))
 
 
 class Held:
@@ -85,7 +70,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.timeline = Timeline()
-        self.back = SceneNetwork()
+        self.back = SlowNetwork(random.Random(0), self.timeline)
         self.front = FakeNetwork(random.Random(0))
         self.rows = Rows()
         store = MapStoreOfChanges(self.rows, 3, 3)

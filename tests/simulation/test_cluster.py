@@ -22,6 +22,7 @@ def test_300_seeds_of_a_cluster_are_linearizable_and_lose_nothing() -> None:
         "one-way partition",
         "isolation",
         "storm",
+        "slow path",
         "frozen disk",
         "broken disk",
         "clock jump",
