@@ -11,7 +11,8 @@ their own process run the sources (tests/sources.py), as they put other parts in
 the simulation, run by its command, and everything that starts services run what is compiled.
 
 What inherits from a class of a compiled module has to be compiled too. Such a module has no async
-generators, and a generator expression in it would be a list; mypyc warns of that, and it fails.
+generators, does not write `x.y += 1` where `y` comes from a class that is not compiled, and a
+generator expression in it would be a list; mypyc warns of that, and it fails.
 
     python compile.py [--remove]
 """
@@ -73,8 +74,11 @@ modules = (
     "services/runtime/credentials.py",
     "services/runtime/exchange.py",
     "services/runtime/fast_exchange.py",
+    "services/runtime/fastlane.py",
     "services/runtime/fleet.py",
+    "services/runtime/lane_bodies.py",
     "services/runtime/lane_route.py",
+    "services/runtime/lane_turns.py",
     "services/runtime/link.py",
     "services/runtime/log/frame.py",
     "services/runtime/log/log.py",

@@ -218,7 +218,7 @@ class FastLane(LaneBodies):
 
     def _parse_slice(self, piece: bytes | memoryview) -> None:
         size = len(piece)
-        self._framing_bytes += size
+        self._framing_bytes = self._framing_bytes + size
         mid_message = self._mid_message
         self._head_bytes = size + self._head_bytes if mid_message and self._in_head else size
         self._come_again = None
@@ -228,7 +228,7 @@ class FastLane(LaneBodies):
             return
         if self._framing_bytes:
             self._bound_framing()
-        head = self._come_again
+        head: Head | None = self._come_again
         if head is None or mid_message or self._mid_message or not isinstance(piece, bytes):
             return
         if self._messages_begun == begun + 1:
@@ -307,7 +307,7 @@ class FastLane(LaneBodies):
             self._hand_over(path, query, head)
             return
         if head.chunked:
-            self._framing_bytes -= size
+            self._framing_bytes = self._framing_bytes - size
         self._in_head = False
         if not parser.should_keep_alive():
             exchange.persistence = close_line
@@ -333,8 +333,8 @@ class FastLane(LaneBodies):
         unlike = len(self.url)
         super().on_message_begin()
         self.url = path + b"?" + query if query else path
-        self._framing_bytes -= unlike - len(self.url)
-        self.headers += head.headers.fields
+        self._framing_bytes = self._framing_bytes - (unlike - len(self.url))
+        self.headers.extend(head.headers.fields)
         self.expect_100_continue = head.expects
         super().on_headers_complete()
         self._handed_over = True

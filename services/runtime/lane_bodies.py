@@ -59,7 +59,7 @@ class LaneBodies(LaneTurns):
         if exchange is None:
             super().on_body(body)
             return
-        self._framing_bytes -= len(body)
+        self._framing_bytes = self._framing_bytes - len(body)
         self._continue_due = False
         if not self._body:
             self._body = body
