@@ -46,7 +46,8 @@ class Inspection:
         self._ranges = RangeStore(database)
 
     async def make(self, tenant: int, count: int, size: int) -> list[str]:
-        """New keys for this tenant, which count against nobody's quota."""
+        """New keys for this tenant, which count against nobody's quota. ValueError if there are
+        none of this size."""
         permutation = await self._permutation(size)
         lot = await self._ranges.reserve_closed(tenant, size, count)
         return [key.decode("ascii") for key in lot.draw(permutation, count).keys]
@@ -75,6 +76,6 @@ class Inspection:
 
     async def _permutation(self, size: int) -> Permutation:
         if not size_min <= size <= size_max:
-            raise FixRequest("invalid_key", f"Keys have {size_min} to {size_max} characters")
+            raise ValueError(f"keys have {size_min} to {size_max} characters")
         material = await self._ranges.material(secrets.token_bytes(material_bytes))
         return Permutation(material, size)

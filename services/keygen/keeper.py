@@ -141,6 +141,9 @@ class Keeper:
             await self._register()
         elif now_s - self._renewed_s >= renew_s:
             await self._renew(self._pools.instance_id)
+            # Other keygens take keys back too.
+            if names := self._pools.used_lately():
+                self._pools.look_first(await self._store.with_free(names))
         await self._leave()
         if now_s - self._looked_s >= look_around_s:
             await self._look_around()

@@ -170,6 +170,15 @@ class Pools:
             if pool is not None:
                 pool.look_first = True
 
+    def used_lately(self) -> list[tuple[int, int]]:
+        """Tenants and sizes of which keys went out since the last time."""
+        names = []
+        for name, pool in self._pools.items():
+            if pool.left != pool.left_at_look:
+                pool.left_at_look = pool.left
+                names.append(name)
+        return names
+
     def refill_low(self) -> None:
         """Refill whatever wants it: PostgreSQL is back."""
         for pool in self._pools.values():

@@ -151,7 +151,8 @@ class Quotas:
             block = await self._ledger.take(
                 account.tenant, account.key_id, limit, max(count - left, 1)
             )
-            self._enter(account, block)
+            # As of before it was asked for: by the end of the day it is spent or over.
+            self._enter(account, block, now_s)
             if not self._spend(account, count):
                 raise self._exhausted(account, count, limit, block.used - account.left)
 
@@ -202,8 +203,7 @@ class Quotas:
         account.left -= count
         return True
 
-    def _enter(self, account: Account, block: Block) -> None:
-        now_s = self._clock.monotonic_s()
+    def _enter(self, account: Account, block: Block, now_s: float) -> None:
         if block.count:
             self.blocks += 1
             # What was left of another day is worth nothing on this one.

@@ -40,12 +40,16 @@ _BURY: Final = """
         SELECT id FROM keygen_instances WHERE lease_until <= now() FOR UPDATE SKIP LOCKED
     ) RETURNING id
 """
+# An instance is there before its ranges are: whose is not there, is over.
 _CLOSE_OF_DEAD: Final = """
     UPDATE key_ranges SET closed_at = now()
-    WHERE instance_id = ANY($1::bigint[]) AND closed_at IS NULL RETURNING id
+    WHERE closed_at IS NULL AND instance_id NOT IN (SELECT id FROM keygen_instances) RETURNING id
 """
 # Whether a dead instance had given them out nobody knows: they count as given out.
-_FORGET_CLAIMS_OF_DEAD: Final = "DELETE FROM returned_keys WHERE instance_id = ANY($1::bigint[])"
+_FORGET_CLAIMS_OF_DEAD: Final = """
+    DELETE FROM returned_keys
+    WHERE instance_id IS NOT NULL AND instance_id NOT IN (SELECT id FROM keygen_instances)
+"""
 _LOCK_COUNTER: Final = "SELECT next FROM key_counters WHERE size = $1 FOR UPDATE"
 _RESERVE: Final = """
     WITH moved AS (UPDATE key_counters SET next = $2::numeric + $3::bigint WHERE size = $1)
@@ -84,6 +88,15 @@ _UNCLAIM_WHOLE: Final = """
     WHERE claim_id = ANY($1::bigint[])
 """
 _FINISH_CLAIMS: Final = "DELETE FROM returned_keys WHERE claim_id = ANY($1::bigint[])"
+_WITH_FREE: Final = """
+    SELECT asked.tenant, asked.size
+    FROM unnest($1::numeric[], $2::smallint[]) AS asked (tenant, size)
+    WHERE EXISTS (
+        SELECT FROM returned_keys AS returned
+        WHERE (returned.tenant, returned.size) = (asked.tenant, asked.size)
+            AND returned.is_free AND returned.claim_id IS NULL
+    )
+"""
 _COUNTERS: Final = "SELECT size, next FROM key_counters"
 
 
@@ -171,10 +184,10 @@ class RangeStore:
     async def bury(self) -> int:
         """Close what instances had whose leases are over; how many there were."""
         async with self._database.transaction() as connection:
-            dead = [row["id"] for row in await connection.fetch(_BURY)]
-            if dead:
-                closed = [row["id"] for row in await connection.fetch(_CLOSE_OF_DEAD, dead)]
-                await connection.execute(_FORGET_CLAIMS_OF_DEAD, dead)
+            dead = await connection.fetch(_BURY)
+            closed = [row["id"] for row in await connection.fetch(_CLOSE_OF_DEAD)]
+            await connection.execute(_FORGET_CLAIMS_OF_DEAD)
+            if closed:
                 await connection.execute(_FREE, closed)
         return len(dead)
 
@@ -221,6 +234,13 @@ class RangeStore:
             await connection.execute(_CLOSE, leavings.ranges)
             freed = await connection.fetch(_FREE, leavings.ranges)
         return {(int(row["tenant"]), row["size"]) for row in freed}
+
+    async def with_free(self, names: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Those of these tenants and sizes of which returned keys can be given out."""
+        tenants, sizes = [tenant for tenant, _ in names], [size for _, size in names]
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_WITH_FREE, tenants, sizes)
+        return {(int(row["tenant"]), row["size"]) for row in rows}
 
     async def counters(self) -> dict[int, int]:
         """How many indexes of each size are in ranges."""

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from services.core.errors import RetryLater
 from services.core.permute import Permutation, size_max, size_min
 from services.keygen.messages import Rejected, Returned, ReturnKeys
 from services.keygen.owners import Owners
@@ -71,6 +72,8 @@ class Returns:
         return await self.take_back(call.credential.tenant, call.body.keys)
 
     async def take_back(self, tenant: int, keys: Sequence[str]) -> Returned:
+        if not self._pools.permutations:
+            raise RetryLater("database_unavailable", "PostgreSQL has not been reached yet")
         names, rejected = await self._decoded(keys)
         standings = await self._store.look(tenant, list(names)) if names else []
         reasons = await self._reasons(tenant, standings)

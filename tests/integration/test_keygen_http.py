@@ -18,6 +18,8 @@ from tests.integration.database import SharedServer, fresh_database
 from tests.integration.keygen_process import KeygenProcess, keygen_process
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 class Desk:
     """A keygen and the user manager that knows its API keys."""
@@ -221,6 +223,48 @@ async def test_a_service_says_in_whose_name_it_asks(
 ) -> None:
     answer = await desk.keygen.asked_by_service("/ids", **headers)
     assert problem(answer) == (400, code)
+
+
+async def test_keys_are_returned_and_what_is_rejected_is_told(desk: Desk) -> None:
+    key, other = await desk.api_key(), await desk.api_key()
+    given = [one["key"] for one in (await desk.get("/api/keys/20", key)).json()]
+    body = {"keys": [*given[:5], given[0], "nonsense!", "z" * 16]}
+    answer = await desk.keygen.call("POST", "/api/ReturnKeys", api_key=key, body=body)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert told["returned"] == 5
+    reasons = {one["key"]: one["reason"] for one in told["rejected"]}
+    assert set(reasons) == {given[0], "nonsense!", "z" * 16}
+    assert all(reasons.values())
+    answer = await desk.keygen.call(
+        "POST", "/api/ReturnKeys", api_key=other, body={"keys": given[5:]}
+    )
+    assert (answer.json()["returned"], len(answer.json()["rejected"])) == (0, 15)
+    reader = await desk.api_key("developer", "read")
+    refused = await desk.keygen.call(
+        "POST", "/api/ReturnKeys", api_key=reader, body={"keys": given[5:]}
+    )
+    assert problem(refused) == (403, "insufficient_scope")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"keys": "abcdefg"},
+        {"keys": [1]},
+        {"keys": ["a" * 65]},
+        {"keys": ["abcdefg"] * 10_001},
+        {"keys": [], "more": 1},
+        ["abcdefg"],
+    ],
+)
+async def test_a_body_that_names_no_keys_is_refused_by_name(desk: Desk, body: object) -> None:
+    key = await desk.api_key()
+    refused = await desk.keygen.call("POST", "/api/ReturnKeys", api_key=key, body=body)
+    assert problem(refused) == (400, "invalid_body")
+    none = await desk.keygen.call("POST", "/api/ReturnKeys", api_key=key, body={"keys": []})
+    assert none.json() == {"returned": 0, "rejected": []}
 
 
 async def test_what_is_internal_is_for_services_alone(desk: Desk) -> None:

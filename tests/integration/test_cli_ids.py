@@ -1,0 +1,86 @@
+"""`ydht ids` as an operator types it, on a real database, beside a keygen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.core.permute import Permutation
+from services.runtime.database_url import DatabaseAddress
+from tests.integration.keygen_process import keygen_process
+from tests.integration.shell import Shell, ada, usage_error
+from tests.integration.usermanager_process import key_pepper
+
+
+@pytest.fixture
+def shell(tmp_path: Path, database_address: DatabaseAddress) -> Shell:
+    return Shell(tmp_path, DATABASE_URL=database_address.url(), KEY_PEPPER=key_pepper)
+
+
+async def test_ids_are_made_that_no_keygen_gives_out(
+    shell: Shell, tmp_path: Path, database_address: DatabaseAddress
+) -> None:
+    async with keygen_process(tmp_path / "data", database_address) as keygen:
+        given = set(await keygen.ids(7, 30))
+        made = (await shell.done("ids", "new", "--count", "500")).out.split()
+        assert {len(one) for one in made} == {7}
+        assert len(set(made)) == 500
+        given |= set(await keygen.ids(7, 3_000))
+        assert not given & set(made)
+    long = await shell.done("ids", "new", "--size", "16", "--json")
+    assert [len(one["id"]) for one in long.json] == [16]
+
+
+async def test_it_is_said_what_became_of_an_id(
+    shell: Shell, tmp_path: Path, database_address: DatabaseAddress
+) -> None:
+    account = (await shell.create(ada))["id"]
+    own = (await shell.done("ids", "new", "--for", ada)).out.strip()
+    (told,) = (await shell.done("ids", "inspect", own, "--json")).json
+    assert (told["issued"], told["tenant"], told["email"]) == (True, account, ada)
+    assert told["range_closed_at"] is not None
+    assert (told["returned_at"], told["reissued"]) == (None, False)
+    assert ada in (await shell.done("ids", "inspect", own)).out
+
+    async with keygen_process(tmp_path / "data", database_address) as keygen:
+        key = (await keygen.get("/get-key")).text
+        (told,) = (await shell.done("ids", "inspect", key, "--json")).json
+        assert (told["tenant"], told["range_closed_at"], told["certain"]) == (0, None, False)
+        assert "without an API key" in (await shell.done("ids", "inspect", key)).out
+
+
+async def test_what_was_never_given_out_is_told_from_what_is_no_id(shell: Shell) -> None:
+    await shell.done("ids", "new")
+    for never in ("zzzzzzz", "0" * 16):
+        (told,) = (await shell.done("ids", "inspect", never, "--json")).json
+        assert (told["issued"], told["certain"], told["tenant"]) == (False, True, None)
+        assert "never given out" in (await shell.done("ids", "inspect", never)).out
+    for wrong in ("abc", "a" * 17, "abc-def", "äbcdefg", "'; DROP"):
+        assert "is no key: " in await shell.refused(os.EX_DATAERR, "ids", "inspect", wrong)
+
+
+async def test_bounds_and_accounts_are_looked_at(shell: Shell) -> None:
+    for words in (["--count", "0"], ["--count", "10001"], ["--size", "5"], ["--size", "17"]):
+        assert (await shell.type("ids", "new", *words)).code == usage_error
+    assert (await shell.type("ids", "new", "--for", "nobody@example.com")).code == os.EX_NOUSER
+
+
+async def test_lost_key_material_is_not_made_anew(
+    shell: Shell, database_address: DatabaseAddress
+) -> None:
+    await shell.done("ids", "new")
+    connection = await asyncpg.connect(**database_address.asyncpg())
+    material = await connection.fetchval(
+        "DELETE FROM platform WHERE key = 'keygen permutation' RETURNING value"
+    )
+    said = await shell.refused(os.EX_CONFIG, "ids", "new")
+    assert "restore that row from a backup" in said
+    await connection.execute(
+        "INSERT INTO platform (key, value) VALUES ('keygen permutation', $1)", material
+    )
+    await connection.close()
+    made = (await shell.done("ids", "new")).out.strip()
+    assert Permutation(material, 7).index(made.encode()) == 1
