@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from services.core import messages as m
@@ -15,6 +16,7 @@ from services.core.ring import slot_count
 from services.core.wire import OK, Role
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
+from services.runtime.signing import SignedAuth, Signer
 from tests.free_ports import free_port
 from tests.integration.node_process import node_client, prefix, secret
 from tests.integration.replicator_process import (
@@ -170,6 +172,24 @@ async def test_the_wrong_directory_is_told_apart_from_one_where_nothing_runs(
     (tmp_path / "up.json").write_text("{broken")
     shell = Shell(tmp_path, CLUSTER_SECRET=secret)
     assert "up.json cannot be read" in await shell.refused(not_set_up, "cluster", "status")
+
+
+async def test_an_order_that_makes_no_sense_is_refused(cluster: ClusterProcesses) -> None:
+    url = cluster.replicator.url + "/repair"
+    auth = SignedAuth(Signer(secret, SystemClock()))
+    async with httpx.AsyncClient(auth=auth, timeout=10) as client:
+        assert (await client.get(url)).json()["state"] == "none"
+        orders: list[object] = [{"slots": slots} for slots in ([-1], [slot_count], ["7"], 7)]
+        for wrong in (*orders, {"slot": [7]}, {"slots": [0] * (slot_count + 1)}, [], 7):
+            answer = await client.post(url, json=wrong)
+            assert answer.status_code in (400, 413), (str(wrong)[:80], answer.text)
+        assert (await client.get(url)).json()["state"] == "none"
+        taken = await client.post(url, json={"slots": []})
+        assert (taken.status_code, taken.json()["slots"]) == (202, 0)
+        taken = await client.post(url, json={})
+        assert (taken.status_code, taken.json()["slots"]) == (202, slot_count // 2)
+    async with httpx.AsyncClient(timeout=10) as client:
+        assert (await client.post(url, json={})).status_code == 401
 
 
 async def test_another_secret_is_refused_by_all(cluster: ClusterProcesses) -> None:
