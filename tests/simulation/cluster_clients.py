@@ -62,6 +62,12 @@ class Habits:
         self.eventual_deletes: float = draw.choice((0.25, 0.5))
         self.ending: float = draw.choice((0.1, 0.25, 0.4))
         self.think_s: float = draw.choice((think_s, think_s, 3 * think_s))
+        # Where all are on three keys, one of each mode, rivals meet at every step.
+        keys = key_modes().items()
+        if draw.random() < 0.3:
+            first = {mode: key for key, mode in reversed(keys)}
+            keys = {key: mode for mode, key in first.items()}.items()
+        self.keys = [key for key, mode in keys for _ in range(shares[mode])]
 
 
 @dataclass(slots=True)
@@ -118,7 +124,7 @@ class Client:
         self.clock = FakeClock(site.timeline)
         self.station = Station(Identity(Role.GATEWAY, name, secret))
         self.modes = key_modes()
-        self.keys = [key for key, mode in self.modes.items() for _ in range(shares[mode])]
+        self.keys = habits.keys
         self.stopped = False
         self._habits = habits
         self._life_of = life_of
