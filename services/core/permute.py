@@ -68,8 +68,8 @@ class Permutation:
         self.space = radix**size
         self._left_digits = size // 2
         self._right_digits = size - size // 2
-        self._left = radix**self._left_digits
-        self._right = radix**self._right_digits
+        self._left: int = radix**self._left_digits
+        self._right: int = radix**self._right_digits
         # Of each round: the tables for the half that is looked at, which is the other one in turn.
         slices = (_slices(self._right), _slices(self._left))
         drawn = _draw(material, size, _rounds // 2 * sum(slices))
