@@ -106,6 +106,9 @@ class AntiEntropy:
         # The last order of an operator, and how many there have been.
         self.order: Pass | None = None
         self.orders = 0
+        # Where each of our blocks begins.
+        self._ours = frozenset(block.start for block in shares.blocks())
+        shares.on_change = self._divided
         self._fleet = fleet
         self._owed = owed
         self._collecting = collecting
@@ -171,6 +174,15 @@ class AntiEntropy:
     def tombstones(self) -> int:
         """How much there is to collect in the slots that are ours, as each was compared last."""
         return self.states.to_collect(self.shares.blocks())
+
+    def _divided(self, blocks: Sequence[slice]) -> None:
+        """Another has looked after some of these so far."""
+        now_s = self._clock.monotonic_s()
+        for block in blocks:
+            if block.start not in self._ours:
+                self.states.take_over(block, now_s)
+        self._ours = frozenset(block.start for block in blocks)
+        self._ages = None
 
     # -- what is due
 

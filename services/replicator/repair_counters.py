@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from services.core.ring import slot_count
 
-# A slot that was never compared by this process.
-_never: Final = -1.0
+# Below any time that has passed since a clock began, and yet below zero when it is negated.
+_instant_s: Final = 1e-9
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class RepairCounters:
 
 @dataclass(slots=True, frozen=True)
 class Ages:
-    """For how long slots have not been compared; those never compared, since the start."""
+    """For how long slots have not been compared; those that `never` were, while they are ours."""
 
     slots: int
     oldest_s: float
@@ -49,37 +50,39 @@ class Ages:
     never: int
 
 
-@dataclass(slots=True)
 class SlotStates:
     """By slot, what the last comparison with all owners has told."""
 
-    began_s: float
-    # How much there is to collect.
-    ended: array[int] = field(default_factory=lambda: array("I", bytes(4 * slot_count)))
-    # Whether the pass before found something to collect as well.
-    had_ended: bytearray = field(default_factory=lambda: bytearray(slot_count))
-    _compared_s: array[float] = field(default_factory=lambda: array("d", [_never]) * slot_count)
+    def __init__(self, now_s: float) -> None:
+        # How much there is to collect.
+        self.ended: array[int] = array("I", bytes(4 * slot_count))
+        # Whether the pass before found something to collect as well.
+        self.had_ended = bytearray(slot_count)
+        # When that was; below zero, since when the slot has been ours to compare and was not.
+        self._compared_s: array[float] = array("d", bytes(8 * slot_count))
+        self.take_over(slice(0, slot_count), now_s)
+
+    def take_over(self, slots: slice, now_s: float) -> None:
+        """These are ours from now on; when another has compared them we do not know."""
+        count = len(range(*slots.indices(slot_count)))
+        self._compared_s[slots] = array("d", [-max(now_s, _instant_s)]) * count
 
     def compared(self, slot: int, now_s: float, ended: int) -> None:
         self._compared_s[slot] = now_s
         self.ended[slot] = ended
 
     def ages(self, blocks: Iterable[slice], now_s: float) -> Ages:
-        """Of these slots; zeros if there are none. About a millisecond for all there are."""
-        since_s = array("d")
+        """Of these slots; zeros if there are none. One or two milliseconds for all there are."""
+        told_s = array("d")
         for block in blocks:
-            since_s.extend(self._compared_s[block])
-        if not since_s:
+            told_s.extend(self._compared_s[block])
+        if not told_s:
             return Ages(0, 0.0, 0.0, 0)
-        never = since_s.count(_never)
-        # Those never compared are the first in order, and as old as we are.
-        ordered = sorted(since_s)
-        oldest_s, median_s = ordered[0], ordered[len(ordered) // 2]
-        return Ages(len(ordered), self._age_s(oldest_s, now_s), self._age_s(median_s, now_s), never)
+        never = bisect_left(sorted(told_s), 0.0)
+        since_s = sorted(map(abs, told_s))
+        oldest_s, median_s = now_s - since_s[0], now_s - since_s[len(since_s) // 2]
+        return Ages(len(since_s), round(oldest_s, 3), round(median_s, 3), never)
 
     def to_collect(self, blocks: Iterable[slice]) -> int:
         """How much there is, in these slots."""
         return sum(sum(self.ended[block]) for block in blocks)
-
-    def _age_s(self, since_s: float, now_s: float) -> float:
-        return round(now_s - (self.began_s if since_s == _never else since_s), 3)

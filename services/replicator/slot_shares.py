@@ -10,7 +10,7 @@ come or gone they may not; a slot is then looked after twice, or a little later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -44,6 +44,8 @@ class Shares:
     def __init__(self, replicator_id: str, fleet: Fleet, clock: Clock) -> None:
         # All that live, in order; ourselves among them.
         self.replicators: tuple[str, ...] = (replicator_id,)
+        # Told once the slots have been divided anew, of all blocks that are ours by then.
+        self.on_change: Callable[[list[slice]], None] = lambda blocks: None
         self._own = replicator_id
         self._fleet = fleet
         self._clock = clock
@@ -96,7 +98,8 @@ class Shares:
         found = in_order(self._own, self._told.values())
         if found != self.replicators:
             log.info("slots are divided anew", replicators=", ".join(found))
-        self.replicators = found
+            self.replicators = found
+            self.on_change(self.blocks())
 
 
 def in_order(own: str, told: Iterable[Iterable[str]]) -> tuple[str, ...]:

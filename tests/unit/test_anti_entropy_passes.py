@@ -12,7 +12,7 @@ from services.core.ring import slot_count, slot_of
 from services.core.sessions import REPLICATORS, encode_replicators
 from services.core.wire import OK
 from services.replicator.anti_entropy import ended_min
-from services.replicator.slot_shares import block_count
+from services.replicator.slot_shares import block_count, block_slots
 from tests.unit.repair_world import RepairWorld, keys_of_one_slot
 from tests.unit.replicator_world import key_of
 
@@ -59,6 +59,21 @@ def test_two_replicators_compare_each_slot_once_between_them() -> None:
     sent = [repairer.counters.records_sent for repairer in world.repairers]
     assert sum(sent) == 400
     assert min(sent) > 100
+
+
+def test_slots_that_another_has_looked_after_are_not_called_old() -> None:
+    world = RepairWorld(replicators=2)
+    for node in world.nodes.values():
+        node.answer(REPLICATORS, OK, encode_replicators(["replicator-1", "replicator-2"]))
+    world.pass_time(600.0)
+    for node in world.nodes.values():
+        node.answer(REPLICATORS, OK, encode_replicators(["replicator-1"]))
+    world.pass_time(10.0)
+    ages = world.repairer.anti_entropy.ages()
+    assert ages.slots == slot_count
+    assert ages.never >= slot_count // 2 - block_slots
+    assert ages.oldest_s < 615.0
+    assert ages.median_s < 320.0
 
 
 def test_an_order_for_slots_of_another_share_is_left_to_the_other() -> None:

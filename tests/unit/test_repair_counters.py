@@ -25,6 +25,15 @@ def test_the_oldest_and_the_median_are_those_of_the_slots_asked_for() -> None:
     assert states.ages([], 210.0) == Ages(0, 0.0, 0.0, 0)
 
 
+def test_slots_that_are_taken_over_begin_to_age_then() -> None:
+    states = SlotStates(0.0)
+    for slot in range(slot_count):
+        states.compared(slot, 10.0, ended=0)
+    states.take_over(slice(128, 256), 500.0)
+    assert states.ages([slice(128, 256)], 520.0) == Ages(128, 20.0, 20.0, 128)
+    assert states.ages(every, 520.0) == Ages(slot_count, 510.0, 510.0, 128)
+
+
 def test_what_there_is_to_collect_is_that_of_the_last_comparison() -> None:
     states = SlotStates(0.0)
     states.compared(5, 1.0, ended=7)
