@@ -287,14 +287,17 @@ class AntiEntropy:
             self._go_on()
 
     def _note(self, of: Pass, outcome: Outcome) -> None:
-        """Remember how the slot is, and have it collected if it is worth it."""
+        """Remember how the slot is, and have it collected if it is worth it; also where an owner
+        is away, as whoever collects knows how to wait, and tells how much does."""
         states, slot = self.states, outcome.slot
         ours = self.shares.has(slot)
         if outcome.below_floor and ours:
             self._collecting.request(slot)
-        if not outcome.by_all:
+        if not outcome.compared:
             return
-        states.compared(slot, self._clock.monotonic_s(), outcome.ended)
+        states.ended[slot] = outcome.ended
+        if outcome.by_all:
+            states.compared(slot, self._clock.monotonic_s())
         some = outcome.ended > 0
         worth = some and of is self._ordered
         if of is self._regular:

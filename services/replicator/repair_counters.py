@@ -51,7 +51,7 @@ class Ages:
 
 
 class SlotStates:
-    """By slot, what the last comparison with all owners has told."""
+    """By slot, what the last comparison has told, and when the last with all owners was."""
 
     def __init__(self, now_s: float) -> None:
         # How much there is to collect.
@@ -67,9 +67,8 @@ class SlotStates:
         count = len(range(*slots.indices(slot_count)))
         self._compared_s[slots] = array("d", [-max(now_s, _instant_s)]) * count
 
-    def compared(self, slot: int, now_s: float, ended: int) -> None:
+    def compared(self, slot: int, now_s: float) -> None:
         self._compared_s[slot] = now_s
-        self.ended[slot] = ended
 
     def ages(self, blocks: Iterable[slice], now_s: float) -> Ages:
         """Of these slots; zeros if there are none. One or two milliseconds for all there are."""

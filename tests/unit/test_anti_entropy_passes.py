@@ -261,9 +261,11 @@ def test_an_operator_has_whatever_there_is_collected(world: RepairWorld) -> None
     assert world.repairer.requested.slots == [slot_of(key_of(5))]
 
 
-def test_nothing_is_requested_while_an_owner_is_away(world: RepairWorld) -> None:
+def test_what_waits_for_an_owner_is_requested_so_that_it_is_known(world: RepairWorld) -> None:
     world.bury(range(10))
     world.nodes["node-2"].crash()
     world.pass_time(3.0)
     world.repair()
-    assert world.repairer.requested.slots == []
+    assert set(world.repairer.requested.slots) == {slot_of(key_of(n)) for n in range(10)}
+    assert world.repairer.anti_entropy.tombstones == 10
+    assert world.repairer.anti_entropy.ages().never >= slot_count - 2 * block_slots

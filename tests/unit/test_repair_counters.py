@@ -18,7 +18,7 @@ def test_slots_that_were_never_compared_are_as_old_as_the_process() -> None:
 def test_the_oldest_and_the_median_are_those_of_the_slots_asked_for() -> None:
     states = SlotStates(0.0)
     for slot in range(100):
-        states.compared(slot, 10.0 + slot, ended=2)
+        states.compared(slot, 10.0 + slot)
     assert states.ages([slice(0, 100)], 210.0) == Ages(100, 200.0, 150.0, 0)
     assert states.ages([slice(50, 60), slice(90, 100)], 210.0) == Ages(20, 150.0, 110.0, 0)
     assert states.ages([slice(99, 101)], 210.0).never == 1
@@ -28,17 +28,16 @@ def test_the_oldest_and_the_median_are_those_of_the_slots_asked_for() -> None:
 def test_slots_that_are_taken_over_begin_to_age_then() -> None:
     states = SlotStates(0.0)
     for slot in range(slot_count):
-        states.compared(slot, 10.0, ended=0)
+        states.compared(slot, 10.0)
     states.take_over(slice(128, 256), 500.0)
     assert states.ages([slice(128, 256)], 520.0) == Ages(128, 20.0, 20.0, 128)
     assert states.ages(every, 520.0) == Ages(slot_count, 510.0, 510.0, 128)
 
 
-def test_what_there_is_to_collect_is_that_of_the_last_comparison() -> None:
+def test_what_there_is_to_collect_is_that_of_the_slots_asked_for() -> None:
     states = SlotStates(0.0)
-    states.compared(5, 1.0, ended=7)
-    states.compared(6, 1.0, ended=3)
-    states.compared(5, 2.0, ended=4)
+    states.ended[5] = 4
+    states.ended[6] = 3
     assert states.to_collect(every) == 7
     assert states.to_collect([slice(0, 6)]) == 4
 
