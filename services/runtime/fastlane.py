@@ -228,12 +228,16 @@ class FastLane(LaneBodies):
             return
         if self._framing_bytes:
             self._bound_framing()
-        head: Head | None = self._come_again
+        head = self._coming_again()
         if head is None or mid_message or self._mid_message or not isinstance(piece, bytes):
             return
         if self._messages_begun == begun + 1:
             head.keep(piece)
             self._repeated = [one for one in (self._bare, self._full) if one and one.block]
+
+    def _coming_again(self) -> Head | None:
+        """What the parser has told meanwhile, which to the type checker is still what it was."""
+        return self._come_again
 
     def _wait(self) -> None:
         """See to it that what is waited for can come, and does not take forever."""
