@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from services.core.comparison import decode_digests, digests_max, encode_digests_asked
@@ -14,8 +15,10 @@ from services.core.messages import DIGESTS
 from services.core.operations import CHANGED, DELETE, PUT, encode_put
 from services.core.ring import slot_count
 from services.core.wire import OK, Role
+from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
-from tests.integration.node_process import NodeProcess, node_client, prefix
+from services.runtime.signing import SignedAuth, Signer
+from tests.integration.node_process import NodeProcess, node_client, prefix, secret
 from tests.integration.replicator_process import (
     ClusterProcesses,
     cluster_processes,
@@ -145,3 +148,48 @@ async def test_a_regular_pass_finds_what_nobody_knows_of(cluster: ClusterProcess
         return await are_equal(cluster) or None
 
     await until_told(equal, "a pass has found it")
+
+
+async def order(cluster: ClusterProcesses) -> None:
+    """Have everything compared, and wait for the end of that."""
+    auth = SignedAuth(Signer(secret, SystemClock()))
+    async with httpx.AsyncClient(auth=auth, timeout=10) as client:
+        answer = await client.post(cluster.replicator.url + "/repair", json={"slots": None})
+    assert answer.status_code == 202
+
+    async def done() -> bool | None:
+        told = (await cluster.replicator.get("/repair")).json()
+        return told["state"] == "done" or None
+
+    await until_told(done, "all is compared")
+
+
+async def test_deleted_keys_wait_for_the_node_that_is_away_and_are_gone_after_it(
+    cluster: ClusterProcesses,
+) -> None:
+    await put(cluster, range(300), b"a")
+    await delete(cluster, range(200))
+    away = cluster.nodes[2]
+    await away.kill()
+    await until_metrics(cluster.replicator, nodes_live=2)
+    await order(cluster)
+    found = await cluster.replicator.metrics()
+    assert found["tombstones_held"] == 200
+
+    async def blocked() -> bool | None:
+        return (await cluster.replicator.metrics())["collection_blocked"] > 150 or None
+
+    await until_told(blocked, "it is known how many slots wait")
+    assert (await cluster.replicator.metrics())["collection_tombstones"] == 0
+    await away.serve()
+    await well(cluster)
+
+    async def collected() -> bool | None:
+        return (await cluster.replicator.metrics())["collection_tombstones"] == 200 or None
+
+    await until_told(collected, "all that was deleted is gone")
+    await order(cluster)
+    found = await cluster.replicator.metrics()
+    assert (found["tombstones_held"], found["collection_blocked"]) == (0, 0)
+    assert await are_equal(cluster)
+    assert {(await node.metrics())["key_count"] for node in cluster.nodes} == {100}
