@@ -81,6 +81,11 @@ def readiness(url: str) -> dict[str, Any]:
     return found
 
 
+def a_key(url: str) -> str:
+    """As anybody on this machine is given one."""
+    return httpx.get(f"{url}/get-key", trust_env=False).text
+
+
 async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_dir: Path) -> None:
     parents = {path: path.stat().st_mode for path in data_dir.parents}
     async with supervised(up_command(data_dir), data_dir) as up:
@@ -90,10 +95,11 @@ async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_d
         names = ["postgres", "node-1", "node-2", "node-3", "replicator", "usermanager"]
         names += ["keygen", "gateway"]
         assert list(document["pids"]) == names
-        for name in ("usermanager", "gateway"):
+        for name in ("usermanager", "keygen", "gateway"):
             ready = {"status": "ready", "service": name, "reasons": dict[str, str]()}
             assert readiness(document[name]) == ready
         assert "The database schema is up to date." in up.shown
+        assert len(a_key(document["keygen"])) == 7
         await write(data_dir, "first")
         up.signal(signal.SIGINT)
         assert await up.ended() == 0
