@@ -15,8 +15,8 @@ from tests.simulation.machines import ReplicatorMachine, Site
 first_share = 0.75
 # What a collection takes, about, where nothing is in its way.
 takes_s = 0.06
-# Between those that are to meet.
-apart_s = 0.03
+# Between those that are to meet; where messages are slow, one may overtake the other.
+apart_s = (0.01, 0.03, 0.3)
 
 
 class Collecting:
@@ -50,10 +50,11 @@ class Collecting:
         draw = self.draw
         busiest = slot_of(keys_of_one_slot()[0])
         slot = busiest if draw.random() < first_share else draw.choice(slots_of_keys())
-        at_once = min(draw.choice((1, 1, 2, 3)), len(self.replicators))
+        at_once = min(draw.choice((1, 2, 2, 3)), len(self.replicators))
+        within_s = draw.choice(apart_s)
         for machine in draw.sample(self.replicators, at_once):
             begin = partial(self._collect, machine, slot)
-            self.site.timeline.schedule(draw.random() * apart_s, begin)
+            self.site.timeline.schedule(draw.random() * within_s, begin)
         self._plan()
 
     def _collect(self, machine: ReplicatorMachine, slot: int) -> None:
