@@ -171,12 +171,13 @@ class Faults:
         self._block(self.draw.choice((out, to, out + to)))
 
     def _slow(self) -> None:
-        """What one sends arrives when others have gone on: to a replicator or a node, or to all of
-        them."""
+        """What one sends arrives when others have gone on: a replicator to one node or to all of
+        them, or these to it."""
         draw, late_s = self.draw, self.site.back.late_s
         replicator = draw.choice(self.replicators).name
         nodes = [node.name for node in self.nodes]
-        nodes = draw.choice((nodes, nodes, [draw.choice(nodes)]))
+        one = [draw.choice(nodes)]
+        nodes = draw.choice((nodes, one, one))
         pairs = [(replicator, node) for node in nodes]
         if draw.random() < 0.25:
             pairs = [(node, replicator) for node in nodes]
