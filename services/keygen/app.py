@@ -57,7 +57,7 @@ api_version: Final = "1"
 public_tenant: Final = 0
 # Reservations are short, and clients wait for some of them: a database that does not answer in
 # this time is as good as away.
-acquire_s_max: Final = 1.0
+acquire_s_max: Final = 2.0
 command_s_max: Final = 2.0
 
 _about: Final = (

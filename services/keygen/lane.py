@@ -29,10 +29,8 @@ from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses, network_of
 from services.runtime.clock import Clock
 from services.runtime.credential import Credential
-from services.runtime.credentials import Credentials
 from services.runtime.exchange import Exchange, Headers
-from services.runtime.key_access import challenged, check_scope
-from services.runtime.metering import Meters
+from services.runtime.key_access import Keys, Meter, challenged, check_scope
 from services.runtime.problem import problem_parts
 from services.runtime.text_members import TextMembers, refusal
 
@@ -62,8 +60,8 @@ class KeyLane:
     def __init__(
         self,
         issuing: Issuing,
-        credentials: Credentials,
-        meters: Meters,
+        credentials: Keys,
+        meters: Meter,
         addresses: ClientAddresses,
         clock: Clock,
         public: Credential | None,

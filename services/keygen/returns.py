@@ -108,7 +108,7 @@ class Returns:
                 names[name] = key
         return names, rejected
 
-    async def _reasons(self, tenant: int, standings: Iterable[Standing]) -> dict[Name, str]:
+    async def _reasons(self, tenant: int, standings: Sequence[Standing]) -> dict[Name, str]:
         """Why some of them are not taken back."""
         reasons: dict[Name, str] = {}
         of_holder: defaultdict[int, list[Name]] = defaultdict(list)
@@ -120,12 +120,14 @@ class Returns:
         # Claimed and still held means: returned before, and not given out since.
         returned = {standing.name for standing in standings if standing.is_returned}
         addresses = await self._addresses(of_holder)
-        for holder, names in of_holder.items():
-            if self._owners.is_own(holder):
-                held: list[bool] | None = await self._owners.held_here(tenant, names)
-            else:
-                address = addresses.get(holder, "")
-                held = await self._owners.held_there(address, holder, tenant, names)
+        # One question to each keygen that has any of them, all at once: some may not answer.
+        answers = await asyncio.gather(
+            *(
+                self._held(holder, addresses.get(holder, ""), tenant, names)
+                for holder, names in of_holder.items()
+            )
+        )
+        for names, held in zip(of_holder.values(), answers, strict=True):
             if held is None:
                 reasons.update((name, in_use) for name in names)
                 continue
@@ -133,6 +135,13 @@ class Returns:
                 if is_held:
                     reasons[name] = twice if name in returned else unknown
         return reasons
+
+    async def _held(
+        self, holder: int, address: str, tenant: int, names: Sequence[Name]
+    ) -> list[bool] | None:
+        if self._owners.is_own(holder):
+            return await self._owners.held_here(tenant, names)
+        return await self._owners.held_there(address, holder, tenant, names)
 
     async def _addresses(self, of_holder: Iterable[int]) -> dict[int, str]:
         others = [holder for holder in of_holder if not self._owners.is_own(holder)]
