@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Final
 
-from services.core.errors import RetryLater
+from services.core.errors import RetryLater, UnknownOutcome
 from services.keygen.quota_store import Block, Unspent, block_share
 
 _first_day: Final = date(2026, 1, 1)
@@ -18,6 +18,8 @@ class MemoryLedger:
         self.day = _first_day
         self.left_s = 3_600.0
         self.away = False
+        # So many blocks are set aside whose commits are not answered.
+        self.lose_replies = 0
         self.taken = 0
         self._used: Counter[tuple[int, int, date]] = Counter()
 
@@ -31,6 +33,9 @@ class MemoryLedger:
         left = limit - self._used[name]
         count = 0 if left < needed else max(needed, left // block_share)
         self._used[name] += count
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise UnknownOutcome("PostgreSQL was lost while it committed")
         return Block(self.day, count, self._used[name], self.left_s)
 
     async def used(self, tenant: int, key_id: int, /) -> tuple[int, float]:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Final, NamedTuple, Protocol
 
-from services.core.errors import RetryLater
+from services.core.errors import RetryLater, UnknownOutcome
 from services.core.hlc import rfc3339
 from services.keygen.quota_store import Block, Unspent
 from services.runtime.clock import Clock
@@ -148,13 +148,18 @@ class Quotas:
             left = account.left if now_s < account.until_s else 0
             if now_s < account.refused_until_s and not left:
                 raise self._exhausted(account, count, limit, limit)
-            block = await self._ledger.take(
-                account.tenant, account.key_id, limit, max(count - left, 1)
-            )
+            block = await self._set_aside(account, limit, max(count - left, 1))
             # As of before it was asked for: by the end of the day it is spent or over.
             self._enter(account, block, now_s)
             if not self._spend(account, count):
                 raise self._exhausted(account, count, limit, block.used - account.left)
+
+    async def _set_aside(self, account: Account, limit: int, needed: int) -> Block:
+        try:
+            return await self._ledger.take(account.tenant, account.key_id, limit, needed)
+        except UnknownOutcome as error:
+            # Of the client's request nothing was done. The block may be set aside for nobody.
+            raise RetryLater("database_unavailable", error.detail) from error
 
     def refund(self, account: Account, count: int) -> None:
         """What was taken and not given out."""

@@ -210,3 +210,15 @@ async def test_many_who_come_together_take_one_block_at_a_time() -> None:
     given = await asyncio.gather(*(day.take() for _ in range(100)))
     assert all(given)
     assert day.ledger.taken <= 5
+
+
+async def test_a_block_that_was_not_confirmed_is_spent_by_nobody() -> None:
+    day = Day()
+    day.ledger.lose_replies = 1
+    with pytest.raises(RetryLater) as refused:
+        await day.take()
+    assert refused.value.code == "database_unavailable", "nothing was given out"
+    given = 0
+    while await day.take():
+        given += 1
+    assert given == 1_000 - 31
