@@ -46,6 +46,7 @@ modules = (
     "services/dhtnode/namespace.py",
     "services/dhtnode/promises.py",
     "services/dhtnode/replica.py",
+    "services/dhtnode/runs.py",
     "services/dhtnode/table.py",
     "services/gateway/answers.py",
     "services/gateway/calls.py",

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from services.core.digest import summary_bytes
 from services.core.errors import PeerError
 from services.core.hlc import Version, version_bytes
-from services.core.messages import Reader, check_page, u16
+from services.core.messages import Reader, check_page, encode_page, u16
 from services.core.ring import leaf_count, slot_count
 
 # About two milliseconds, and many times that while the keys of a cache change sides.
@@ -103,10 +103,7 @@ class VersionsPage(NamedTuple):
 
 def encode_versions(found: Sequence[tuple[bytes, Version]]) -> bytes:
     """The first page of these."""
-    parts = [b"\1" if len(found) > versions_max else b"\0"]
-    for key, version in found[:versions_max]:
-        parts += (u16.pack(len(key)), key, version)
-    return b"".join(parts)
+    return encode_page(found, versions_max)
 
 
 def decode_versions(body: bytes) -> VersionsPage:

@@ -39,7 +39,7 @@ All integers are big-endian. `decode_*` raise PeerError for bytes that no encode
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
@@ -85,6 +85,9 @@ items_max: Final = 1_024
 # takes a node about 2 ms in one piece. It holds the largest record with its key alone. Of an
 # answer, records that do not fit are marked so.
 many_bytes_max: Final = 2 << 20
+# A page of keys is put together in one piece, which takes about two milliseconds. With keys as long
+# as they may be it has fewer.
+page_bytes_max: Final = 256 << 10
 # How much of a listing one request may cost a node.
 list_limit_max: Final = 1_000
 
@@ -303,6 +306,20 @@ def decode_state(body: bytes) -> bool:
     if body not in (b"\0", b"\1"):
         raise PeerError(f"{body[:8]!r} is no state of a node")
     return body == b"\1"
+
+
+def encode_page(told: Iterable[tuple[bytes, bytes]], limit: int) -> bytes:
+    """As many of these keys as make a page, each with what is told of it:
+    `more u8 · (key_len u16 · key · told)…`"""
+    parts = [b"\0"]
+    size = 0
+    for key, what in told:
+        if len(parts) > limit or size > page_bytes_max:
+            parts[0] = b"\1"
+            break
+        parts.append(u16.pack(len(key)) + key + what)
+        size += len(key)
+    return b"".join(parts)
 
 
 def check_page(more: bool, keys: Sequence[bytes], limit: int) -> None:

@@ -42,7 +42,7 @@ from typing import Final, NamedTuple
 
 from services.core.errors import PeerError
 from services.core.hlc import Version, version_bytes, version_zero
-from services.core.messages import Reader, check_page, many_bytes_max, u16
+from services.core.messages import Reader, check_page, encode_page, many_bytes_max, u16
 
 STALE: Final = 56
 FREEZE: Final = 57
@@ -62,8 +62,6 @@ ended: Final = 2
 # A page is made in one piece, which takes about two milliseconds.
 stale_max: Final = 4_096
 compared_max: Final = 2_048
-# And of keys as long as they may be.
-page_bytes_max: Final = 256 << 10
 
 _stale_head = struct.Struct(">QHQ")
 _session_head = struct.Struct(">QH12s")
@@ -99,15 +97,7 @@ class KeyPage(NamedTuple):
 
 def encode_key_page(keys: Sequence[bytes]) -> bytes:
     """The first page of these keys."""
-    parts = [b"\0"]
-    size = 0
-    for key in keys:
-        if len(parts) > stale_max or size > page_bytes_max:
-            parts[0] = b"\1"
-            break
-        parts.append(u16.pack(len(key)) + key)
-        size += len(key)
-    return b"".join(parts)
+    return encode_page([(key, b"") for key in keys], stale_max)
 
 
 def decode_key_page(body: bytes) -> KeyPage:
@@ -169,15 +159,7 @@ class ComparedPage(NamedTuple):
 
 def encode_compared(entries: Sequence[Compared]) -> bytes:
     """The first page of these entries."""
-    parts = [b"\0"]
-    size = 0
-    for key, cell, version, promised, ballot in entries:
-        if len(parts) > compared_max or size > page_bytes_max:
-            parts[0] = b"\1"
-            break
-        parts.append(u16.pack(len(key)) + key + _compared.pack(cell, version, promised, ballot))
-        size += len(key)
-    return b"".join(parts)
+    return encode_page([(entry[0], _compared.pack(*entry[1:])) for entry in entries], compared_max)
 
 
 def decode_compared(body: bytes) -> ComparedPage:

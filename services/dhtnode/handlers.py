@@ -19,9 +19,11 @@ from services.core.comparison import (
     decode_versions_asked,
     encode_digests,
     encode_versions,
+    versions_max,
 )
 from services.core.digest import summary_of
 from services.core.errors import PeerError
+from services.core.hlc import Version
 from services.core.messages import (
     CACHES,
     CAUGHT_UP,
@@ -61,6 +63,7 @@ from services.core.namespaces import (
 )
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.dhtnode import pages
+from services.dhtnode.chunk import count_of, encode_chunks
 from services.dhtnode.listing import Entry, Query
 from services.dhtnode.membership import Membership
 from services.dhtnode.replica import Replica
@@ -71,8 +74,10 @@ from services.runtime.clock import Clock
 from services.runtime.link_limits import LinkCounters
 from services.runtime.peer import Handler, Handlers, Peer, no_answer
 
-# An answer with a piece of a slot: large enough to be worth a round trip, made in a millisecond.
+# An answer with a piece of a slot: large enough to be worth a round trip, made in a millisecond. Of
+# small records it has fewer.
 piece_bytes: Final = 256 << 10
+piece_records: Final = 2_048
 # Of a list of caches; half a millisecond's.
 caches_checked: Final = 512
 reason_bytes_max: Final = 512
@@ -228,14 +233,29 @@ class NodeHandlers:
     def _versions(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         slot, leaves, after = decode_versions_asked(body)
         yield
-        found = sorted(item for item in self._table.versions(slot, leaves) if item[0] > after)
+        found: list[tuple[bytes, Version]] = []
+        for keys in self._replica.orders.behind(slot, after):
+            found += self._table.versions(slot, leaves, keys)
+            if len(found) > versions_max:
+                break
+            yield
         self._replica.after_changes(peer, request_id, OK, encode_versions(found))
 
     def _slot(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         reader = Reader(body)
         slot, after = reader.slot(), reader.rest()
         yield
-        chunk, last = self._table.export_piece(slot, after, piece_bytes)
+        items: list[tuple[bytes, bytes]] = []
+        size = 0
+        for keys in self._replica.orders.behind(slot, after):
+            for item in self._table.lasting(slot, keys):
+                items.append(item)
+                size += len(item[1])
+            if size >= piece_bytes or len(items) >= piece_records:
+                break
+            yield
+        chunk = next(encode_chunks(slot, items, piece_bytes), b"")
+        last = items[count_of(chunk) - 1][0] if chunk else b""
         self._replica.after_changes(peer, request_id, OK, u16.pack(len(last)) + last + chunk)
 
     # -- the cluster

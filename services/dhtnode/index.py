@@ -23,8 +23,8 @@ import gc
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 
-# Sorting a run takes about 1 ms, and so does everything else that is done with as many keys.
-run_keys = 4096
+from services.dhtnode.runs import in_order, run_keys
+
 # What a key takes beside its bytes from its removal to its merging: the head of the object with its
 # rounding, and two places in runs, its own and that of the key that came for it.
 removed_key_bytes = 41 + 16
@@ -34,9 +34,7 @@ _chunk_keys_max = 2 * chunk_keys
 # Smaller ones, which removals leave behind, are joined with their neighbour.
 _chunk_keys_min = chunk_keys // 4
 
-# What the steps cost, in units of about 0.15 µs: what sorting a key in a run takes.
-_run_look_cost = 3
-_run_end_cost = run_keys // 8
+# What changing a chunk costs, in the units of `in_order`.
 _chunk_cost = 60
 # About 2 ms.
 slice_budget = 8_192
@@ -178,7 +176,7 @@ class Index:
             runs[number] = tuple(sorted(set(run) if careful else run))
             self._age(len(run))
             yield len(run)
-        for piece in _in_order(runs):
+        for piece in in_order(runs):
             if isinstance(piece, int):
                 yield piece
             elif careful:
@@ -253,48 +251,3 @@ class Index:
             chunk = self._chunks[number]
             yield from chunk[start:] if start else chunk
             number, start = number + 1, 0
-
-
-def _in_order(runs: list[tuple[bytes, ...]]) -> Iterator[list[bytes] | int]:
-    """All keys of sorted runs, which it uses up: sorted pieces of about `run_keys` or less, one
-    after the other, and in between what it has cost to find them.
-
-    A piece ends at the least of the keys that stand `stride` places ahead in their runs, so it
-    takes at most `stride` keys of each. How long a stride gives pieces of the right size depends
-    on how the runs overlap, from not at all (keys that came in order) to entirely (random ones);
-    it is found by trying, and no order of arrival can make a piece longer than it may be.
-    """
-    starts = [0] * len(runs)
-    stride = max(run_keys // max(len(runs), 1), 1)
-    while runs:
-        ahead = [
-            run[start + stride]
-            for run, start in zip(runs, starts, strict=True)
-            if start + stride < len(run)
-        ]
-        bound = min(ahead, default=None)
-        ends = [
-            len(run)
-            if bound is None
-            else bisect_left(run, bound, start, min(start + stride, len(run)))
-            for run, start in zip(runs, starts, strict=True)
-        ]
-        size = sum(ends) - sum(starts)
-        yield _run_look_cost * len(runs)
-        if size > run_keys and stride > 1:
-            stride //= 2
-            continue
-        piece: list[bytes] = []
-        for run, start, end in zip(runs, starts, ends, strict=True):
-            piece += run[start:end]
-        piece.sort()
-        yield size
-        yield piece
-        starts = ends
-        # Letting go of a run touches all of its keys, and many runs may end at once.
-        for number in reversed(range(len(runs))):
-            if starts[number] == len(runs[number]):
-                del runs[number], starts[number]
-                yield _run_end_cost
-        if size < run_keys // 4:
-            stride *= 2

@@ -10,8 +10,9 @@ from sortedcontainers import SortedList  # type: ignore[import-untyped]
 
 from services.core.key import tenant_prefix
 from services.core.record import head_bytes
-from services.dhtnode.index import Index, run_keys
+from services.dhtnode.index import Index
 from services.dhtnode.recency import Recency
+from services.dhtnode.runs import run_keys
 
 # So many keys and a quarter of what there is may vanish before an index is brought up to date
 # without a listing that needs it. It bounds the memory of a namespace whose keys come and go, and

@@ -88,8 +88,10 @@ class Promises:
     def __init__(self, cell: Callable[[int, bytes], bytes | None]) -> None:
         self._slots: dict[int, dict[bytes, Promise]] = {}
         self.count = 0
-        # By slot, how many have ended; slots without any are not there.
-        self._ended: dict[int, int] = {}
+        # By slot, and there by the prefix of their namespace, how many have ended; where there are
+        # none nothing is there.
+        self._ended: dict[int, dict[bytes, int]] = {}
+        self.ended_everywhere = 0
         # By key, the bytes of records that are held here and in no cell.
         self._alone: dict[bytes, int] = {}
         self._alone_bytes = 0
@@ -118,7 +120,7 @@ class Promises:
         held[key] = promise
         if before is None:
             self.count += 1
-        self._count_ended(slot, before, promise)
+        self._count_ended(slot, key, before, promise)
         # Somebody is at it. If nothing comes of that, the next look finds it again.
         self._expired.pop(key, None)
         self.doubtful.discard(key)
@@ -133,7 +135,7 @@ class Promises:
     def drop(self, slot: int, key: bytes) -> None:
         """Forget what was promised for this key, as there is something."""
         held = self._slots[slot]
-        self._count_ended(slot, held.pop(key), None)
+        self._count_ended(slot, key, held.pop(key), None)
         if not held:
             del self._slots[slot]
         self.count -= 1
@@ -146,30 +148,28 @@ class Promises:
         self._expired.pop(key, None)
         self.doubtful.discard(key)
 
-    def _count_ended(self, slot: int, before: Promise | None, after: Promise | None) -> None:
-        ended = self._ended.get(slot, 0)
-        if before is not None and has_ended(before):
-            ended -= 1
-        if after is not None and has_ended(after):
-            ended += 1
-        if ended:
-            self._ended[slot] = ended
-        else:
-            self._ended.pop(slot, None)
+    def _count_ended(
+        self, slot: int, key: bytes, before: Promise | None, after: Promise | None
+    ) -> None:
+        change = int(after is not None and has_ended(after))
+        change -= int(before is not None and has_ended(before))
+        if not change:
+            return
+        self.ended_everywhere += change
+        by_prefix = self._ended.setdefault(slot, {})
+        prefix = key[: 9 + key[8]]
+        by_prefix[prefix] = by_prefix.get(prefix, 0) + change
+        if not by_prefix[prefix]:
+            del by_prefix[prefix]
+            if not by_prefix:
+                del self._ended[slot]
 
     def ended(self, slot: int, caches: Collection[bytes]) -> int:
         """How many of a slot have ended, those in these namespaces left out."""
-        ended = self._ended.get(slot, 0)
-        if not ended or not caches:
-            return ended
-        found = self._slots[slot].items()
-        return len(
-            [key for key, held in found if has_ended(held) and key[: 9 + key[8]] not in caches]
-        )
-
-    @property
-    def ended_everywhere(self) -> int:
-        return sum(self._ended.values())
+        by_prefix = self._ended.get(slot)
+        if by_prefix is None:
+            return 0
+        return sum([count for prefix, count in by_prefix.items() if prefix not in caches])
 
     def weigh(self, slot: int, key: bytes) -> None:
         """See whether the record of a promise is that of the cell as well."""
@@ -215,6 +215,10 @@ class Promises:
             + (len(self._alone) + len(self.unlearned) + len(self._expired)) * noted_memory_bytes
         )
 
+    def keys(self, slot: int) -> Collection[bytes]:
+        """Those of a slot. It holds for this turn."""
+        return self._slots.get(slot, {}).keys()
+
     def items(self, slot: int) -> list[tuple[bytes, Promise]]:
         return list(self._slots.get(slot, {}).items())
 
@@ -225,7 +229,7 @@ class Promises:
 
     def wipe(self, slot: int) -> None:
         wiped = self._slots.pop(slot, {})
-        self._ended.pop(slot, None)
+        self.ended_everywhere -= sum(self._ended.pop(slot, {}).values())
         self.count -= len(wiped)
         for key in wiped:
             self._forget(key)

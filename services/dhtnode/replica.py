@@ -51,6 +51,7 @@ from services.dhtnode import frame
 from services.dhtnode.promises import Promises, decode_accepted, decode_promised
 from services.dhtnode.purging import decode_purged, take_away
 from services.dhtnode.rot import RottenSlot
+from services.dhtnode.slot_orders import SlotOrders
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
 from services.runtime.log.frame import head_bytes
@@ -106,6 +107,7 @@ class Replica:
         self.counters = ReplicaCounters()
         self.promises = Promises(table.peek)
         table.outlast(self.promises)
+        self.orders = SlotOrders(table, self.promises)
         self.floors: dict[int, Version] = {}
         # By slot, the floor that a collection under way has set: what it alone may still write is
         # at or below that. Neither a restart nor another epoch knows of it any more.
@@ -160,11 +162,12 @@ class Replica:
     def trim_slice(self, now_ms: int, budget: int) -> bool:
         """Free expired values of the table in the next slots, as `Table.trim_slice`, and find the
         promises there that still have such a value. Keys are spread evenly over slots, so that
-        these are few as well."""
+        these are few as well. What pages of these slots have left behind goes, too."""
         first = self.table.trim_next
         ended = self.table.trim_slice(now_ms, budget)
         for slot in range(first, self.table.trim_next or slot_count):
             self.promises.find_expired(slot, now_ms)
+            self.orders.forget(slot)
         return ended
 
     def note_change(self, key: bytes, batch: Batch) -> None:

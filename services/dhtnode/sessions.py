@@ -14,8 +14,7 @@ find the floor and no session, and is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from services.core.ballots import NACK
@@ -94,20 +93,23 @@ class Sessions:
         yield
         if not self._meets(peer, request_id, body, slot):
             return
-        caches = self._replica.caches
-        found = []
-        for key, held in self._promises.items(slot):
-            if key <= after or key[: 9 + key[8]] in caches:
-                continue
-            cell = self._table.peek(slot, key)
-            if (
-                has_ended(held)
-                or (held.record and not visible(held.record, at_ms))
-                or (cell is not None and not visible(cell, at_ms))
-            ):
-                found.append(key)
-        page = encode_key_page(sorted(found)[: stale_max + 1])
-        self._replica.after_changes(peer, request_id, OK, page)
+        found: list[bytes] = []
+        for keys in self._replica.orders.behind(slot, after, promised=True):
+            found += [key for key in keys if self._is_stale(slot, key, at_ms)]
+            if len(found) > stale_max:
+                break
+            yield
+        if self._meets(peer, request_id, body, slot):
+            self._replica.after_changes(peer, request_id, OK, encode_key_page(found))
+
+    def _is_stale(self, slot: int, key: bytes, at_ms: int) -> bool:
+        if not self._promises.holds(slot, key) or key[: 9 + key[8]] in self._replica.caches:
+            return False
+        held = self._promises.get(slot, key)
+        if has_ended(held) or (held.record and not visible(held.record, at_ms)):
+            return True
+        cell = self._table.peek(slot, key)
+        return cell is not None and not visible(cell, at_ms)
 
     def freeze(self, peer: Peer, request_id: int, body: bytes) -> None:
         replica = self._replica
@@ -148,29 +150,34 @@ class Sessions:
         if not self._is_in(slot, session):
             self._say_no_session(peer, request_id)
             return
-        entries = islice(self._entries(slot, version_ms(session), after), compared_max + 1)
-        page = encode_compared(list(entries))
-        self._replica.after_changes(peer, request_id, OK, page)
+        found: list[Compared] = []
+        for keys in self._replica.orders.behind(slot, after):
+            found += self._compared(slot, version_ms(session), keys)
+            if len(found) > compared_max:
+                break
+            yield
+        # Others have had their turn, but no session is ever opened twice: if it is open now, it was
+        # all the time.
+        if self._is_in(slot, session):
+            self._replica.after_changes(peer, request_id, OK, encode_compared(found))
+        else:
+            self._say_no_session(peer, request_id)
 
-    def _entries(self, slot: int, at_ms: int, after: bytes) -> Iterator[Compared]:
-        """What there is of each key above `after`, in order."""
-        cells = {key: cell for key, cell in self._table.compared(slot) if key > after}
+    def _compared(self, slot: int, at_ms: int, keys: Sequence[bytes]) -> Iterator[Compared]:
+        """What there is of these keys, in order."""
+        cells = dict(self._table.compared(slot, keys))
         caches = self._replica.caches
-        promises = {
-            key: held
-            for key, held in self._promises.items(slot)
-            if key > after and key[: 9 + key[8]] not in caches
-        }
-        for key in sorted(cells.keys() | promises.keys()):
+        for key in keys:
+            promised, ballot = version_zero, version_zero
+            holds = self._promises.holds(slot, key) and key[: 9 + key[8]] not in caches
+            if holds:
+                promised, ballot, *_ = self._promises.get(slot, key)
             cell = cells.get(key)
-            if cell is None:
-                kind, version = no_cell, version_zero
-            else:
+            if cell is not None:
                 kind = lives if visible(cell, at_ms) else ended
-                version = cell[:version_bytes]
-            held = promises.get(key)
-            promised, ballot = (version_zero,) * 2 if held is None else held[:2]
-            yield Compared(key, kind, version, promised, ballot)
+                yield Compared(key, kind, cell[:version_bytes], promised, ballot)
+            elif holds:
+                yield Compared(key, no_cell, version_zero, promised, ballot)
 
     def repair(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         """Have at least these records. What a session has stored before it was refused stays."""

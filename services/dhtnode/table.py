@@ -32,6 +32,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterator
 from mmap import mmap
+from sys import getsizeof
 
 from google_crc32c import value as checksum
 
@@ -41,7 +42,7 @@ from services.core.hlc import Version
 from services.core.record import head_bytes, tombstone_body
 from services.core.ring import leaf_bits, leaf_count, place_of, slot_count, slot_of
 from services.dhtnode.cache import Caches, Held
-from services.dhtnode.chunk import count_of, decode_chunk, encode_chunks
+from services.dhtnode.chunk import decode_chunk, encode_chunks
 from services.dhtnode.listing import Page, Query, Scan, list_page, scan_page
 from services.dhtnode.namespace import Counts, Namespace, Namespaces
 
@@ -56,6 +57,11 @@ _leaf_mask = leaf_count - 1
 record_memory_bytes = 135
 # Its place in the order of use of a cache.
 recency_memory_bytes = 90
+# A dictionary that has just grown takes up to 120 bytes a key. One that takes twice as much has had
+# at least as many removed as there are left, so that giving back costs less than that has.
+loose_key_bytes = 240
+# And one that is empty.
+loose_bytes = 64
 # Digests, and dictionaries that are empty.
 table_memory_bytes = 10 << 20
 
@@ -149,12 +155,15 @@ class Table:
         self._digests.clear(slot)
 
     def compact(self, slot: int) -> None:
-        """Give back what the slot had grown to, after much was removed from it."""
-        self._slots[slot] = dict(self._slots[slot])
+        """Give back what the slot had grown to, if it is mostly air by now. To look costs nothing,
+        so that it may be called wherever something was removed."""
+        here = self._slots[slot]
+        if getsizeof(here) > loose_bytes + len(here) * loose_key_bytes:
+            self._slots[slot] = dict(here)
 
     def keys(self, slot: int) -> list[bytes]:
         """All keys of a slot, whatever their records are, in no order that means anything."""
-        return [key for key, _ in self._lasting_items(slot)]
+        return [key for key, _ in self._lasting(self.items(slot), slot)]
 
     def _store(self, slot: int, key: bytes, old: bytes | None, record: bytes) -> Namespace:
         """Everything of a put but digests and recency."""
@@ -305,30 +314,42 @@ class Table:
     def export_slot(self, slot: int, chunk_bytes: int) -> Iterator[bytes]:
         """Chunks of all records of the slot as they are now, whatever happens while the chunks
         are taken; `leaves` of the same turn belong to them."""
-        return encode_chunks(slot, self._lasting_items(slot), chunk_bytes)
+        return encode_chunks(slot, self._lasting(self.items(slot), slot), chunk_bytes)
 
-    def export_piece(self, slot: int, after: bytes, chunk_bytes: int) -> tuple[bytes, bytes]:
-        """One chunk of the records of a slot whose keys are above `after`, in order of keys, and
-        the last of these keys; nothing and nothing where there are no more."""
-        items = sorted(item for item in self._lasting_items(slot) if item[0] > after)
-        for chunk in encode_chunks(slot, items, chunk_bytes):
-            return chunk, items[count_of(chunk) - 1][0]
-        return b"", b""
+    def raw_keys(self, slot: int) -> Collection[bytes]:
+        """Whatever keys lie in the slot, for `compared`, `versions` and `lasting` to tell which of
+        them matter. It holds for this turn."""
+        return self._slots[slot].keys()
 
-    def compared(self, slot: int) -> list[tuple[bytes, bytes]]:
-        """The keys of a slot that are in the digests, with their records."""
+    def compared(self, slot: int, keys: Collection[bytes]) -> list[tuple[bytes, bytes]]:
+        """Those of these keys that take part in what replicas compare, with their records."""
         declared = self._declared
         return [
             (key, record)
-            for key, record in self._lasting_items(slot)
+            for key, record in self.lasting(slot, keys)
             if not (declared and key[: 9 + key[8]] in declared)
         ]
 
-    def _lasting_items(self, slot: int) -> list[tuple[bytes, bytes]]:
+    def versions(
+        self, slot: int, leaves: Collection[int], keys: Collection[bytes]
+    ) -> list[tuple[bytes, Version]]:
+        """Those of these keys that make up these leaves, with their versions."""
+        wanted = frozenset(leaves)
+        return [
+            (key, record[:12])
+            for key, record in self.compared(slot, keys)
+            if place_of(key) & _leaf_mask in wanted
+        ]
+
+    def lasting(self, slot: int, keys: Collection[bytes]) -> list[tuple[bytes, bytes]]:
+        """Those of these keys that are here to stay, with their records."""
+        here = self._slots[slot]
+        return self._lasting([(key, here[key]) for key in keys if key in here], slot)
+
+    def _lasting(self, items: list[tuple[bytes, bytes]], slot: int) -> list[tuple[bytes, bytes]]:
         """Without what a cache of the past is about to give up: nobody else is to have it."""
-        items = self._slots[slot].items()
         if not self._returning:
-            return list(items)
+            return items
         caches = self._caches
         return [
             (key, _blanked(record) if caches.is_past(key) else record)
@@ -468,17 +489,6 @@ class Table:
 
     def _summed(self, slot: int) -> int:
         return sum([checksum(key + record) for key, record in self._slots[slot].items()])
-
-    def versions(self, slot: int, leaves: Collection[int]) -> list[tuple[bytes, Version]]:
-        """The keys that make up these leaves, with their versions."""
-        wanted = frozenset(leaves)
-        return [
-            (key, record[:12])
-            for key, record in self._slots[slot].items()
-            if place_of(key) & _leaf_mask in wanted
-            and not (self._declared and key[: 9 + key[8]] in self._declared)
-            and self._caches.lasts(slot, key)
-        ]
 
     def _scan_leaves(self, slot: int, *, settled: bool) -> bytes:
         """The leaves as they are without the keys of caches; or, unless `settled`, without those

@@ -185,22 +185,34 @@ class PlainTable:
         loaded = self._loaded.pop(slot, None)
         return [] if loaded is None else differing(loaded, self.leaves(slot))
 
-    def versions(self, slot: int, leaves: Collection[int]) -> list[tuple[bytes, bytes]]:
-        return [
-            (key, records.version(record))
-            for key, record in self._in(slot).items()
-            if prefix_of(key) not in self._limits and place_of(key) % leaf_count in leaves
-        ]
+    def raw_keys(self, slot: int) -> Collection[bytes]:
+        return self._in(slot).keys()
 
-    def compared(self, slot: int) -> list[tuple[bytes, bytes]]:
+    def compared(self, slot: int, keys: Collection[bytes]) -> list[tuple[bytes, bytes]]:
         return [
             (key, record)
-            for key, record in self._in(slot).items()
+            for key, record in self.lasting(slot, keys)
             if prefix_of(key) not in self._limits
         ]
 
+    def versions(
+        self, slot: int, leaves: Collection[int], keys: Collection[bytes]
+    ) -> list[tuple[bytes, bytes]]:
+        return [
+            (key, records.version(record))
+            for key, record in self.compared(slot, keys)
+            if place_of(key) % leaf_count in leaves
+        ]
+
+    def lasting(self, slot: int, keys: Collection[bytes]) -> list[tuple[bytes, bytes]]:
+        here = self._in(slot)
+        return [(key, here[key]) for key in keys if key in here]
+
     def ended(self, slot: int) -> int:
-        return sum(not self._is_key(key, record) for key, record in self.compared(slot))
+        return sum(
+            not self._is_key(key, record)
+            for key, record in self.compared(slot, self.raw_keys(slot))
+        )
 
     # Expiry and caches.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import count
 
 import pytest
@@ -85,6 +85,14 @@ def numbers(counts: Counts) -> tuple[int, int, int]:
 def settle(table: AnyTable) -> None:
     while not table.tend_slice(1000):
         pass
+
+
+def compared(table: AnyTable) -> list[tuple[bytes, bytes]]:
+    return table.compared(77, table.raw_keys(77))
+
+
+def versions(table: AnyTable, leaves: Collection[int]) -> list[tuple[bytes, bytes]]:
+    return table.versions(77, leaves, table.raw_keys(77))
 
 
 def all_drift(table: AnyTable) -> list[int]:
@@ -315,9 +323,9 @@ def test_the_versions_of_differing_leaves_hold_the_difference(table: AnyTable) -
     keys = same_slot(here, 40)
     for key in keys:
         put(table, key)
-    every = dict(table.versions(77, range(64)))
+    every = dict(versions(table, range(64)))
     assert every.keys() == set(keys)
-    parts = [dict(table.versions(77, [leaf])) for leaf in range(64)]
+    parts = [dict(versions(table, [leaf])) for leaf in range(64)]
     assert sum(map(len, parts)) == 40
     assert {key for part in parts for key in part} == set(keys)
 
@@ -338,17 +346,15 @@ def test_what_has_ended_is_counted_by_slot_until_it_is_removed_or_put_again(
     put(table, keys[3], deleted(start_ms + 1))
     put(table, keys[4], made(start_ms + 1, expires_at_ms=start_ms + 4))
     assert table.ended(77) == 5
-    assert sorted(table.compared(77)) == sorted(
-        (key, table.peek(77, key)) for key in table.keys(77)
-    )
+    assert sorted(compared(table)) == sorted((key, table.peek(77, key)) for key in table.keys(77))
     put(table, keys[0], made(start_ms + 2))
     remove(table, keys[1])
     table.compact(77)
     assert table.ended(77) == 3
     assert table.rebuild_digest(77) == []
-    assert (table.ended(77), len(table.compared(77))) == (3, 4)
+    assert (table.ended(77), len(compared(table))) == (3, 4)
     table.wipe(77)
-    assert (table.ended(77), table.compared(77)) == (0, [])
+    assert (table.ended(77), compared(table)) == (0, [])
 
 
 def test_what_has_ended_in_a_cache_is_not_there_to_be_compared_or_collected(
@@ -362,10 +368,10 @@ def test_what_has_ended_in_a_cache_is_not_there_to_be_compared_or_collected(
     table.declare_cache(here, 5)
     settle(table)
     put(table, new, deleted())
-    assert (table.ended(77), table.compared(77)) == (1, [(stored, deleted())])
+    assert (table.ended(77), compared(table)) == (1, [(stored, deleted())])
     table.forget_cache(here)
     settle(table)
-    assert (table.ended(77), table.compared(77)) == (1, [(stored, deleted())])
+    assert (table.ended(77), compared(table)) == (1, [(stored, deleted())])
     put(table, new, deleted())
     assert table.ended(77) == 2
 
@@ -417,7 +423,7 @@ def test_keys_of_a_cache_are_not_in_the_digests(table: AnyTable) -> None:
     assert table.leaves(77) == without
     put(table, key, made(start_ms + 1))
     assert table.leaves(77) == without
-    assert dict(table.versions(77, range(64))).keys() == {stored}
+    assert dict(versions(table, range(64))).keys() == {stored}
     assert table.rebuild_digest(77) == []
     table.forget_cache(here)
     assert table.leaves(77) == without
@@ -444,7 +450,7 @@ def test_what_is_put_after_a_cache_was_forgotten_stays_and_nothing_else(table: A
     # What is about to go is not told to anybody, nor kept for a restart.
     told = [key for chunk in table.export_slot(77, whole) for key in decode_chunk(chunk)[1]]
     assert sorted(told) == sorted([again, new])
-    assert dict(table.versions(77, range(64))).keys() == {again, new}
+    assert dict(versions(table, range(64))).keys() == {again, new}
     settle(table)
     assert sorted(table.keys(77)) == sorted([again, new])
     assert table.namespace(here).keys == 2
@@ -612,7 +618,11 @@ class Steps:
             assert list(real.export_slot(slot, 200)) == list(plain.export_slot(slot, 200))
             assert real.rebuild_digest(slot) == []
             leaves = rng.sample(range(64), 30)
-            assert real.versions(slot, leaves) == plain.versions(slot, leaves)
+            few = rng.sample(self.keys, 10)
+            for keys in (real.raw_keys(slot), few):
+                assert real.lasting(slot, keys) == plain.lasting(slot, keys)
+                assert real.compared(slot, keys) == plain.compared(slot, keys)
+                assert real.versions(slot, leaves, keys) == plain.versions(slot, leaves, keys)
 
 
 @pytest.mark.parametrize("seed", range(24))

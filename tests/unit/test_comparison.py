@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from services.core import comparison as c
 from services.core.errors import PeerError
+from services.core.messages import page_bytes_max
 from services.core.ring import leaf_count, slot_count
 
 one = b"\1" * 12
@@ -51,6 +52,15 @@ def test_a_page_of_versions_ends_and_says_that_there_are_more() -> None:
     found = [(b"%05d" % number, one) for number in range(c.versions_max + 1)]
     assert c.decode_versions(c.encode_versions(found)) == (True, found[:-1])
     assert c.decode_versions(c.encode_versions(found[:-1])) == (False, found[:-1])
+
+
+def test_a_page_of_long_keys_is_bounded_in_bytes() -> None:
+    found = [(b"%04d" % number + bytes(1_285), one) for number in range(1_000)]
+    body = c.encode_versions(found)
+    more, shown = c.decode_versions(body)
+    assert more
+    assert shown == found[: len(shown)]
+    assert page_bytes_max < len(body) < page_bytes_max + 10_000
 
 
 whole: list[tuple[Callable[[bytes], object], bytes]] = [

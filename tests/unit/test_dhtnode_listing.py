@@ -6,6 +6,7 @@ import random
 import tracemalloc
 from collections.abc import Callable
 from itertools import islice
+from sys import getsizeof
 
 import pytest
 from hypothesis import given
@@ -15,12 +16,13 @@ from services.core.digest import digest_key
 from services.core.hlc import pack_version
 from services.core.key import namespace_prefix
 from services.core.record import tombstone_body, value_body
-from services.core.ring import slot_count, slot_of
+from services.core.ring import leaf_bits, slot_count, slot_of
 from services.dhtnode.chunk import decode_chunk
-from services.dhtnode.index import Index, run_keys
+from services.dhtnode.index import Index
 from services.dhtnode.listing import Query
 from services.dhtnode.recency import Recency, lone_part_keys_max
-from services.dhtnode.table import Table
+from services.dhtnode.runs import run_keys
+from services.dhtnode.table import Table, loose_bytes, loose_key_bytes
 from tests.contract.plain_table import PlainTable
 
 prefix = namespace_prefix(7, b"here")
@@ -459,3 +461,25 @@ def test_namespaces_come_in_order_however_many_there_are_and_whatever_came_and_w
     for name in left:
         remove(namespace_prefix(7, name) + b"key")
     assert table.namespaces_from(7, b"", 10) == []
+
+
+# What a slot gives back.
+
+
+def test_a_slot_that_is_emptied_bit_by_bit_gives_back_its_memory_and_is_copied_seldom() -> None:
+    table = Table(digest_key(""))
+    for number in range(20_000):
+        table.replace(77 << leaf_bits, prefix + b"%05d" % number, None, record())
+    here = table._slots
+    full_bytes = getsizeof(here[77])
+    copies = [here[77]]
+    for number, (key, _) in enumerate(table.items(77)):
+        table.give_up(77, key)
+        if not number % 64:
+            table.compact(77)
+            assert getsizeof(here[77]) <= loose_bytes + len(here[77]) * loose_key_bytes
+            if here[77] is not copies[-1]:
+                copies.append(here[77])
+    table.compact(77)
+    assert getsizeof(here[77]) == getsizeof({}) < full_bytes / 1_000
+    assert len(copies) < 20

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from services.core import sessions as s
 from services.core.errors import PeerError
 from services.core.hlc import version_zero
-from services.core.messages import items_max, many_bytes_max
+from services.core.messages import items_max, many_bytes_max, page_bytes_max
 from services.core.ring import slot_count
 
 one = b"\1" * 12
@@ -101,11 +101,11 @@ def test_pages_of_long_keys_are_bounded_in_bytes_and_lead_to_the_end() -> None:
     more = True
     while more:
         body = s.encode_key_page(left)
-        assert len(body) < s.page_bytes_max + 5_000
+        assert len(body) < page_bytes_max + 5_000
         more, page = s.decode_key_page(body)
         shown += page
         compared = s.encode_compared([s.Compared(key, s.ended, one, one, one) for key in left])
-        assert len(compared) < s.page_bytes_max + 15_000
+        assert len(compared) < page_bytes_max + 15_000
         assert [entry.key for entry in s.decode_compared(compared).entries] == page
         left = left[len(page) :]
     assert (len(shown), left) == (1_000, [])
