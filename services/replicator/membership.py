@@ -48,6 +48,7 @@ dropped_drain_s: Final = 1.0
 class _Told:
     """What a peer has acknowledged."""
 
+    # Of the latest map that it has, as far as we have told it.
     epoch: int = 0
     # Whether it is being told just now.
     asking: bool = False
@@ -277,8 +278,10 @@ class Membership:
             )
         if self._told.get(peer) is not told or kind != OK or len(body) != u64.size:
             return
-        told.epoch = u64.unpack(body)[0]
-        self.outdated(told.epoch)
-        if told.epoch >= epoch:
+        theirs = u64.unpack(body)[0]
+        self.outdated(theirs)
+        # A node may know a later epoch from other messages, and have no map of it.
+        told.epoch = min(theirs, epoch)
+        if theirs >= epoch:
             # There may be a newer map meanwhile. A peer that could not take this one has time.
             self._tell(peer)

@@ -190,6 +190,22 @@ async def test_a_map_that_comes_while_another_is_being_told_follows_it_at_once()
         assert dropped.member == member(1)
 
 
+async def test_who_knows_a_later_epoch_than_its_map_is_told_the_map_of_that_too() -> None:
+    world = World()
+    world.in_postgresql(first)
+    one = world.node(1)
+    async with world.following():
+        await world.until_epoch(1)
+        world.in_postgresql(moved)
+        world.membership.outdated(3)
+        await world.until_epoch(3)
+        # A message of epoch 3 has come to it before the first map.
+        one.answer(OK, m.u64.pack(3))
+        assert [body for _, body, _ in one.asked] == [moved.encode()]
+        one.answer(OK, m.u64.pack(3))
+        assert one.asked == []
+
+
 async def test_however_many_tell_of_newer_epochs_postgresql_is_asked_in_moderation() -> None:
     world = World()
     world.in_postgresql(first)
