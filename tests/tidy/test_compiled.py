@@ -59,6 +59,12 @@ def test_no_class_inherits_from_one_that_is_compiled_unless_it_is_too(path: Path
     assert not _bases(path) & {_dotted(each) for each in compiled}
 
 
+@pytest.mark.parametrize("path", sorted(compiled), ids=short)
+def test_no_compiled_class_has_keywords_behind_its_bases(path: Path) -> None:
+    classes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)]
+    assert [each.name for each in classes if each.keywords] == []
+
+
 def test_tests_run_the_sources() -> None:
     assert Path(wire.__file__).suffix == ".py"
     assert compiled_modules() == []
