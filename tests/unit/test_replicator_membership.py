@@ -186,6 +186,7 @@ async def test_a_map_that_comes_while_another_is_being_told_follows_it_at_once()
         assert [body for _, body, _ in one.asked] == [first.encode()]
         one.answer(OK, m.u64.pack(1))
         assert [body for _, body, _ in one.asked] == [moved.encode()]
+        await wait_until(lambda: any(link.closed for link in world.links), "a link is closed")
         [dropped] = [link for link in world.links if link.closed]
         assert dropped.member == member(1)
 
