@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from services.core.digest import summary_bytes
 from services.core.errors import PeerError
 from services.core.hlc import Version, version_bytes
-from services.core.messages import Reader, check_page, encode_page, u16
+from services.core.messages import Reader, decode_page, encode_page, u16
 from services.core.ring import leaf_count, slot_count
 
 # About two milliseconds, and many times that while the keys of a cache change sides.
@@ -107,10 +107,4 @@ def encode_versions(found: Sequence[tuple[bytes, Version]]) -> bytes:
 
 
 def decode_versions(body: bytes) -> VersionsPage:
-    reader = Reader(body)
-    more = reader.flag()
-    found: list[tuple[bytes, Version]] = []
-    while reader.left:
-        found.append((reader.take(reader.u16()), reader.take(version_bytes)))
-    check_page(more, [key for key, _ in found], versions_max)
-    return VersionsPage(more, found)
+    return VersionsPage(*decode_page(body, version_bytes, versions_max))

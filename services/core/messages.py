@@ -40,7 +40,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -322,13 +321,27 @@ def encode_page(told: Iterable[tuple[bytes, bytes]], limit: int) -> bytes:
     return b"".join(parts)
 
 
-def check_page(more: bool, keys: Sequence[bytes], limit: int) -> None:
-    """PeerError for a page of keys that is not in order, or would not lead to an end."""
-    if len(keys) > limit or (more and not keys):
-        raise PeerError(f"a page of {len(keys)} keys; 1 to {limit} are allowed")
-    for one, other in pairwise(keys):
-        if one >= other:
+def decode_page(body: bytes, told_bytes: int, limit: int) -> tuple[bool, list[tuple[bytes, bytes]]]:
+    """Whether more keys follow, and these with what is told of each, which has that many bytes.
+    PeerError for a page that is not in order, or would not lead to an end. A page may have some
+    thousand keys, and is taken in one piece."""
+    more = Reader(body).flag()
+    told: list[tuple[bytes, bytes]] = []
+    position, size, last = 1, len(body), b""
+    while position < size:
+        begin = position + u16.size
+        middle = begin + int.from_bytes(body[position:begin], "big")
+        position = middle + told_bytes
+        if position > size:
+            raise PeerError(f"a page of {size} bytes ends inside of a key or of what is told of it")
+        key = body[begin:middle]
+        if told and key <= last:
             raise PeerError("the keys of a page are not in order")
+        last = key
+        told.append((key, body[middle:position]))
+    if len(told) > limit or (more and not told):
+        raise PeerError(f"a page of {len(told)} keys; 1 to {limit} are allowed")
+    return more, told
 
 
 class Reader:

@@ -42,7 +42,7 @@ from typing import Final, NamedTuple
 
 from services.core.errors import PeerError
 from services.core.hlc import Version, version_bytes, version_zero
-from services.core.messages import Reader, check_page, encode_page, many_bytes_max, u16
+from services.core.messages import Reader, decode_page, encode_page, many_bytes_max, u16
 
 STALE: Final = 56
 FREEZE: Final = 57
@@ -101,13 +101,8 @@ def encode_key_page(keys: Sequence[bytes]) -> bytes:
 
 
 def decode_key_page(body: bytes) -> KeyPage:
-    reader = Reader(body)
-    more = reader.flag()
-    keys: list[bytes] = []
-    while reader.left:
-        keys.append(reader.take(reader.u16()))
-    check_page(more, keys, stale_max)
-    return KeyPage(more, keys)
+    more, told = decode_page(body, 0, stale_max)
+    return KeyPage(more, [key for key, _ in told])
 
 
 class Session(NamedTuple):
@@ -163,16 +158,13 @@ def encode_compared(entries: Sequence[Compared]) -> bytes:
 
 
 def decode_compared(body: bytes) -> ComparedPage:
-    reader = Reader(body)
-    more = reader.flag()
+    more, told = decode_page(body, _compared.size, compared_max)
     entries: list[Compared] = []
-    while reader.left:
-        key = reader.take(reader.u16())
-        entry = Compared(key, *_compared.unpack(reader.take(_compared.size)))
+    for key, what in told:
+        entry = Compared(key, *_compared.unpack(what))
         if entry.cell > ended or (entry.cell == no_cell) != (entry.version == version_zero):
             raise PeerError(f"a cell of the kind {entry.cell} at version {entry.version.hex()}")
         entries.append(entry)
-    check_page(more, [entry.key for entry in entries], compared_max)
     return ComparedPage(more, entries)
 
 

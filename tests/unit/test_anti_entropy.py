@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from services.core.comparison import SlotDigest, encode_digests, encode_versions
+from services.core.comparison import (
+    SlotDigest,
+    encode_digests,
+    encode_versions,
+    versions_max,
+)
 from services.core.messages import (
     DIGESTS,
     GET_MANY,
@@ -25,10 +30,11 @@ from services.core.record import value_body
 from services.core.ring import slot_count, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.replicator import mending
+from services.replicator.mending import DifferingSlot, Mending, versions_in_a_turn
 from services.replicator.rounds import answer_s_max
 from services.replicator.slot_shares import block_count, block_slots
 from services.runtime.peer import Peer
-from tests.unit.repair_world import RepairWorld, keys_of_one_slot
+from tests.unit.repair_world import RepairWorld, keys_of_one_slot, old_ms
 from tests.unit.replicator_world import key_of
 
 
@@ -296,3 +302,24 @@ def test_writes_carry_the_epoch_of_the_comparison(world: RepairWorld) -> None:
     world.nodes["node-2"].instead[WRITE_MANY] = note
     world.repair([slot_of(key_of(1))])
     assert set(epochs) == {1}
+
+
+def test_many_versions_are_compared_in_many_turns_of_the_loop(world: RepairWorld) -> None:
+    replicator = world.replicator
+    comparer = Mending(
+        replicator.fleet, replicator.stamps, replicator.epochs, replicator.clock, world.counters
+    )
+    first = key_of(1)
+    found = [(first + b"%04d" % number, world.version(-old_ms)) for number in range(versions_max)]
+    one, other = list(replicator.fleet.nodes.values())[:2]
+    slot = DifferingSlot(slot_of(found[0][0]), [[one], [other]])
+    story = comparer.mend([slot], replicator.fleet.epoch)
+    assert [ask.kind for ask in next(story)] == [VERSIONS, VERSIONS]
+    asks = story.send([(OK, encode_versions(found)), (OK, encode_versions(found[::2]))])
+    turns = 1
+    while not asks:
+        asks = story.send([])
+        turns += 1
+    assert turns > versions_max / versions_in_a_turn
+    assert [ask.kind for ask in asks] == [GET_MANY]
+    assert slot.keys == versions_max // 2
