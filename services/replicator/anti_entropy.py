@@ -197,11 +197,20 @@ class AntiEntropy:
     def _find_owed(self) -> None:
         """Begin passes that nodes are owed, and give up those that come to nothing."""
         owed, nodes = self._owed, self._fleet.nodes
-        for node_id, (_, mark) in list(self._owing.items()):
+        for node_id, (one, mark) in list(self._owing.items()):
             node = nodes.get(node_id)
-            # If more was lost meanwhile, it may be in slots that have been compared already.
-            if node is None or not node.link.connected or owed.mark(node_id) != mark:
+            # What was lost meanwhile may be in slots that have been compared already, and another
+            # map may give the node slots that were passed over.
+            if (
+                node is None
+                or not node.link.connected
+                or owed.mark(node_id) != mark
+                or one.epoch != self._fleet.epoch
+            ):
                 del self._owing[node_id]
+        if not self._is_stable:
+            # Nobody compares what new owners have, so that nobody can say it is all.
+            return
         now_s = self._clock.monotonic_s()
         for node_id, node in nodes.items():
             mark = owed.mark(node_id)
@@ -210,9 +219,15 @@ class AntiEntropy:
                 seen = self._marks[node_id] = mark, now_s
             is_due = mark and now_s - seen[1] >= owed_s and owed.drained(node_id)
             if is_due and node.live and node_id not in self._owing:
-                self._owing[node_id] = Pass(now_s, node_id=node_id), mark
+                one = Pass(now_s, node_id=node_id, epoch=self._fleet.epoch)
+                self._owing[node_id] = one, mark
         for node_id in self._marks.keys() - nodes.keys():
             del self._marks[node_id]
+
+    @property
+    def _is_stable(self) -> bool:
+        known = self._fleet.map
+        return known is not None and not known.is_joint
 
     def _go_on(self) -> None:
         """Compare the next block that somebody wants, unless one is being compared."""
@@ -276,8 +291,9 @@ class AntiEntropy:
         self._course = None
         self._advance(block.of)
         for outcome in outcomes or ():
-            self._note(block.of, outcome)
-            for one in block.passes:
+            wanting = [one for one in block.passes if one.wants(outcome.slot)]
+            self._note(outcome, wanting)
+            for one in wanting:
                 one.settle(outcome)
         counters = self.counters
         for one in block.passes:
@@ -286,12 +302,12 @@ class AntiEntropy:
         if outcomes is not None:
             self._go_on()
 
-    def _note(self, of: Pass, outcome: Outcome) -> None:
+    def _note(self, outcome: Outcome, wanting: Sequence[Pass]) -> None:
         """Remember how the slot is, and have it collected if it is worth it; also where an owner
         is away, as whoever collects knows how to wait, and tells how much does."""
         states, slot = self.states, outcome.slot
-        ours = self.shares.has(slot)
-        if outcome.below_floor and ours:
+        if outcome.below_floor:
+            # Whoever's slot it is: a node may be owed what only a session can bring it.
             self._collecting.request(slot)
         if not outcome.compared:
             return
@@ -299,11 +315,11 @@ class AntiEntropy:
         if outcome.by_all:
             states.compared(slot, self._clock.monotonic_s())
         some = outcome.ended > 0
-        worth = some and of is self._ordered
-        if of is self._regular:
-            worth = some and bool(states.had_ended[slot])
+        worth = outcome.ended >= ended_min or (some and self._ordered in wanting)
+        if self._regular in wanting:
+            worth = worth or (some and bool(states.had_ended[slot]))
             states.had_ended[slot] = some
-        if ours and (worth or outcome.ended >= ended_min):
+        if worth and self.shares.has(slot):
             self._collecting.request(slot)
 
     # -- ends

@@ -30,13 +30,20 @@ class Found:
 
 class Pass:
     """If it is for a node, that one has to be compared with enough others for a majority: what it
-    misses of all that was acknowledged as strong, one of them has. Otherwise all owners of a slot
-    have to be compared."""
+    misses of all that was acknowledged as strong, one of them has; and what lies below a floor has
+    to be brought by a collection first. Otherwise all owners of a slot have to be compared."""
 
     def __init__(
-        self, began_s: float, slots: Iterable[int] = _all_slots, *, node_id: str | None = None
+        self,
+        began_s: float,
+        slots: Iterable[int] = _all_slots,
+        *,
+        node_id: str | None = None,
+        epoch: int = 0,
     ) -> None:
         self.began_s = began_s
+        # Of the map by which slots concern the node, if it is for one.
+        self.epoch = epoch
         self.found = Found()
         # Why the last slot that could not be compared could not.
         self.trouble: str | None = None
@@ -54,6 +61,10 @@ class Pass:
     def concerns(self, owners: Sequence[FleetNode]) -> bool:
         """Whether a slot that has these owners is any of its business."""
         return self._node_id is None or any(node.node_id == self._node_id for node in owners)
+
+    def wants(self, slot: int) -> bool:
+        """Whether this slot is still to be done."""
+        return bool(self._todo[slot])
 
     def wanted(self, block: int) -> list[int]:
         """What is still to be done of this block."""
@@ -76,18 +87,18 @@ class Pass:
         self._todo[slot] = 0
 
     def settle(self, outcome: Outcome) -> None:
-        """Take note of what a comparison came to that began after this pass."""
-        if not self._todo[outcome.slot]:
-            return
+        """Take note of what a comparison came to that began after this pass, of a slot that it
+        wants."""
         if outcome.keys:
             self.found.slots += 1
             self.found.keys += outcome.keys
         if self._is_enough(outcome):
             self.drop(outcome.slot)
         else:
-            self.trouble = outcome.trouble
+            self.trouble = outcome.trouble or "what is below a floor waits for a collection"
 
     def _is_enough(self, outcome: Outcome) -> bool:
         if self._node_id is None:
             return outcome.by_all
-        return outcome.by_majority and self._node_id in outcome.compared
+        compared = outcome.by_majority and self._node_id in outcome.compared
+        return compared and not outcome.below_floor

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from msgspec import structs
 
+from services.core.cluster import ClusterMap
 from services.core.messages import DIGESTS, GET_MANY, VERSIONS, WRITE_MANY
 from services.core.record import tombstone_body
 from services.core.ring import slot_count, slot_of
@@ -230,6 +232,74 @@ def test_a_node_that_goes_away_again_is_owed_all_of_it_when_it_is_back(
     world.assert_equal()
 
 
+def test_what_a_collection_has_to_bring_is_waited_for_before_anything_is_said() -> None:
+    world = RepairWorld(replicators=2)
+    for node in world.nodes.values():
+        node.answer(REPLICATORS, OK, encode_replicators(["replicator-1", "replicator-2"]))
+    world.pass_time(3.0)
+    of_another = next(
+        number for number in range(100) if not world.repairer.shares.has(slot_of(key_of(number)))
+    )
+    (key,) = world.sow([of_another], "node-1", "node-2")
+    node = world.nodes["node-3"]
+    node.replica.raise_floor(slot_of(key), world.version())
+    world.repairer.owed.marks["node-3"] = 1
+    world.pass_time(60.0)
+    assert not world.repairer.owed.told
+    assert world.repairer.anti_entropy.owing == {"node-3": 1}
+    assert set(world.repairer.requested.slots) == {slot_of(key)}
+    assert len(world.repairer.requested.slots) < 10, "it is asked for ever more seldom"
+    node.replica.floors.clear()
+    world.plant(
+        node, key, world.owners(key)[0].holds(key) or world.owners(key)[1].holds(key) or b""
+    )
+    world.pass_until(lambda: bool(world.repairer.owed.told))
+    world.assert_equal()
+
+
+def test_a_map_in_the_middle_begins_anew_what_a_node_is_owed(world: RepairWorld) -> None:
+    fleet, owed = world.replicator.fleet, world.repairer.owed
+    world.sow(range(300), "node-1", "node-2")
+    owed.marks["node-3"] = 1
+    world.pass_until(lambda: world.counters.records_sent > 100)
+    begun = world.repairer.anti_entropy.owing["node-3"]
+    assert 0 < begun < slot_count
+    fleet.adopt(ClusterMap(3, 3, world.map.members))
+    before = world.messages(DIGESTS)
+    world.pass_until(lambda: bool(owed.told))
+    assert world.messages(DIGESTS) - before >= 3 * block_count, "no slot was passed over"
+    assert owed.told == [("node-3", 1)]
+    world.assert_equal()
+
+
+def test_while_members_are_changed_no_node_is_said_to_have_everything(world: RepairWorld) -> None:
+    fleet, owed, members = world.replicator.fleet, world.repairer.owed, world.map.members
+    world.sow(range(300), "node-1", "node-2")
+    owed.marks["node-3"] = 1
+    world.pass_until(lambda: world.counters.records_sent > 100)
+    joint = world.map.begin_change((structs.replace(members[0], zone="elsewhere"), *members[1:]))
+    fleet.adopt(joint)
+    world.pass_time(20.0)
+    assert not owed.told
+    assert world.repairer.anti_entropy.owing == {}
+    fleet.adopt(joint.finish_change())
+    world.pass_until(lambda: bool(owed.told))
+    world.assert_equal()
+
+
+def test_a_map_in_the_middle_of_an_order_leaves_nothing_out(world: RepairWorld) -> None:
+    world.sow(range(300), "node-1")
+    anti_entropy = world.repairer.anti_entropy
+    anti_entropy.compare(None)
+    world.pass_until(lambda: world.counters.records_sent > 100)
+    world.replicator.fleet.adopt(ClusterMap(3, 3, world.map.members))
+    world.pass_time(20.0)
+    assert not anti_entropy.ordered
+    assert anti_entropy.order is not None
+    assert anti_entropy.order.left == 0
+    world.assert_equal()
+
+
 # What is collected.
 
 
@@ -259,6 +329,22 @@ def test_an_operator_has_whatever_there_is_collected(world: RepairWorld) -> None
     world.sow([6])
     world.repair()
     assert world.repairer.requested.slots == [slot_of(key_of(5))]
+
+
+def test_what_an_order_wants_collected_is_so_whoever_compares_it(world: RepairWorld) -> None:
+    """An order that rests has its slots compared by the passes of others meanwhile."""
+    slot = slot_of(key_of(5))
+    world.bury([5])
+    world.nodes["node-2"].crash()
+    world.pass_time(3.0)
+    anti_entropy = world.repairer.anti_entropy
+    anti_entropy.compare([slot])
+    world.pass_until(lambda: anti_entropy.order is not None and anti_entropy.order.rounds == 1)
+    world.repairer.requested.slots.clear()
+    world.nodes["node-2"].begin()
+    world.repairer.owed.marks["node-1"] = 1
+    world.pass_until(lambda: not anti_entropy.ordered)
+    assert world.repairer.requested.slots == [slot]
 
 
 def test_what_waits_for_an_owner_is_requested_so_that_it_is_known(world: RepairWorld) -> None:
