@@ -84,6 +84,15 @@ class _Block(NamedTuple):
     bytes: int
 
 
+class _Owing(NamedTuple):
+    """What a node is owed: a pass, the mark that was taken before, and the epoch of the map by
+    which slots are the node's."""
+
+    of: Pass
+    mark: int
+    epoch: int
+
+
 class AntiEntropy:
     """Compares and mends from `start` to `stop`."""
 
@@ -121,8 +130,8 @@ class AntiEntropy:
         self._regular = Pass(clock.monotonic_s())
         # While it is under way.
         self._ordered: Pass | None = None
-        # By node, the pass that it is owed, and the mark that was taken before.
-        self._owing: dict[str, tuple[Pass, int]] = {}
+        # By node.
+        self._owing: dict[str, _Owing] = {}
         # By node, its mark and since when it has been that.
         self._marks: dict[str, tuple[int, float]] = {}
         self._course: Course[list[Outcome]] | None = None
@@ -161,7 +170,7 @@ class AntiEntropy:
     @property
     def owing(self) -> dict[str, int]:
         """By node that misses what no hint brings it, how many slots are still to be compared."""
-        return {node_id: owed.left for node_id, (owed, _) in self._owing.items()}
+        return {node_id: owing.of.left for node_id, owing in self._owing.items()}
 
     def ages(self) -> Ages:
         """Of the slots that are ours, as they were within this second."""
@@ -197,15 +206,15 @@ class AntiEntropy:
     def _find_owed(self) -> None:
         """Begin passes that nodes are owed, and give up those that come to nothing."""
         owed, nodes = self._owed, self._fleet.nodes
-        for node_id, (one, mark) in list(self._owing.items()):
+        for node_id, owing in list(self._owing.items()):
             node = nodes.get(node_id)
             # What was lost meanwhile may be in slots that have been compared already, and another
             # map may give the node slots that were passed over.
             if (
                 node is None
                 or not node.link.connected
-                or owed.mark(node_id) != mark
-                or one.epoch != self._fleet.epoch
+                or owed.mark(node_id) != owing.mark
+                or self._fleet.epoch != owing.epoch
             ):
                 del self._owing[node_id]
         if not self._is_stable:
@@ -219,8 +228,8 @@ class AntiEntropy:
                 seen = self._marks[node_id] = mark, now_s
             is_due = mark and now_s - seen[1] >= owed_s and owed.drained(node_id)
             if is_due and node.live and node_id not in self._owing:
-                one = Pass(now_s, node_id=node_id, epoch=self._fleet.epoch)
-                self._owing[node_id] = one, mark
+                owing = _Owing(Pass(now_s, node_id=node_id), mark, self._fleet.epoch)
+                self._owing[node_id] = owing
         for node_id in self._marks.keys() - nodes.keys():
             del self._marks[node_id]
 
@@ -234,7 +243,7 @@ class AntiEntropy:
         if self._course is not None or self._stopped or self._fleet.map is None:
             return
         self._end_passes()
-        urgent = [owed for owed, _ in self._owing.values()]
+        urgent = [owing.of for owing in self._owing.values()]
         if self._ordered is not None:
             urgent.insert(0, self._ordered)
         now_s = self._clock.monotonic_s()
@@ -277,7 +286,7 @@ class AntiEntropy:
     # -- one block
 
     def _begin(self, one: Pass, slots: Sequence[int]) -> None:
-        passes = [self._regular, *(owed for owed, _ in self._owing.values())]
+        passes = [self._regular, *(owing.of for owing in self._owing.values())]
         if self._ordered is not None:
             passes.append(self._ordered)
         counters = self.counters
@@ -325,11 +334,11 @@ class AntiEntropy:
     # -- ends
 
     def _end_passes(self) -> None:
-        for node_id, (owed, mark) in list(self._owing.items()):
-            if not owed.left:
+        for node_id, owing in list(self._owing.items()):
+            if not owing.of.left:
                 del self._owing[node_id]
-                self._owed.mended(node_id, mark)
-                self._say(owed, f"{node_id} misses what no hint brings it", 0)
+                self._owed.mended(node_id, owing.mark)
+                self._say(owing.of, f"{node_id} misses what no hint brings it", 0)
         ordered = self._ordered
         if ordered is not None and (not ordered.left or ordered.rounds >= order_rounds_max):
             self._ordered = None

@@ -34,16 +34,9 @@ class Pass:
     to be brought by a collection first. Otherwise all owners of a slot have to be compared."""
 
     def __init__(
-        self,
-        began_s: float,
-        slots: Iterable[int] = _all_slots,
-        *,
-        node_id: str | None = None,
-        epoch: int = 0,
+        self, began_s: float, slots: Iterable[int] = _all_slots, *, node_id: str | None = None
     ) -> None:
         self.began_s = began_s
-        # Of the map by which slots concern the node, if it is for one.
-        self.epoch = epoch
         self.found = Found()
         # Why the last slot that could not be compared could not.
         self.trouble: str | None = None
