@@ -13,6 +13,9 @@ from struct import Struct
 from typing import NamedTuple
 
 from services.core.errors import PeerError
+from services.core.key import check_storage_key
+from services.core.messages import u16
+from services.core.record import check
 from services.runtime.log.frame import encode, first_body, format_version, head_bytes
 
 # The log itself has kind 1.
@@ -71,6 +74,18 @@ def decode_end(body: bytes) -> SnapshotEnd:
     if len(body) != _end.size:
         raise PeerError(f"the end of a snapshot is {_end.size} bytes, not {len(body)}")
     return SnapshotEnd(*_end.unpack(body))
+
+
+def decode_record(body: bytes) -> tuple[bytes, bytes]:
+    """Of RECORD: key and record, both checked."""
+    key, record = split_record(body)
+    return check_storage_key(key), check(record)
+
+
+def split_record(body: bytes) -> tuple[bytes, bytes]:
+    """The same of a frame that may be damaged: they may be anything."""
+    end = u16.size + int.from_bytes(body[: u16.size], "big")
+    return body[u16.size : end], body[end:]
 
 
 def records_in(kind: int, body: bytes) -> int:

@@ -269,7 +269,7 @@ class NodeHandlers:
         replica = self._replica
         edition = decode_edition(body[:edition_bytes])
         # Every replicator tells of each, on either connection.
-        if edition > replica.edition:
+        if edition > replica.cache_list.edition:
             told = decode_caches_unchecked(body)
             yield
             caches: dict[bytes, int] = {}
@@ -277,8 +277,8 @@ class NodeHandlers:
                 for cache in told.caches[start : start + caches_checked]:
                     caches[check_namespace_prefix(cache.namespace)] = cache.items_max
                 yield
-            yield from replica.declare_caches(edition, caches)
-        replica.after_changes(peer, request_id, OK, encode_edition(replica.edition))
+            yield from replica.cache_list.take(edition, caches)
+        replica.after_changes(peer, request_id, OK, encode_edition(replica.cache_list.edition))
 
     def _caught_up(self, peer: Peer, request_id: int, body: bytes) -> None:
         self._membership.caught_up(peer)

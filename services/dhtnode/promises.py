@@ -182,7 +182,9 @@ class Promises:
     def merge(self, slot: int, key: bytes, found: Promise) -> None:
         """Hold what is newer of what is held and what a log or a snapshot says was held."""
         held = self.get(slot, key)
-        accepted = found if found.ballot > held.ballot else held
+        # One ballot has one record: if they differ, one has rotted, and the later one was accepted
+        # in its place.
+        accepted = found if found.ballot >= held.ballot else held
         promised = max(held.promised, found.promised)
         self.put(slot, key, accepted._replace(promised=promised))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.core.errors import PeerError
-from services.core.hlc import HighWater, Version, check_version, version_bytes
+from services.core.hlc import Version, version_bytes
 from services.core.key import check_storage_key
 from services.core.messages import (
     AHEAD,
@@ -26,9 +26,7 @@ from services.core.messages import (
     NOT_READY,
     STORAGE_FULL,
     WRONG_EPOCH,
-    Reader,
     Status,
-    check_namespace_prefix,
     decode_get_many,
     decode_write_many,
     encode_records,
@@ -37,39 +35,21 @@ from services.core.messages import (
     u64,
     write_head_bytes,
 )
-from services.core.namespaces import (
-    Edition,
-    decode_edition,
-    edition_bytes,
-    encode_edition,
-    no_edition,
-)
 from services.core.record import check, is_tombstone
-from services.core.ring import leaf_bits, place_of, slot_count, slot_of
+from services.core.ring import leaf_bits, place_of, slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
-from services.dhtnode.promises import Promises, decode_accepted, decode_promised
-from services.dhtnode.purging import decode_purged, take_away
-from services.dhtnode.rot import RottenSlot
-from services.dhtnode.slot_orders import SlotOrders
+from services.dhtnode.replica_state import ReplicaState
 from services.dhtnode.table import Table
 from services.runtime.clock import Clock
-from services.runtime.log.frame import head_bytes
 from services.runtime.log.log import Batch, Log
 from services.runtime.peer import Peer
 
 applied: Final[Status] = (OK, b"")
-_key_head_bytes = u16.size
-# A slot of a large store becomes several chunks, each made in well under a millisecond.
-chunk_bytes: Final = 64 << 10
-# So many slots are passed over in half a millisecond.
-empty_slots_max: Final = 512
 # A change of the cluster is two epochs: so many are made in years of a change every few minutes.
 # One that is as far ahead comes of flipped bits or a bug, and a replica that followed it could
 # never go back. Of a bit that flipped in an epoch, the lower 20 at most pass.
 epochs_ahead_max: Final = 1 << 20
-# Declaring so many, each logged, takes half a millisecond.
-caches_in_a_piece: Final = 64
 # A reason that travels in an answer's detail, whose length in a batch's answer is one byte.
 detail_bytes_max: Final = 255
 
@@ -97,39 +77,19 @@ class ReplicaCounters:
     purged_promises: int = 0
 
 
-class Replica:
+class Replica(ReplicaState):
     """The rules of one replica. Filled by `replay`, it serves once `serve` has given it a log."""
 
-    log: Log
-
     def __init__(self, table: Table, clock: Clock) -> None:
-        self.table = table
+        super().__init__(table)
         self.counters = ReplicaCounters()
-        self.promises = Promises(table.peek)
-        table.outlast(self.promises)
-        self.orders = SlotOrders(table, self.promises)
-        self.floors: dict[int, Version] = {}
-        # By slot, the floor that a collection under way has set: what it alone may still write is
-        # at or below that. Neither a restart nor another epoch knows of it any more.
-        self.sessions: dict[int, Version] = {}
         # Slots that are ours by the map, and whose data have not arrived yet. It is not durable:
         # after a restart every slot counts as ready, so a replica that is sent the data of a slot
         # must not rely on this to keep it from answering before it has them.
         self.not_ready: frozenset[int] = frozenset()
-        # By the prefix of a namespace that is a cache, how many keys it may have here.
-        self.caches: dict[bytes, int] = {}
-        # Of which list of caches these are all, and which one is just being taken.
-        self.edition = no_edition
-        self._taking = no_edition
-        # How many snapshots are being written.
-        self._snapshots = 0
-        self.epoch = 0
         # Why puts are refused just now, for people; None while they are welcome.
         self.full: str | None = None
-        self._cache_changes = 0
         self._clock = clock
-        self.high_water = HighWater()
-        self._epoch_bytes = u64.pack(0)
         # The batch with the latest change of the epoch, until that batch is durable.
         self._adopting: Batch | None = None
         # The latest batch with a change of a key, until that batch is durable.
@@ -154,22 +114,6 @@ class Replica:
         """The batch with the latest change of this key, until that batch is durable."""
         return self._changing.get(key)
 
-    @property
-    def memory_bytes(self) -> int:
-        """An estimate of what all that is held takes."""
-        return self.table.memory_bytes + self.promises.memory_bytes
-
-    def trim_slice(self, now_ms: int, budget: int) -> bool:
-        """Free expired values of the table in the next slots, as `Table.trim_slice`, and find the
-        promises there that still have such a value. Keys are spread evenly over slots, so that
-        these are few as well. What pages of these slots have left behind goes, too."""
-        first = self.table.trim_next
-        ended = self.table.trim_slice(now_ms, budget)
-        for slot in range(first, self.table.trim_next or slot_count):
-            self.promises.find_expired(slot, now_ms)
-            self.orders.forget(slot)
-        return ended
-
     def note_change(self, key: bytes, batch: Batch) -> None:
         """This batch has a change of this key, of its cell or of its promise, which nobody may
         see before it is durable."""
@@ -181,129 +125,6 @@ class Replica:
         if self._adopting is not None and self._adopting.first > batch.first:
             batch = self._adopting
         batch.replies.append((peer, request_id, kind, body))
-
-    # -- what recovery brings back
-
-    def replay(self, kind: int, body: bytes) -> None:
-        """Take a frame of a snapshot or of the log. PeerError for one that no replica wrote."""
-        if kind == frame.RECORD:
-            key, record = _split_record(body)
-            place = place_of(key)
-            old = self.table.peek(place >> leaf_bits, key)
-            if old is None or old < record:
-                self.table.replace(place, key, old, record)
-            self.high_water.take(record[:version_bytes])
-        elif kind in (frame.FLOOR, frame.PURGED):
-            self._replay_collection(kind, body)
-        elif kind == frame.EPOCH:
-            if len(body) != u64.size:
-                raise PeerError(f"an epoch has {u64.size} bytes, not {len(body)}")
-            self._know_epoch(max(self.epoch, u64.unpack(body)[0]))
-        elif kind == frame.SLOT:
-            self.table.import_chunk(body, leaves_follow=True)
-        elif kind == frame.LEAVES:
-            reader = Reader(body)
-            self.table.load_leaves(reader.slot(), reader.rest())
-        elif kind in (frame.CACHE, frame.EDITION):
-            self._replay_caches(kind, body)
-        elif kind == frame.CLOCK:
-            self.high_water.take(check_version(body))
-        elif kind == frame.PROMISES:
-            self.promises.import_chunk(body)
-        elif kind in (frame.PROMISED, frame.ACCEPTED, frame.LEARNED):
-            self._replay_promise(kind, body)
-        else:
-            raise PeerError(f"a change of the unknown kind {kind}; was it written by a newer ydht?")
-
-    def _replay_collection(self, kind: int, body: bytes) -> None:
-        if kind == frame.PURGED:
-            take_away(self.table, self.promises, decode_purged(body))
-        else:
-            reader = Reader(body)
-            self.raise_floor(reader.slot(), check_version(reader.rest()))
-
-    def raise_floor(self, slot: int, floor: Version) -> None:
-        self.floors[slot] = max(floor, self.floors.get(slot, floor))
-        self.high_water.take(floor)
-
-    def _replay_caches(self, kind: int, body: bytes) -> None:
-        if kind == frame.EDITION:
-            self.edition = max(self.edition, decode_edition(body))
-        else:
-            reader = Reader(body)
-            self._declare(reader.u64(), check_namespace_prefix(reader.rest()))
-
-    def _replay_promise(self, kind: int, body: bytes) -> None:
-        promises = self.promises
-        if kind == frame.ACCEPTED:
-            key, found = decode_accepted(body)
-            ballot = found.ballot
-        else:
-            ballot, key = decode_promised(body)
-        place = place_of(key)
-        slot = place >> leaf_bits
-        held = promises.get(slot, key)
-        if kind == frame.ACCEPTED:
-            promises.merge(slot, key, found)
-        elif kind == frame.PROMISED:
-            promises.merge(slot, key, held._replace(promised=ballot))
-        elif held.ballot == ballot and held.record:
-            # What a later ballot has replaced was learned before the snapshot took the cell.
-            old = self.table.peek(slot, key)
-            if old is None or old < held.record:
-                self.table.replace(place, key, old, held.record)
-        self.high_water.take(ballot)
-
-    def frames(self) -> Iterator[tuple[int, bytes]]:
-        """Everything of this replica as frames for a snapshot, each quick to make. Changes may
-        come in between: what is replayed over them makes the state exact. No cache is forgotten
-        meanwhile: what was put into it would be replayed into the store that came after it.
-        RottenSlot if a slot is not as it should be."""
-        self._snapshots += 1
-        try:
-            yield from self._frames()
-        finally:
-            self._snapshots -= 1
-
-    def _frames(self) -> Iterator[tuple[int, bytes]]:
-        yield frame.EPOCH, self._epoch_bytes
-        yield frame.CLOCK, self.high_water.latest
-        for slot, floor in list(self.floors.items()):
-            yield frame.FLOOR, u16.pack(slot) + floor
-        # Before the records, so that those of caches never enter the digests.
-        told, changes = dict(self.caches), self._cache_changes
-        for prefix, items_max in told.items():
-            yield frame.CACHE, u64.pack(items_max) + prefix
-        if told == self.caches:
-            # Else a list has come meanwhile, and the log after this snapshot has it all.
-            yield frame.EDITION, encode_edition(self.edition)
-        empty = 0
-        for slot in range(slot_count):
-            # Before its records: a cell that comes later has learned at least as much.
-            for promises in self.promises.export_slot(slot, chunk_bytes):
-                yield frame.PROMISES, promises
-            chunks = self.table.export_slot(slot, chunk_bytes)
-            if not self.table.sound(slot):
-                # Its checksums would vouch for what is wrong.
-                raise RottenSlot(slot)
-            if (chunk := next(chunks, None)) is None:
-                empty += 1
-                if not empty % empty_slots_max:
-                    # Nothing new; it lets the reader of these frames have a pause.
-                    yield frame.EPOCH, self._epoch_bytes
-                continue
-            # Of the same turn of the loop as the chunks, so that the leaves are those of these
-            # records, without the keys of what is a cache by now: that has to be told first.
-            leaves = self.table.leaves(slot)
-            if changes != self._cache_changes:
-                caches, changes = dict(self.caches), self._cache_changes
-                for prefix, items_max in changed_caches(told, caches):
-                    yield frame.CACHE, u64.pack(items_max) + prefix
-                told = caches
-            yield frame.SLOT, chunk
-            for chunk in chunks:
-                yield frame.SLOT, chunk
-            yield frame.LEAVES, u16.pack(slot) + leaves
 
     def after_changes(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
         """Answer with what was read of many keys, once all that was read is durable."""
@@ -347,7 +168,7 @@ class Replica:
     def write(self, peer: Peer, request_id: int, body: bytes) -> None:
         end = write_head_bytes + int.from_bytes(body[8:write_head_bytes], "big")
         key = body[write_head_bytes:end]
-        if body[:8] != self._epoch_bytes:
+        if body[:8] != self.epoch_bytes:
             # What makes no sense brings no epoch along.
             if (objection := self._objection(key, body[end:])) is not None:
                 self.reply_in_epoch(peer, request_id, *objection)
@@ -389,7 +210,7 @@ class Replica:
         last: Batch | None = None
         for key, record in items:
             waits: Batch | None = None
-            if not met and epoch != self._epoch_bytes:
+            if not met and epoch != self.epoch_bytes:
                 # What makes no sense brings no epoch along.
                 if (objection := self._objection(key, record)) is not None:
                     statuses.append(objection)
@@ -398,9 +219,9 @@ class Replica:
                 if not self.meets_epoch(peer, request_id, body):
                     return
             met = True
-            if epoch != self._epoch_bytes:
+            if epoch != self.epoch_bytes:
                 self.counters.wrong_epoch += 1
-                statuses.append((WRONG_EPOCH, self._epoch_bytes))
+                statuses.append((WRONG_EPOCH, self.epoch_bytes))
             elif isinstance(
                 outcome := self._store(key, record, u16.pack(len(key)) + key + record), Batch
             ):
@@ -513,60 +334,6 @@ class Replica:
             return AHEAD, u64.pack(now_ms)
         return None
 
-    def no_room(self) -> Status:
-        """The refusal of what a full disk could not keep, be it a delete or an epoch."""
-        shortage = self.log.shortage
-        why = "it is full" if shortage is None else shortage.strerror
-        return STORAGE_FULL, f"disk: the log has no room, not for deletes either ({why})".encode()
-
-    # -- caches
-
-    def declare_caches(self, edition: Edition, caches: dict[bytes, int]) -> Iterator[None]:
-        """Have exactly these namespaces be caches, unless a newer list is known, and log what
-        changes. It yields where others may have their turn; a newer list that comes then goes on
-        in its place. What is in the list is taken and the edition is not, so that whoever tells
-        it has to tell it once more: if the log has no room, which is a PeerError; and while a
-        snapshot is written, if a cache is to be forgotten."""
-        if edition <= max(self.edition, self._taking):
-            return
-        self._taking = edition
-        try:
-            yield from self._take_caches(edition, caches)
-        finally:
-            if self._taking == edition:
-                self._taking = no_edition
-
-    def _take_caches(self, edition: Edition, caches: dict[bytes, int]) -> Iterator[None]:
-        complete = True
-        for count, (prefix, items_max) in enumerate(changed_caches(self.caches, caches), 1):
-            if self._taking != edition:
-                return
-            if not items_max and self._snapshots:
-                complete = False
-                continue
-            self._need_room(head_bytes + u64.size + len(prefix))
-            self._declare(items_max, prefix)
-            self.log.append(frame.CACHE, u64.pack(items_max) + prefix)
-            if not count % caches_in_a_piece:
-                yield
-        if self._taking == edition and complete:
-            self._need_room(head_bytes + edition_bytes)
-            self.edition = edition
-            self.log.append(frame.EDITION, encode_edition(edition))
-
-    def _need_room(self, size: int) -> None:
-        if not self.log.has_room(size):
-            raise PeerError(self.no_room()[1].decode())
-
-    def _declare(self, items_max: int, prefix: bytes) -> None:
-        self._cache_changes += 1
-        if items_max:
-            self.caches[prefix] = items_max
-            self.table.declare_cache(prefix, items_max)
-        else:
-            self.caches.pop(prefix, None)
-            self.table.forget_cache(prefix)
-
     # -- epochs
 
     def meets_epoch(self, peer: Peer, request_id: int, body: bytes) -> bool:
@@ -577,7 +344,7 @@ class Replica:
         epoch = u64.unpack_from(body)[0]
         if epoch < self.epoch:
             self.counters.wrong_epoch += 1
-            self.reply_in_epoch(peer, request_id, WRONG_EPOCH, self._epoch_bytes)
+            self.reply_in_epoch(peer, request_id, WRONG_EPOCH, self.epoch_bytes)
             return False
         self.adopt_epoch(epoch)
         if self.epoch < epoch:
@@ -595,8 +362,8 @@ class Replica:
             )
         if epoch <= self.epoch or not self.log.has_room(u64.size):
             return None
-        self._know_epoch(epoch)
-        self._adopting = self.log.append(frame.EPOCH, self._epoch_bytes)
+        self.know_epoch(epoch)
+        self._adopting = self.log.append(frame.EPOCH, self.epoch_bytes)
         return self._adopting
 
     def reply_in_epoch(self, peer: Peer, request_id: int, kind: int, body: bytes) -> None:
@@ -606,27 +373,3 @@ class Replica:
             peer.reply(request_id, kind, body)
         else:
             self._adopting.replies.append((peer, request_id, kind, body))
-
-    def _know_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self.sessions.clear()
-        self.epoch = epoch
-        self._epoch_bytes = u64.pack(epoch)
-
-
-def changed_caches(old: dict[bytes, int], new: dict[bytes, int]) -> list[tuple[bytes, int]]:
-    """What leads from these caches to those: namespaces with their limits, 0 for one that is a
-    store again."""
-    gone = dict.fromkeys(old.keys() - new.keys(), 0)
-    return [
-        (prefix, items_max)
-        for prefix, items_max in sorted({**new, **gone}.items())
-        if old.get(prefix, 0) != items_max
-    ]
-
-
-def _split_record(body: bytes) -> tuple[bytes, bytes]:
-    """Key and record of a change in the log, both checked."""
-    end = _key_head_bytes + int.from_bytes(body[:_key_head_bytes], "big")
-    key = check_storage_key(body[_key_head_bytes:end])
-    return key, check(body[end:])

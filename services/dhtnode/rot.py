@@ -25,7 +25,7 @@ from services.core.messages import u16
 from services.core.record import check, tombstone_body
 from services.core.ring import slot_of
 from services.dhtnode.chunk import decode_chunk
-from services.dhtnode.frame import ACCEPTED, PROMISES, RECORD, SLOT
+from services.dhtnode.frame import ACCEPTED, PROMISES, RECORD, SLOT, split_record
 from services.dhtnode.promises import Promises, decode_accepted
 from services.dhtnode.table import Table, trimmed
 
@@ -60,10 +60,7 @@ class Copies:
             if kind == SLOT:
                 self._add_chunk(body, self.doubtful if damaged else self.cells)
             elif kind == RECORD:
-                end = u16.size + int.from_bytes(body[: u16.size], "big")
-                self._add(
-                    body[u16.size : end], body[end:], self.doubtful if damaged else self.cells
-                )
+                self._add(*split_record(body), self.doubtful if damaged else self.cells)
             elif kind == ACCEPTED:
                 key, promise = decode_accepted(body)
                 self._add(key, promise.record, self.doubtful if damaged else self.accepted)
@@ -140,6 +137,9 @@ class Mender:
     def mend(self, slot: int) -> Mended:
         """Everything durable of the slot has been read into the copies."""
         done = Mended(slot)
+        if self.is_right(slot):
+            # It was wiped since.
+            return done
         left = [
             (key, record)
             for key, record in self._unproven(slot)

@@ -19,20 +19,20 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from services.core.errors import PeerError
 from services.core.hlc import rfc3339
 from services.core.key import split_storage_key
-from services.core.messages import u64
 from services.core.ring import slot_count, slot_of
+from services.dhtnode.damaged_files import DamagedFiles
 from services.dhtnode.directory import NodeDirectory
-from services.dhtnode.frame import ACCEPTED, EPOCH
+from services.dhtnode.frame import ACCEPTED
 from services.dhtnode.promises import decode_accepted
 from services.dhtnode.replica import Replica
 from services.dhtnode.rot import Copies, Mended, Mender
+from services.dhtnode.scrub_counters import ScrubCounters
 from services.dhtnode.scrub_reading import Check, LogCheck, SnapshotCheck, step_bytes
 from services.dhtnode.upkeep import Upkeep
 from services.runtime import telemetry
@@ -57,32 +57,14 @@ tail_bytes_max: Final = 2 * step_bytes
 catch_up_s_max: Final = 10.0
 # How often files are read once more because a snapshot has removed some of them meanwhile.
 readings_max: Final = 4
-# Two snapshots make all that was there before unnecessary; one of them may find no room.
-snapshots_max: Final = 3
 snapshot_poll_s: Final = 0.2
 snapshot_wait_s_max: Final = 600.0
-# Of a file that is damaged all over.
-reports_per_file_max: Final = 16
 # A node that was down when it should have scrubbed does so soon, though not together with others.
 overdue_s: Final = 3600.0
 look_s: Final = 60.0
 _kept_bytes_max: Final = 20
 
 State = Literal["idle", "memory", "files", "snapshots"]
-
-
-@dataclass(slots=True)
-class ScrubCounters:
-    """What scrubs have done since the start."""
-
-    passes: int = 0
-    records: int = 0
-    file_bytes: int = 0
-    found_in_memory: int = 0
-    found_on_disk: int = 0
-    mended: int = 0
-    # Records that nobody has a sound copy of.
-    unmendable: int = 0
 
 
 class Scrub:
@@ -127,8 +109,7 @@ class Scrub:
         self._rotten = False
         # Keys that were taken out, which the other replicas have not brought back yet.
         self._waiting: set[bytes] = set()
-        # By damaged file, how much of it was reported.
-        self._damaged: dict[Path, set[int]] = {}
+        self.damaged = DamagedFiles(replica, log, upkeep, directory, self.counters)
         upkeep.watch_rot(self._slot_rotted, lambda: self.holds_snapshots)
 
     # -- what others see of it
@@ -175,7 +156,7 @@ class Scrub:
             "mended": counters.mended,
             "unmendable": counters.unmendable,
             "waiting_for_others": self.waiting,
-            "damaged_files": sorted(path.name for path in self._damaged),
+            "damaged_files": self.damaged.names(),
         }
 
     # -- when
@@ -211,7 +192,8 @@ class Scrub:
             suspects = await self._look_at_memory()
             await self._look_at_files(suspects)
             self._rotten = False
-            await self._renew_files()
+            self.state = "snapshots"
+            await self.damaged.renew(self._is_written)
         except Exception:
             # It was due, and still is.
             self._requested.set()
@@ -225,13 +207,23 @@ class Scrub:
             "scrub ended",
             seconds=round(self._clock.monotonic_s() - began_s, 3),
             waiting_for_others=self.waiting,
-            damaged_files=len(self._damaged),
+            damaged_files=len(self.damaged.names()),
         )
 
     def _remembered(self, error: OSError | None) -> None:
         if error is not None:
             # The next start scrubs at another time than it would have, and nothing else.
             self._said.warning("could not keep the time of a scrub", reason=error.strerror)
+
+    async def _is_written(self, snapshots: int) -> bool:
+        """Wait until there was one more than so many snapshots; whether there was. There may be no
+        room for it, or rot in its way."""
+        until_s = self._clock.monotonic_s() + snapshot_wait_s_max
+        while self._upkeep.snapshots == snapshots:
+            if self._clock.monotonic_s() >= until_s or self._rotten:
+                return False
+            await self._rest(snapshot_poll_s)
+        return True
 
     # -- memory
 
@@ -378,60 +370,12 @@ class Scrub:
             counters.mended += 1
             error("rot in memory that has been replaced since", slot=mended.slot)
 
-    # -- files that are damaged
-
-    def damage(self, path: Path, offset: int, what: str) -> None:
-        reported = self._damaged.setdefault(path, set())
-        if offset not in reported and len(reported) < reports_per_file_max:
-            reported.add(offset)
-            self.counters.found_on_disk += 1
-            self._said.error("a file is damaged", file=str(path), offset=offset, what=what)
-
     def mend_promise(self, key: bytes) -> None:
         self.counters.found_in_memory += 1
         self.counters.mended += 1
         self._said.error(
             "rot in what was accepted was mended from the log", slot=slot_of(key), **_place(key)
         )
-
-    async def _renew_files(self) -> None:
-        """Have snapshots written until nothing that is damaged would be needed by a recovery."""
-        self.state = "snapshots"
-        for _ in range(snapshots_max):
-            self._forget_unneeded()
-            if not self._damaged or not await self._write_snapshot():
-                break
-            # A segment without damage begins behind the snapshot.
-            self._go_on_in_log()
-        self._forget_unneeded()
-        for path in self._damaged:
-            self._said.error("a damaged file is still needed: the disk has no room", file=str(path))
-
-    def _forget_unneeded(self) -> None:
-        needed = {segment.path for segment in self._log.segments}
-        needed |= {path for _, path in self._directory.snapshots()}
-        for path in [path for path in self._damaged if path not in needed]:
-            self.counters.mended += len(self._damaged.pop(path))
-            self._said.info("a damaged file has been replaced", file=str(path))
-
-    async def _write_snapshot(self) -> bool:
-        """Whether one was written in time. There may be no room for it, or rot in its way."""
-        written = self._upkeep.snapshots
-        until_s = self._clock.monotonic_s() + snapshot_wait_s_max
-        self._go_on_in_log()
-        self._upkeep.want_snapshot()
-        while self._upkeep.snapshots == written:
-            if self._clock.monotonic_s() >= until_s or self._rotten:
-                return False
-            await self._rest(snapshot_poll_s)
-        return True
-
-    def _go_on_in_log(self) -> None:
-        """Log something that changes nothing. Without a change a snapshot would be for the same
-        sequence as the one before, and what lies behind it in the same segment."""
-        body = u64.pack(self._replica.epoch)
-        if self._log.has_room(len(body)):
-            self._log.append(EPOCH, body)
 
     async def _rest(self, seconds: float) -> None:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -456,7 +400,7 @@ class _Seen:
 
     def __init__(self, scrub: Scrub, replica: Replica, copies: Copies) -> None:
         self.copies = copies
-        self.damage = scrub.damage
+        self.damage = scrub.damaged.report
         self._scrub = scrub
         self._replica = replica
 

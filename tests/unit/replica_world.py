@@ -153,7 +153,7 @@ class World:
 
 def declare(world: World, version_told: int, caches: dict[bytes, int]) -> None:
     """Tell it a whole list of caches."""
-    for _ in world.replica.declare_caches(Edition(version_told, 1), caches):
+    for _ in world.replica.cache_list.take(Edition(version_told, 1), caches):
         pass
 
 
@@ -187,7 +187,7 @@ def assert_equal(one: Replica, other: Replica) -> None:
     """The same records, counts, digests, floors, epochs and caches."""
     assert records_of(one.table, cached) == records_of(other.table, cached)
     assert (one.floors, one.caches, one.epoch) == (other.floors, other.caches, other.epoch)
-    assert one.edition == other.edition
+    assert one.cache_list.edition == other.cache_list.edition
     for space in (prefix, namespace_prefix(8, b"x")):
         ones, others = one.table.namespace(space), other.table.namespace(space)
         assert (ones.keys, ones.bytes, ones.tombstones) == (

@@ -30,11 +30,11 @@ from services.core.namespaces import (
 )
 from services.core.ring import slot_count, slot_of
 from services.core.wire import FAILED, OK, OVERLOADED
+from services.dhtnode.cache_list import caches_in_a_piece
 from services.dhtnode.handlers import NodeHandlers
 from services.dhtnode.listing import Query
 from services.dhtnode.membership import Membership
 from services.dhtnode.pages import namespaces_piece, namespaces_pieces_max
-from services.dhtnode.replica import caches_in_a_piece
 from services.dhtnode.turns import waiting_bytes_max
 from services.runtime.clock import FakeClock
 from services.runtime.link_limits import LinkCounters
@@ -294,7 +294,8 @@ def test_a_list_of_caches_that_makes_no_sense_changes_nothing(
     station: Station, body: bytes
 ) -> None:
     assert station.told(m.CACHES, body)[0] == m.MALFORMED
-    assert (station.world.replica.caches, station.world.replica.edition) == ({}, no_edition)
+    known = station.world.replica.cache_list
+    assert (known.caches, known.edition) == ({}, no_edition)
 
 
 # Listings.

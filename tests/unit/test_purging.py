@@ -15,7 +15,7 @@ from services.core import sessions as s
 from services.core.errors import PeerError
 from services.core.hlc import version_zero
 from services.core.ring import leaf_bits, place_of, slot_count
-from services.dhtnode import frame, replica
+from services.dhtnode import frame, replica_state
 from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.purging import Purged, decode_purged
 from services.dhtnode.replica import Replica
@@ -170,7 +170,7 @@ def assert_same(live: Replica, again: Replica) -> None:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot is written in many pieces."""
-    monkeypatch.setattr(replica, "chunk_bytes", 40)
+    monkeypatch.setattr(replica_state, "chunk_bytes", 40)
 
 
 @settings(max_examples=60)

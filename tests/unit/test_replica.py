@@ -17,8 +17,9 @@ from services.core.record import head_bytes, is_tombstone, value_body, value_byt
 from services.core.ring import slot_of
 from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame
+from services.dhtnode.cache_list import caches_in_a_piece
 from services.dhtnode.listing import Query
-from services.dhtnode.replica import caches_in_a_piece, epochs_ahead_max
+from services.dhtnode.replica import epochs_ahead_max
 from services.dhtnode.table import Table
 from services.runtime.clock import FakeClock
 from services.runtime.log.log import undurable_bytes_max
@@ -296,7 +297,7 @@ def test_without_room_no_epoch_is_adopted_and_no_cache_declared() -> None:
     with pytest.raises(PeerError, match="the log has no room"):
         declare(world, 1, {cached: 3})
     assert (world.replica.epoch, world.replica.caches) == (1, {})
-    assert world.replica.edition == no_edition
+    assert world.replica.cache_list.edition == no_edition
     assert world.frames == frames
     assert world.at_once("get", key_of(1)) == (OK, value(1))
     assert world.log.idle
@@ -508,7 +509,7 @@ def test_caches_are_declared_changed_and_forgotten_durably(world: World) -> None
     ]
     again = replayed(world.frames)
     assert again.caches == world.replica.caches == {cached: 3}
-    assert again.edition == world.replica.edition == Edition(3, 1)
+    assert again.cache_list.edition == world.replica.cache_list.edition == Edition(3, 1)
 
 
 def test_an_older_list_of_caches_changes_nothing(world: World) -> None:
@@ -519,7 +520,7 @@ def test_an_older_list_of_caches_changes_nothing(world: World) -> None:
     assert world.replica.caches == {cached: 10}
     assert len(world.frames) == frames
     # A later epoch has other shares of the same list.
-    for _ in world.replica.declare_caches(Edition(5, 3), {cached: 8}):
+    for _ in world.replica.cache_list.take(Edition(5, 3), {cached: 8}):
         pass
     assert world.replica.caches == {cached: 8}
 
@@ -530,38 +531,41 @@ def test_a_later_epoch_does_not_make_an_older_list_of_caches_the_newer_one(world
     for number in range(10):
         world.write(key_of(number, cached), value(number))
     # A replicator knows the new map, and not yet that the namespace has become a store.
-    for _ in world.replica.declare_caches(Edition(6, 2), {cached: 3}):
+    for _ in world.replica.cache_list.take(Edition(6, 2), {cached: 3}):
         pass
     while not world.table.tend_slice(1_000):
         pass
     assert world.table.namespace(cached).keys == 10
-    assert replayed(world.frames).edition == Edition(7, 1)
+    assert replayed(world.frames).cache_list.edition == Edition(7, 1)
 
 
 @given(st.lists(st.integers(0, 1), max_size=12))
 def test_of_lists_of_caches_that_come_at_the_same_time_the_newest_holds(turns: list[int]) -> None:
     world = World()
     spaces = [namespace_prefix(7, b"%d" % number) for number in range(4 * caches_in_a_piece)]
-    older = world.replica.declare_caches(Edition(1, 1), dict.fromkeys(spaces, 5))
-    newer = world.replica.declare_caches(Edition(2, 1), dict.fromkeys(spaces[1:], 7))
+    older = world.replica.cache_list.take(Edition(1, 1), dict.fromkeys(spaces, 5))
+    newer = world.replica.cache_list.take(Edition(2, 1), dict.fromkeys(spaces[1:], 7))
     for which in turns:
         next((older, newer)[which], None)
     for steps in (older, newer):
         for _ in steps:
             pass
     assert world.replica.caches == dict.fromkeys(spaces[1:], 7)
-    assert world.replica.edition == Edition(2, 1)
+    assert world.replica.cache_list.edition == Edition(2, 1)
     again = replayed(world.frames)
-    assert (again.caches, again.edition) == (world.replica.caches, world.replica.edition)
+    assert (again.caches, again.cache_list.edition) == (
+        world.replica.caches,
+        world.replica.cache_list.edition,
+    )
 
 
 def test_a_list_of_caches_that_was_not_logged_to_its_end_is_taken_once_more(world: World) -> None:
     spaces = [namespace_prefix(7, b"%d" % number) for number in range(2 * caches_in_a_piece + 1)]
-    steps = world.replica.declare_caches(Edition(1, 1), dict.fromkeys(spaces, 5))
+    steps = world.replica.cache_list.take(Edition(1, 1), dict.fromkeys(spaces, 5))
     next(steps)
     again = replayed(world.frames)
     assert len(again.caches) == caches_in_a_piece
-    assert again.edition == no_edition
+    assert again.cache_list.edition == no_edition
     del steps
     declare(world, 1, dict.fromkeys(spaces, 5))
     assert replayed(world.frames).caches == dict.fromkeys(spaces, 5)
@@ -574,12 +578,12 @@ def test_no_cache_is_forgotten_while_a_snapshot_is_written(world: World) -> None
     next(snapshot)
     declare(world, 2, {other: 5})
     assert world.replica.caches == {cached: 5, other: 5}
-    assert world.replica.edition == Edition(1, 1)
+    assert world.replica.cache_list.edition == Edition(1, 1)
     for _ in snapshot:
         pass
     declare(world, 2, {other: 5})
     assert world.replica.caches == {other: 5}
-    assert world.replica.edition == Edition(2, 1)
+    assert world.replica.cache_list.edition == Edition(2, 1)
 
 
 def test_what_a_strong_operation_has_deleted_does_not_come_back_through_a_cache(

@@ -55,7 +55,7 @@ def test_every_kind_of_frame_comes_back(world: World) -> None:
     assert replica.floors == {slot: version(4)}
     assert replica.epoch == 9
     assert replica.caches == {cached: 5}
-    assert replica.edition == Edition(4, 3)
+    assert replica.cache_list.edition == Edition(4, 3)
     told = dict(replica.frames())
     assert told[frame.CLOCK] == version(6)
 
@@ -150,10 +150,10 @@ def change_one(world: World, change: Change) -> None:
         # Of a namespace with keys no cache is made. And it is never full: evictions are not logged,
         # so that two replicas would rightly differ.
         if cached in world.replica.caches or not world.table.namespace(cached).records:
-            version_told = world.replica.edition.version + 1
+            version_told = world.replica.cache_list.edition.version + 1
             declare(world, version_told, {cached: 100 + number})
     elif what == "forget":
-        declare(world, world.replica.edition.version + 1, {})
+        declare(world, world.replica.cache_list.edition.version + 1, {})
     elif what == "epoch":
         world.replica.adopt_epoch(number)
 

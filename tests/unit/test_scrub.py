@@ -10,6 +10,7 @@ from services.core.messages import NOT_READY
 from services.core.record import head_bytes, value_body
 from services.core.ring import slot_of
 from services.core.wire import OK
+from services.dhtnode.frame import PROMISES
 from services.dhtnode.rot import RottenSlot
 from services.runtime.log.frame import Corrupt
 from tests.unit.replica_world import (
@@ -17,6 +18,7 @@ from tests.unit.replica_world import (
     declare,
     key_of,
     records_of,
+    replayed,
     tombstone,
     value,
     version,
@@ -233,6 +235,43 @@ async def test_what_was_accepted_and_not_learned_is_mended_from_the_log() -> Non
     await world.scrub()
     assert world.replica.promises.get(slot, here).record == value(5)
     assert world.found == (1, 0, 1)
+
+
+async def test_a_promise_whose_record_is_lost_is_in_no_snapshot_that_is_under_way() -> None:
+    world = ScrubWorld()
+    world.accept(here, version(5), value(5))
+    world.settle()
+    frames = world.replica.frames()
+    next(frames)
+    world.replica.promises.doubt(here)
+    with pytest.raises(RottenSlot, match=f"slot {slot} "):
+        list(frames)
+    world.accept(here, version(7), value(5))
+    assert [kind for kind, _ in world.replica.frames()].count(PROMISES) == 1
+
+
+async def test_what_was_accepted_anew_at_its_ballot_is_what_a_restart_brings_back() -> None:
+    world = ScrubWorld()
+    world.accept(here, version(5), value(5))
+    world.settle()
+    rot(world.replica.promises.get(slot, here).record, -1)
+    world.replica.promises.doubt(here)
+    rotten = list(world.replica.promises.export_slot(slot, 1_000))
+    world.accept(here, version(5), value(5))
+    world.settle()
+    again = replayed([*((PROMISES, chunk) for chunk in rotten), *world.frames])
+    assert again.promises.get(slot, here).record == value(5)
+
+
+async def test_a_slot_that_was_wiped_before_it_could_be_mended_is_left_alone() -> None:
+    world = filled(ScrubWorld())
+    rot(world.record(here), -1)
+    suspects = await world.drive(world.scrubber._look_at_memory())
+    assert suspects == [slot]
+    world.table.wipe(slot)
+    await world.drive(world.scrubber._look_at_files(suspects))
+    assert (world.table.items(slot), world.scrubber.waiting) == ([], 0)
+    assert is_right(world)
 
 
 async def test_a_promise_whose_record_is_lost_answers_nothing_until_one_is_accepted_anew() -> None:
