@@ -32,7 +32,14 @@ _repair_sums: Final = (
     "bytes_sent",
     "below_floor",
 )
-_collection_sums: Final = ("tombstones", "collected", "waiting", "under_way", "blocked")
+_collection_sums: Final = (
+    "tombstones",
+    "collected",
+    "waiting",
+    "under_way",
+    "blocked",
+    "failing",
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,6 +58,9 @@ def health_of(told: Sequence[Told], now_ms: int) -> Health:
     nodes = {} if newest is None else _nodes(newest, documents.values())
     repair = _summed(documents.values(), "repair", _repair_sums)
     collection = _summed(documents.values(), "collection", _collection_sums)
+    collections = [one["collection"] for one in documents.values() if one.get("collection")]
+    troubles = (one["trouble"] for one in collections if one["trouble"])
+    collection["trouble"] = next(troubles, None)
     repairs = [one["repair"] for one in documents.values() if one.get("repair")]
     repair["oldest_s"] = max((one["oldest_s"] for one in repairs), default=0.0)
     repair["median_s"] = max((one["median_s"] for one in repairs), default=0.0)
@@ -179,5 +189,10 @@ def _of_slots(
         reasons.append(
             f"{collection['blocked']} slots cannot be collected while a replica is away: if it is "
             "gone for good, replace it"
+        )
+    if collection["failing"]:
+        reasons.append(
+            f"{collection['failing']} slots could not be collected in several attempts, and are "
+            f"tried again after the next pass: {collection['trouble']}"
         )
     return reasons

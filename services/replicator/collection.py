@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -34,12 +35,6 @@ from services.runtime.fleet import Fleet, Route
 # An attempt mostly waits, for round trips and disks: with so many the nodes always have something
 # to do, and what they are asked arrives in few writes.
 slots_at_once: Final = 16
-# An attempt costs the replicator 0.28 ms of CPU and each of its three nodes 0.18 ms, more where
-# there are promises to settle. At this pace nine tenths of a replicator's time are left to clients,
-# and more of a node's, and all slots there are take 41 s.
-slots_per_s_max: Final = 400
-# And what is brought to replicas costs besides.
-repaired_bytes_per_s_max: Final = 16 << 20
 # After an attempt that ended otherwise; the next ones wait twice as long each. Two replicators at
 # the same slot get out of each other's way by the jitter.
 retry_s_min: Final = 0.25
@@ -47,8 +42,25 @@ attempts_max: Final = 6
 # Between looks at whether parked slots can be collected now, and at how many: a millisecond's.
 look_s: Final = 0.5
 looks_in_a_turn: Final = 1_024
+# A slot that was given up is left to the next pass over the replicas. One that nobody has come
+# back to for so long has nothing to collect any more, or is another replicator's.
+failing_s_max: Final = 3_600.0
 
 log = telemetry.logger(__name__)
+
+
+@dataclass(slots=True, frozen=True)
+class CollectionRates:
+    """How much collecting may cost. An attempt costs the replicator 0.28 ms of CPU and each of its
+    three nodes 0.18 ms, more where there are promises to settle. At this pace nine tenths of a
+    replicator's time are left to clients, and more of a node's, and all slots there are take 41 s.
+    What is brought to replicas costs besides."""
+
+    slots_per_s: int = 400
+    repaired_bytes_per_s: int = 16 << 20
+
+
+usual_rates: Final = CollectionRates()
 
 
 class Collector:
@@ -62,13 +74,16 @@ class Collector:
         epochs: Epochs,
         clock: Clock,
         draw: random.Random,
+        rates: CollectionRates = usual_rates,
     ) -> None:
         self.counters = CollectionCounters()
+        # Why the slot that was given up last could not be collected.
+        self.trouble: str | None = None
         self._means = Means(fleet, stamps, strong, epochs, clock)
         self._fleet = fleet
         self._clock = clock
         self._draw = draw
-        self._pace = Pace(clock, slots_per_s_max, repaired_bytes_per_s_max)
+        self._pace = Pace(clock, rates.slots_per_s, rates.repaired_bytes_per_s)
         self._resting: Timer | None = None
         # Slots whose turn comes, in this order; a set of at most all slots there are.
         self._waiting: dict[int, None] = {}
@@ -79,6 +94,8 @@ class Collector:
         self._tries: dict[int, int] = {}
         self._pausing: dict[int, Timer] = {}
         self._parked: dict[int, End] = {}
+        # Those that were given up and not collected since, by when, in that order.
+        self._given_up: dict[int, float] = {}
         self._beginning = False
         self._running = False
 
@@ -98,6 +115,15 @@ class Collector:
         """Slots that were requested and cannot be collected, for an owner is away: if it is gone
         for good and not replaced, never."""
         return sum(end is End.NOT_ALL_UP for end in self._parked.values())
+
+    @property
+    def failing(self) -> int:
+        """Slots that were given up after several attempts and not collected since, for whatever
+        `trouble` says."""
+        given_up, past_s = self._given_up, self._clock.monotonic_s() - failing_s_max
+        while given_up and next(iter(given_up.values())) < past_s:
+            del given_up[next(iter(given_up))]
+        return len(given_up)
 
     def is_busy_with(self, slot: int) -> bool:
         """Whether an attempt is under way or will follow by itself, so that what was requested of
@@ -200,6 +226,7 @@ class Collector:
             self._later(collected)
         else:
             self._tries.pop(slot, None)
+            self._given_up.pop(slot, None)
             if collected.more and (collected.tombstones or collected.promises):
                 self._waiting[slot] = None
         self._begin_more()
@@ -210,6 +237,9 @@ class Collector:
         log.debug("a slot was not collected", slot=slot, end=collected.end.value, tries=tries)
         if tries == attempts_max:
             self.counters.given_up += 1
+            self._given_up.pop(slot, None)
+            self._given_up[slot] = self._clock.monotonic_s()
+            self.trouble = f"slot {slot}: {collected.reason or collected.end.value}"
             return
         self._tries[slot] = tries
         pause_s = retry_s_min * 2**tries * self._draw.uniform(0.25, 1.0)

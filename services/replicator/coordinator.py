@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from services.replicator.adoption import Adoption
 from services.replicator.anti_entropy import AntiEntropy, Rates
-from services.replicator.collection import Collector
+from services.replicator.collection import CollectionRates, Collector
 from services.replicator.counters import Counters
-from services.replicator.eventual import EventualWrites
+from services.replicator.eventual import Epochs, EventualWrites
 from services.replicator.hints import Hints
-from services.replicator.membership import Membership
 from services.replicator.repair_counters import RepairCounters
 from services.replicator.slot_shares import Shares
 from services.replicator.stamps import Stamps
@@ -27,20 +26,20 @@ class Parts:
 
     replicator_id: str
     fleet: Fleet
-    membership: Membership
+    epochs: Epochs
     clock: Clock
     counters: Counters
     repair_counters: RepairCounters
+    rates: Rates
+    collection_rates: CollectionRates
     draw: random.Random
 
 
 class Coordinator:
     """`start` it once hints are looked after, and `stop` it before they are not any more."""
 
-    def __init__(
-        self, parts: Parts, stamps: Stamps, hints: Hints, adoption: Adoption, rates: Rates
-    ) -> None:
-        fleet, clock, epochs, draw = parts.fleet, parts.clock, parts.membership, parts.draw
+    def __init__(self, parts: Parts, stamps: Stamps, hints: Hints, adoption: Adoption) -> None:
+        fleet, clock, epochs, draw = parts.fleet, parts.clock, parts.epochs, parts.draw
         shared = (fleet, stamps, hints, epochs, clock, parts.counters, draw)
         self.stamps = stamps
         self.hints = hints
@@ -48,7 +47,10 @@ class Coordinator:
         self.eventual = EventualWrites(*shared)
         self.strong = StrongOperations(*shared)
         self.sweeper = Sweeper(fleet, self.strong, clock, draw)
-        self.collector = Collector(fleet, stamps, self.strong, epochs, clock, draw)
+        self.collector = Collector(
+            fleet, stamps, self.strong, epochs, clock, draw, parts.collection_rates
+        )
+        hints.on_below_floor = self.collector.request
         self.shares = Shares(parts.replicator_id, fleet, clock)
         self.anti_entropy = AntiEntropy(
             fleet,
@@ -58,7 +60,7 @@ class Coordinator:
             self.shares,
             self.collector,
             clock,
-            rates,
+            parts.rates,
             parts.repair_counters,
         )
 

@@ -108,6 +108,8 @@ class Hints:
         segment_bytes: int = segment_bytes_default,
     ) -> None:
         self.counters = HintCounters()
+        # Told of slots in which a node refuses hints, so that only a collection can bring them.
+        self.on_below_floor: Callable[[int], None] = lambda slot: None
         self._disk = disk
         self._path = path
         self._fleet = fleet
@@ -216,6 +218,9 @@ class Hints:
             log.error("a node refuses hints for good", node=node_id, hints=count)
             self._drop(target, "refused", count)
 
+        def below_floor(slot: int) -> None:
+            self.on_below_floor(slot)
+
         def damaged(damage: Corrupt) -> None:
             log.error(
                 "hints are damaged and were put aside",
@@ -247,6 +252,7 @@ class Hints:
             self.counters,
             is_whole=whole,
             on_refused=refused,
+            on_below_floor=below_floor,
         )
         overflow = Overflow(self._disk, path, self._on_failure)
         target = self._targets[node_id] = _Target(node_id, hints, overflow, replay)

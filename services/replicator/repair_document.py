@@ -39,6 +39,8 @@ def collection_document(coordinator: Coordinator) -> dict[str, object]:
         "waiting": collector.waiting,
         "under_way": collector.under_way,
         "blocked": collector.blocked,
+        "failing": (failing := collector.failing),
+        "trouble": collector.trouble if failing else None,
         "attempts": counters.attempts,
         "given_up": counters.given_up,
         "ended": {end.value: count for end, count in counters.ended.items()},

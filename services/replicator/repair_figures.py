@@ -47,6 +47,11 @@ def add_repair_figures(metrics: Metrics, replicator: Replicator) -> None:
             "Slots that cannot be collected, for a replica is gone",
             of(lambda of: of.collector.blocked),
         ),
+        (
+            "failing",
+            "Slots that were given up after some attempts, and not collected since",
+            of(lambda of: of.collector.failing),
+        ),
     ):
         add(f"collection_{name}", "gauge", text, read)
     for name, text in (

@@ -6,6 +6,9 @@ message is sent again, after a pause that grows while the node does not get on. 
 left, the node is told that it has caught up, on every connection anew: it counts as catching up
 until each replicator has said so.
 
+A hint below the floor of its slot is refused for good: a collection that froze the slot has brought
+it, or was broken off before it could. So once nothing else is left these slots are collected.
+
 A connection may break at any time: what was under way is then sent once more on the next one.
 """
 
@@ -16,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from services.core.errors import PeerError, RetryLater
@@ -31,6 +35,7 @@ from services.core.messages import (
     encode_write_many,
     epoch_of,
 )
+from services.core.ring import slot_of
 from services.core.wire import DOWN, LOST, OK, Hello
 from services.replicator.eventual import Epochs
 from services.replicator.hint_log import HintLog
@@ -55,6 +60,8 @@ burst_s: Final = 0.02
 answer_s_max: Final = 5.0
 pause_s_min: Final = 0.02
 pause_s_max: Final = 2.0
+# To request the collection of so many slots takes a millisecond or two.
+requests_in_a_turn: Final = 1_024
 
 log = telemetry.logger(__name__)
 
@@ -85,7 +92,7 @@ class Replay:
     """`look` whenever something may have changed: the link, the hints, or the time.
 
     `is_whole` tells whether hints are all that the node misses; `on_refused` hears how many of
-    them it will never take.
+    them it will never take, `on_below_floor` in which slots only a collection can bring them.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class Replay:
         *,
         is_whole: Callable[[], bool],
         on_refused: Callable[[int], None],
+        on_below_floor: Callable[[int], None],
     ) -> None:
         self._node_id = node_id
         self._hints = hints
@@ -112,6 +120,9 @@ class Replay:
         self._counters = counters
         self._is_whole = is_whole
         self._on_refused = on_refused
+        self._on_below_floor = on_below_floor
+        # Slots of which hints were refused below the floor.
+        self._below_floor: dict[int, None] = {}
         self._under_way: deque[_Message] = deque()
         # The connection that we know of, and the one on which all was said to be delivered.
         self._peer: Hello | None = None
@@ -141,7 +152,10 @@ class Replay:
             self._resume_s, self._pause_s = 0.0, pause_s_min
         if self._clock.monotonic_s() >= self._resume_s:
             self._send(link)
-            if not self._hints.count and not self._under_way and self._is_whole():
+            if self._hints.count or self._under_way:
+                return
+            self._request_collections()
+            if self._is_whole():
                 self._tell(link)
 
     def reset(self) -> None:
@@ -222,6 +236,8 @@ class Replay:
         for item, (kind, detail) in zip(message.items, statuses, strict=True):
             if kind in (NEWER, BELOW_FLOOR):
                 self._merge(detail)
+                if kind == BELOW_FLOOR:
+                    self._below_floor[slot_of(item[0])] = None
             elif kind == MALFORMED:
                 # It would stand in the way of all others for ever.
                 refused += 1
@@ -272,6 +288,13 @@ class Replay:
         self.look()
 
     # -- nothing left
+
+    def _request_collections(self) -> None:
+        for slot in list(islice(self._below_floor, requests_in_a_turn)):
+            del self._below_floor[slot]
+            self._on_below_floor(slot)
+        if self._below_floor:
+            self._wake(0.0)
 
     def _tell(self, link: OwnedLink) -> None:
         if self._telling or self._told is self._peer:

@@ -28,6 +28,7 @@ from services.replicator.adoption import Adoption
 from services.replicator.allotment import Allotment
 from services.replicator.anti_entropy import Rates
 from services.replicator.cache_news import CacheNews
+from services.replicator.collection import CollectionRates
 from services.replicator.coordinator import Coordinator, Parts
 from services.replicator.counters import Counters
 from services.replicator.declared import Declared
@@ -175,12 +176,13 @@ class Replicator:
             clock,
             self.counters,
             self.repair_counters,
+            Rates(
+                settings.repair_pass_s, settings.repair_records_per_s, settings.repair_bytes_per_s
+            ),
+            CollectionRates(settings.collect_slots_per_s, settings.repair_bytes_per_s),
             self.draw,
         )
-        rates = Rates(
-            settings.repair_pass_s, settings.repair_records_per_s, settings.repair_bytes_per_s
-        )
-        made = Coordinator(parts, stamps, hints, adoption, rates)
+        made = Coordinator(parts, stamps, hints, adoption)
         made.start()
         prefixes = PrefixDeletions(self.fleet, stamps, made.eventual, clock)
         listings = NamespaceListings(self.fleet, clock, self.declared)

@@ -57,5 +57,11 @@ class ReplicatorSettings(DatabaseSettings):
         "REPAIR_BYTES_PER_S",
         values.size_bytes(minimum=1 << 16),
         default="16MiB",
-        help="Bytes that comparing replicas may send and hear in a second",
+        help="Bytes that comparing replicas may send and hear in a second, and collecting send",
+    )
+    collect_slots_per_s: int = setting(
+        "COLLECT_SLOTS_PER_S",
+        values.integer(1, 100_000),
+        default="400",
+        help="Slots of which a replicator collects deleted keys in a second",
     )

@@ -9,7 +9,7 @@ from services.core.cluster import ClusterMap
 from services.core.messages import EPOCH
 from services.core.record import visible
 from services.core.ring import slot_of
-from services.replicator.collection import Collector
+from services.replicator.collection import CollectionRates, Collector, usual_rates
 from services.replicator.collection_end import Collected, End
 from tests.unit.replicator_world import Coordinator, Node, World, prefix
 
@@ -86,7 +86,7 @@ class CollectingWorld(World):
         return self.owners(keys[0])[1:]
 
 
-def collector_of(coordinator: Coordinator) -> Collector:
+def collector_of(coordinator: Coordinator, rates: CollectionRates = usual_rates) -> Collector:
     return Collector(
         coordinator.fleet,
         coordinator.stamps,
@@ -94,4 +94,5 @@ def collector_of(coordinator: Coordinator) -> Collector:
         coordinator.epochs,
         coordinator.clock,
         coordinator.draw,
+        rates,
     )

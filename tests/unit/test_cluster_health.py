@@ -54,6 +54,8 @@ def document(number: int = 1, **members: object) -> dict[str, Any]:
             "waiting": 0,
             "under_way": 0,
             "blocked": 0,
+            "failing": 0,
+            "trouble": None,
         },
         **members,
     }
@@ -100,6 +102,11 @@ def changed(member: str, **values: object) -> dict[str, Any]:
         (document(repair=None), "replicator-1 has no stamper yet"),
         (changed("repair", oldest_s=1_201.0), "some slot has not been compared with all its"),
         (changed("collection", blocked=4), "4 slots cannot be collected while a replica is away"),
+        (
+            changed("collection", failing=3, trouble="slot 7: node-1: storage_full"),
+            "3 slots could not be collected in several attempts, and are tried again after the "
+            "next pass: slot 7: node-1: storage_full",
+        ),
         (
             changed("nodes", **{"node-1": node(overflowed=True)}),
             "node-1 misses more than hints hold",

@@ -17,8 +17,7 @@ from services.core.record import value, value_body
 from services.core.ring import slot_count, slot_of
 from services.core.sessions import FREEZE, PURGE, STALE
 from services.core.wire import OK, OVERLOADED
-from services.replicator import collection
-from services.replicator.collection import attempts_max, slots_at_once
+from services.replicator.collection import CollectionRates, attempts_max, slots_at_once
 from services.replicator.collection_end import Collected, End
 from tests.unit.collection_world import CollectingWorld, collector_of, keys, slot
 from tests.unit.replicator_world import key_of
@@ -75,12 +74,10 @@ def test_many_slots_are_collected_and_only_some_at_once(world: CollectingWorld) 
 
 
 def test_slots_are_collected_at_a_pace_and_what_they_cost_besides_slows_it(
-    world: CollectingWorld, monkeypatch: pytest.MonkeyPatch
+    world: CollectingWorld,
 ) -> None:
-    monkeypatch.setattr(collection, "slots_per_s_max", 50)
-    monkeypatch.setattr(collection, "repaired_bytes_per_s_max", 1 << 20)
     world.collector.stop()
-    paced = collector_of(world.replicator)
+    paced = collector_of(world.replicator, CollectionRates(50, 1 << 20))
     paced.start()
     world.plant(world.owners(key)[0], key, world.version() + value_body(bytes(1 << 20)))
     for one in range(200):
@@ -172,10 +169,27 @@ def test_attempts_become_rarer_and_come_to_an_end_until_it_is_requested_again(
     counters = world.collector.counters
     assert (counters.attempts, counters.given_up) == (attempts_max, 1)
     assert not world.collector.is_busy_with(slot)
+    assert world.collector.failing == 1
+    assert world.collector.trouble is not None
+    assert world.collector.trouble.startswith(f"slot {slot}: {busy.node_id}")
     busy.obey()
     world.collector.request(slot)
     world.pass_time(0.1)
     assert world.is_gone(key)
+    assert world.collector.failing == 0
+
+
+def test_a_slot_that_nobody_comes_back_to_is_not_called_failing_for_ever(
+    world: CollectingWorld,
+) -> None:
+    world.others()[0].answer(FREEZE, OVERLOADED)
+    world.collector.request(slot)
+    world.pass_time(1_800.0)
+    world.collector.request(slot + 1 if slot + 1 < slot_count else 0)
+    world.pass_time(1_790.0)
+    assert world.collector.failing == 2
+    world.pass_time(60.0)
+    assert world.collector.failing == 1
 
 
 def test_a_request_does_not_wait_for_the_pause_of_a_failed_attempt(world: CollectingWorld) -> None:

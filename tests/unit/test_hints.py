@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from services.core.hlc import pack_version
 from services.core.messages import (
     BELOW_FLOOR,
     CAUGHT_UP,
@@ -19,6 +20,7 @@ from services.core.messages import (
     encode_statuses,
     u64,
 )
+from services.core.ring import slot_of
 from services.core.wire import OK, OVERLOADED
 from services.replicator.hints import absent_s_max, linger_s
 from services.replicator.overflow import overflow_name
@@ -222,6 +224,28 @@ def test_what_a_node_has_no_use_for_counts_as_delivered(kind: int) -> None:
     assert world.hints.waiting["node-1"] == 0
     assert world.node.asked[WRITE_MANY] == 1
     assert world.times_told() == 1
+
+
+def test_slots_in_which_hints_are_below_the_floor_are_collected_once_all_hints_are_through() -> (
+    None
+):
+    world = HintWorld()
+    requested: dict[int, int] = {}
+
+    def request(slot: int) -> None:
+        assert slot not in requested, "once is enough"
+        requested[slot] = world.hints.waiting["node-1"]
+
+    world.hints.on_below_floor = request
+    world.keep(1_000)
+    refused = [slot_of(key_of(number)) for number in (3, 4, 3, 900)]
+    floor = pack_version((world.keeper.clock.wall_ms() + 100) << 16, 1)
+    for slot in refused:
+        world.node.replica.raise_floor(slot, floor)
+    world.come_back()
+    world.pass_time(3.0)
+    assert world.times_told() == 1
+    assert requested == dict.fromkeys(refused, 0), "each, when no hint waited any more"
 
 
 def test_only_what_was_not_taken_is_sent_again() -> None:
