@@ -24,10 +24,11 @@ class Issuing:
     async def issue(self, tenant: int, account: Account, size: int, count: int) -> list[Drawn]:
         """So many keys. RetryLater `quota_exhausted`, or as of `Pools.take`: then none are."""
         await self.quotas.take(account, count)
+        day = account.day
         try:
             parts = await self.pools.take(tenant, size, count)
         except BaseException:
-            self.quotas.refund(account, count)
+            self.quotas.refund(account, count, day)
             raise
         permutation = self.pools.permutations[size]
         drawn: list[Drawn] = []

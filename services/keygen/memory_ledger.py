@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -21,6 +22,9 @@ class MemoryLedger:
         # So many blocks are set aside whose commits are not answered.
         self.lose_replies = 0
         self.taken = 0
+        # Cleared by a test that lets whoever sets a block aside wait.
+        self.open = asyncio.Event()
+        self.open.set()
         self._used: Counter[tuple[int, int, date]] = Counter()
 
     def next_day(self) -> None:
@@ -28,6 +32,7 @@ class MemoryLedger:
 
     async def take(self, tenant: int, key_id: int, limit: int, needed: int, /) -> Block:
         self._check()
+        await self.open.wait()
         self.taken += 1
         name = (tenant, key_id, self.day)
         left = limit - self._used[name]
@@ -44,11 +49,13 @@ class MemoryLedger:
 
     async def give_back(self, unspent: Sequence[Unspent], /) -> None:
         self._check()
+        _check_once([(one.tenant, one.key_id, one.day) for one in unspent])
         for one in unspent:
             self._used[one.tenant, one.key_id, one.day] -= one.count
 
     async def count(self, spent: Sequence[tuple[int, int, int]], /) -> None:
         self._check()
+        _check_once([(tenant, key_id) for tenant, key_id, _ in spent])
         for tenant, key_id, count in spent:
             self._used[tenant, key_id, self.day] += count
 
@@ -58,3 +65,9 @@ class MemoryLedger:
     def _check(self) -> None:
         if self.away:
             raise RetryLater("database_unavailable", "PostgreSQL is away")
+
+
+def _check_once(names: Sequence[object]) -> None:
+    """As one statement changes a row once."""
+    if len(set(names)) < len(names):
+        raise ValueError("an API key is named twice")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from datetime import date
 from typing import Final, NamedTuple, Protocol
@@ -27,8 +27,8 @@ from services.runtime.metrics import Metrics
 
 # Of API keys in use, 500 bytes each.
 accounts_max: Final = 50_000
-# What has no limit has so much left.
-unlimited: Final = 1 << 62
+# What has no limit has so much left. Compiled code counts up to here without making objects.
+unlimited: Final = 1 << 60
 # What is used up is not looked up for every request; others may still give something back.
 refused_s: Final = 0.25
 # Blocks that nobody has spent from for so long are given back.
@@ -42,8 +42,11 @@ class QuotaLedger(Protocol):
 
     async def take(self, tenant: int, key_id: int, limit: int, needed: int, /) -> Block: ...
     async def used(self, tenant: int, key_id: int, /) -> tuple[int, float]: ...
+
+    # Of these each API key (and day) may be named once.
     async def give_back(self, unspent: Sequence[Unspent], /) -> None: ...
     async def count(self, spent: Sequence[tuple[int, int, int]], /) -> None: ...
+
     async def forget(self) -> None: ...
 
 
@@ -84,7 +87,8 @@ class Account:
     @property
     def spent_unlimited(self) -> int:
         """Not counted in PostgreSQL yet."""
-        return unlimited - self.left if self._limit is None else 0
+        is_open = self.until_s > -math.inf
+        return unlimited - self.left if self._limit is None and is_open else 0
 
     def close(self) -> None:
         """Nothing is spent from it any more, by whoever still has it."""
@@ -104,9 +108,9 @@ class Quotas:
         self._clock = clock
         self._accounts_max = accounts_max
         self._accounts: OrderedDict[tuple[int, int], Account] = OrderedDict()
-        # Of accounts that are gone: what is to be given back, and what is to be counted.
-        self._unspent: list[Unspent] = []
-        self._spent: list[tuple[int, int, int]] = []
+        # What is to be given back, and what is to be counted, once PostgreSQL can be told.
+        self._unspent: Counter[tuple[int, int, date]] = Counter()
+        self._spent: Counter[tuple[int, int]] = Counter()
         self._flushed_s = self._forgot_s = -math.inf
         self.blocks = 0
         self.refused = 0
@@ -137,22 +141,25 @@ class Quotas:
         if self._spend(account, count):
             return
         async with account.turn:
-            # Whoever had the turn before may have left enough.
-            if self._spend(account, count):
-                return
-            limit = account.limit
-            if limit is None:
-                # Dropped meanwhile, which is no fault of the client's.
-                raise RetryLater("overloaded", "Too many API keys are in use at once")
-            now_s = self._clock.monotonic_s()
-            left = account.left if now_s < account.until_s else 0
-            if now_s < account.refused_until_s and not left:
-                raise self._exhausted(account, count, limit, limit)
-            block = await self._set_aside(account, limit, max(count - left, 1))
-            # As of before it was asked for: by the end of the day it is spent or over.
-            self._enter(account, block, now_s)
-            if not self._spend(account, count):
-                raise self._exhausted(account, count, limit, block.used - account.left)
+            # Whoever had the turn before may have left enough. And while a block is set aside,
+            # others spend what was left, or the day ends: that is no reason to refuse.
+            while not self._spend(account, count):
+                await self._add_block(account, count)
+
+    async def _add_block(self, account: Account, count: int) -> None:
+        limit = account.limit
+        if limit is None:
+            # Dropped meanwhile, which is no fault of the client's.
+            raise RetryLater("overloaded", "Too many API keys are in use at once")
+        now_s = self._clock.monotonic_s()
+        left = account.left if now_s < account.until_s else 0
+        if now_s < account.refused_until_s and not left:
+            raise self._exhausted(account, count, limit, limit)
+        block = await self._set_aside(account, limit, max(count - left, 1))
+        # As of before it was asked for: by the end of the day it is spent or over.
+        self._enter(account, block, now_s)
+        if not block.count:
+            raise self._exhausted(account, count, limit, block.used - account.left)
 
     async def _set_aside(self, account: Account, limit: int, needed: int) -> Block:
         try:
@@ -161,9 +168,11 @@ class Quotas:
             # Of the client's request nothing was done. The block may be set aside for nobody.
             raise RetryLater("database_unavailable", error.detail) from error
 
-    def refund(self, account: Account, count: int) -> None:
-        """What was taken and not given out."""
-        account.left += count
+    def refund(self, account: Account, count: int, day: date | None) -> None:
+        """What was taken and not given out; `day` is that of the account when it was taken, for on
+        another one it is worth nothing."""
+        if account.day == day:
+            account.left += count
 
     async def quota(self, account: Account) -> Quota:
         used, left_s = await self._ledger.used(account.tenant, account.key_id)
@@ -185,18 +194,20 @@ class Quotas:
         # What may have been noted already is not told again: too little is given out rather than
         # too much.
         if self._unspent:
-            unspent, self._unspent = self._unspent, []
+            unspent, self._unspent = self._unspent, Counter()
             try:
-                await self._ledger.give_back(unspent)
+                await self._ledger.give_back(
+                    [Unspent(*name, count) for name, count in unspent.items()]
+                )
             except RetryLater:
-                self._unspent += unspent
+                self._unspent.update(unspent)
                 raise
         if self._spent:
-            spent, self._spent = self._spent, []
+            spent, self._spent = self._spent, Counter()
             try:
-                await self._ledger.count(spent)
+                await self._ledger.count([(*name, count) for name, count in spent.items()])
             except RetryLater:
-                self._spent += spent
+                self._spent.update(spent)
                 raise
         if now_s - self._forgot_s >= forget_s:
             await self._ledger.forget()
@@ -236,13 +247,11 @@ class Quotas:
         account.seen_left = account.left
         if account.limit is None:
             if account.spent_unlimited:
-                self._spent.append((account.tenant, account.key_id, account.spent_unlimited))
+                self._spent[account.tenant, account.key_id] += account.spent_unlimited
                 account.left = unlimited
         elif account.left and (is_idle or everything) and not account.turn.locked():
             if account.day is not None and now_s < account.until_s:
-                self._unspent.append(
-                    Unspent(account.tenant, account.key_id, account.day, account.left)
-                )
+                self._unspent[account.tenant, account.key_id, account.day] += account.left
             account.left = 0
 
     def _drop(self, name: tuple[int, int]) -> None:

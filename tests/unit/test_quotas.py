@@ -184,8 +184,63 @@ async def test_what_was_not_given_out_is_not_counted() -> None:
     quotas = day.keygens[0]
     account = quotas.account(7, 1, 1_000)
     await quotas.take(account, 1_000)
-    quotas.refund(account, 1_000)
+    quotas.refund(account, 1_000, account.day)
     assert await day.take(1_000)
+
+
+async def test_what_was_taken_yesterday_is_not_refunded_today() -> None:
+    day = Day()
+    day.ledger.left_s = 10.0
+    quotas = day.keygens[0]
+    account = quotas.account(7, 1, 1_000)
+    await quotas.take(account, 500)
+    taken_on = account.day
+    day.after(11)
+    day.ledger.next_day()
+    assert await day.take(900)
+    quotas.refund(account, 500, taken_on)
+    assert not await day.take(101)
+    assert await day.take(100)
+
+
+async def test_a_count_that_fits_is_given_though_others_spend_meanwhile() -> None:
+    day = Day()
+    assert await day.take()
+    day.ledger.open.clear()
+    many = asyncio.create_task(day.take(100))
+    await asyncio.sleep(0)
+    for _ in range(30):
+        assert await day.take(), "from the block that is there"
+    day.ledger.open.set()
+    assert await many
+    assert await day.take(1_000 - 131)
+    assert not await day.take()
+
+
+async def test_what_could_not_be_counted_is_counted_once_that_can_be_done_again() -> None:
+    day = Day()
+    quotas = day.keygens[0]
+    assert await day.take(limit=1_000, key_id=2)
+    day.ledger.away = True
+    for _ in range(3):
+        await day.take(5, limit=None)
+        day.after(give_back_s)
+        with pytest.raises(RetryLater):
+            await quotas.flush()
+    day.ledger.away = False
+    day.after(give_back_s)
+    await quotas.flush()
+    assert await day.used(limit=None) == 15
+    assert await day.take(999, key_id=2)
+
+
+async def test_an_account_that_made_room_while_its_quota_was_asked_for_tells_a_true_one() -> None:
+    day = Day(accounts_max=1)
+    await day.take(5, limit=None)
+    quotas = day.keygens[0]
+    former = quotas.account(7, 1, None)
+    await day.take(key_id=2)
+    assert (await quotas.quota(former)).used <= 5
 
 
 async def test_each_api_key_has_its_own_day() -> None:
