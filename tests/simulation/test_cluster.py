@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.simulation.cluster import cluster
 from tests.simulation.scenario import run_seeds
 
 
+# A minute of both cores, of which there may be less.
+@pytest.mark.timeout(400)
 def test_300_seeds_of_a_cluster_are_linearizable_and_lose_nothing() -> None:
     seeds = 300
     totals = run_seeds("cluster", cluster, range(seeds), jobs=2)
