@@ -41,6 +41,7 @@ modules = (
     "services/core/record.py",
     "services/core/wire.py",
     "services/dhtnode/acceptor.py",
+    "services/dhtnode/cells.py",
     "services/dhtnode/frame.py",
     "services/dhtnode/handlers.py",
     "services/dhtnode/index.py",

@@ -41,9 +41,9 @@ from services.core.record import expires_at_ms, is_tombstone
 from services.core.ring import leaf_bits, place_of, slot_of
 from services.core.wire import OK
 from services.dhtnode import frame
+from services.dhtnode.cells import trimmed
 from services.dhtnode.promises import check_accepted, encode_accepted, encode_promised
 from services.dhtnode.replica import Replica
-from services.dhtnode.table import trimmed
 from services.runtime.clock import Clock
 from services.runtime.log.log import Batch
 from services.runtime.peer import Handler, Peer

@@ -24,10 +24,11 @@ from services.core.hlc import version_bytes
 from services.core.messages import u16
 from services.core.record import check, tombstone_body
 from services.core.ring import slot_of
+from services.dhtnode.cells import trimmed
 from services.dhtnode.chunk import decode_chunk
 from services.dhtnode.frame import ACCEPTED, PROMISES, RECORD, SLOT, split_record
 from services.dhtnode.promises import Promises, decode_accepted
-from services.dhtnode.table import Table, trimmed
+from services.dhtnode.table import Table
 
 _slot_bytes: Final = u16.size
 

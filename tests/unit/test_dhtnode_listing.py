@@ -17,12 +17,13 @@ from services.core.hlc import pack_version
 from services.core.key import namespace_prefix
 from services.core.record import tombstone_body, value_body
 from services.core.ring import leaf_bits, slot_count, slot_of
+from services.dhtnode.cells import loose_bytes, loose_key_bytes
 from services.dhtnode.chunk import decode_chunk
 from services.dhtnode.index import Index
 from services.dhtnode.listing import Query
 from services.dhtnode.recency import Recency, lone_part_keys_max
 from services.dhtnode.runs import run_keys
-from services.dhtnode.table import Table, loose_bytes, loose_key_bytes
+from services.dhtnode.table import Table
 from tests.contract.plain_table import PlainTable
 
 prefix = namespace_prefix(7, b"here")
