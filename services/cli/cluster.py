@@ -16,7 +16,7 @@ from rich.table import Table
 
 from services.cli.cluster_health import Health, age_in_words, health_of
 from services.cli.front_desk import UnreachableError
-from services.cli.options import data_dir_option, json_option
+from services.cli.options import Duration, data_dir_option, json_option
 from services.cli.replicator_desk import Document, ReplicatorDesk, Told
 from services.core.ring import slot_count
 from services.runtime.clock import SystemClock
@@ -25,6 +25,8 @@ not_well_code: Final = 1
 poll_s: Final = 0.25
 # Collecting goes on after all was compared; so long it is waited for while nothing gets less.
 stalled_s_max: Final = 30.0
+# At the usual rate a replicator sends nine million records in this time.
+timeout_default: Final = "1h"
 
 
 @click.group()
@@ -64,16 +66,24 @@ def status(*, as_json: bool, data_dir: Path) -> None:
     multiple=True,
     help="Only this slot; may be given several times.  [default: all]",
 )
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=Duration(),
+    default=timeout_default,
+    show_default=True,
+    help="Wait for no longer than this.",
+)
 @json_option
 @data_dir_option
-def repair(slots: tuple[int, ...], *, as_json: bool, data_dir: Path) -> None:
+def repair(slots: tuple[int, ...], *, timeout_s: float, as_json: bool, data_dir: Path) -> None:
     """Compare replicas now, send them what they lack, and collect what is deleted.
 
-    Ctrl-C ends the waiting; the replicators go on.
+    Ctrl-C and the timeout end the waiting; the replicators go on.
     """
     desk = ReplicatorDesk.open(data_dir)
     wanted = sorted(set(slots))
-    told = asyncio.run(_repaired(desk, wanted))
+    told = asyncio.run(_repaired(desk, wanted, timeout_s))
     result = _result(told, len(wanted) or slot_count)
     if as_json:
         click.echo(json.dumps(result))
@@ -154,13 +164,14 @@ def _table_of_replicators(replicators: Document) -> Table:
 # Repair.
 
 
-async def _repaired(desk: ReplicatorDesk, slots: Sequence[int]) -> list[Told]:
-    """Order it of all, and look on until all that were asked are done."""
+async def _repaired(desk: ReplicatorDesk, slots: Sequence[int], timeout_s: float) -> list[Told]:
+    """Order it of all, and look on until all that were asked are done, or the time is over."""
     ordered = await desk.post("/repair", {"slots": list(slots) or None})
     _refuse_silence(ordered)
     numbers = {one.url: one.document["number"] for one in ordered if one.document is not None}
     console = Console(stderr=True)
     loop = asyncio.get_running_loop()
+    ends_s = loop.time() + timeout_s
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         comparing = progress.add_task("Comparing", total=None)
         collecting = progress.add_task("Collecting", total=None, visible=False)
@@ -178,6 +189,8 @@ async def _repaired(desk: ReplicatorDesk, slots: Sequence[int]) -> list[Told]:
                     least, stalled_s = waiting, loop.time()
                 if not waiting or loop.time() - stalled_s > stalled_s_max:
                     return told
+            if loop.time() >= ends_s:
+                return told
             await asyncio.sleep(poll_s)
 
 
@@ -203,12 +216,7 @@ def _result(told: Sequence[Told], wanted: int) -> dict[str, Any]:
         )
     }
     reasons = [f"replicator at {one.url}: {one.trouble}" for one in told if one.trouble is not None]
-    reasons += [
-        f"{one['replicator_id']} could not compare {one['left']} slots with all their owners: "
-        f"{one['trouble']}"
-        for one in documents
-        if one["left"]
-    ]
+    reasons += [_left(one) for one in documents if one["left"]]
     if result["slots"] < wanted:
         reasons.append(
             f"{wanted - result['slots']} slots were nobody's to compare just now; try again"
@@ -218,6 +226,15 @@ def _result(told: Sequence[Told], wanted: int) -> dict[str, Any]:
     if result["collecting"]:
         reasons.append(f"{result['collecting']} slots are still to be collected")
     return {**result, "done": not reasons, "reasons": reasons}
+
+
+def _left(one: Document) -> str:
+    """What became of the slots that one replicator has not compared."""
+    name, left, trouble = one["replicator_id"], one["left"], one["trouble"]
+    if one["state"] == "running":
+        why = f" ({trouble})" if trouble else ""
+        return f"{name} has {left} slots still to compare, and goes on{why}"
+    return f"{name} could not compare {left} slots with all their owners: {trouble}"
 
 
 def _tell(result: Document) -> None:

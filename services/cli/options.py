@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from services.cli.datadir import unusable
+from services.core.duration import parse_duration
 from services.runtime import setting_values as values
 
 
@@ -50,6 +51,22 @@ class Text(click.ParamType[str]):
         except UnicodeEncodeError:
             self.fail(f"{value!r} is not UTF-8", param, ctx)
         return value
+
+
+class Duration(click.ParamType[float]):
+    """A time as people write it, such as `90s` or `1h30m`; in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_duration(value) / 1000
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 data_dir_option = click.option(

@@ -142,6 +142,22 @@ async def test_a_node_that_is_paused_is_silent_and_well_again_later(
     await until_told(well, "it is well again")
 
 
+async def test_a_repair_is_waited_for_no_longer_than_it_is_told_to(
+    shell: Shell, cluster: ClusterProcesses
+) -> None:
+    cluster.nodes[0].process.send_signal(signal.SIGSTOP)
+    said = await shell.type("cluster", "repair", "--timeout", "100ms", "--json")
+    cluster.nodes[0].process.send_signal(signal.SIGCONT)
+    assert said.code == 1
+    [result] = said.json
+    assert not result["done"]
+    assert result["left"] > 0
+    assert "slots still to compare, and goes on" in result["reasons"][0]
+    said = await shell.type("cluster", "repair", "--timeout", "soon")
+    assert said.code == 2
+    assert "'soon' is not a duration" in said.err
+
+
 async def test_without_one_replicator_the_others_do_all_of_it(
     shell: Shell, cluster: ClusterProcesses
 ) -> None:
