@@ -21,7 +21,7 @@ from functools import partial
 from typing import Final
 
 from services.core.collecting import Round, Settled, settled_end
-from services.core.errors import RetryLater
+from services.core.errors import PeerError, RetryLater
 from services.core.hlc import Version, version_zero
 from services.core.sessions import (
     FREEZE,
@@ -136,10 +136,12 @@ class Attempt:
     def _ask_stale(self, place: int, at_ms: int, after: bytes) -> None:
         asking = self._asking
         body = encode_stale(asking.epoch, asking.slot, at_ms, after)
-        asking.ask(place, STALE, body, partial(self._stale_page, place, at_ms))
+        asking.ask(place, STALE, body, partial(self._stale_page, place, at_ms, after))
 
-    def _stale_page(self, place: int, at_ms: int, body: bytes) -> None:
+    def _stale_page(self, place: int, at_ms: int, after: bytes, body: bytes) -> None:
         page = decode_key_page(body)
+        if page.keys and page.keys[0] <= after:
+            raise PeerError("a page of keys begins before the one before it ended")
         self._stale.update(dict.fromkeys(page.keys))
         if page.more and len(self._stale) < stale_max:
             self._ask_stale(place, at_ms, page.keys[-1])

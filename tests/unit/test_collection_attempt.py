@@ -11,7 +11,15 @@ from services.core.ballots import ACCEPT, LEARN, NACK, PREPARE
 from services.core.change import Delete, Put
 from services.core.cluster import ClusterMap
 from services.core.hlc import lead_ms_max, version_zero
-from services.core.messages import GET_MANY, NOT_READY, STORAGE_FULL, WRITE, encode_write, u16
+from services.core.messages import (
+    GET_MANY,
+    NOT_READY,
+    STORAGE_FULL,
+    WRITE,
+    encode_page,
+    encode_write,
+    u16,
+)
 from services.core.operations import CHANGED
 from services.core.record import tombstone_body, value, value_body
 from services.core.sessions import COMPARE, FREEZE, NO_SESSION, PURGE, REPAIR, STALE
@@ -353,6 +361,15 @@ def test_an_answer_without_sense_ends_it(world: CollectingWorld, kind: int) -> N
     collected = world.collect()
     assert collected.end is End.REFUSED
     assert "made no sense" in collected.reason
+
+
+def test_pages_of_stale_keys_that_never_lead_on_end_it(world: CollectingWorld) -> None:
+    page = encode_page([(key, b"")] * 2, 1)
+    world.others()[0].answer(STALE, OK, page)
+    collected = world.collect()
+    assert collected.end is End.REFUSED
+    assert "begins before the one before it ended" in collected.reason
+    assert world.messages(STALE) == 4
 
 
 def test_it_does_not_begin_without_all_owners(world: CollectingWorld) -> None:
