@@ -218,6 +218,19 @@ def finished(node: Node, steps: Generator[None, None, list[bytes]]) -> list[byte
     return seen
 
 
+@all_pages
+@pytest.mark.usefixtures("short_steps")
+def test_who_begins_anew_is_shown_what_has_come_since(ask: Ask) -> None:
+    node = Node()
+    node.freeze(slot, session)
+    world = Slot(node, random.Random(1))
+    before = finished(node, walk(node, ask))
+    assert node.replica.orders.kept_keys
+    new = world.passing[0]
+    world.put(new, cell=True, promised=True)
+    assert finished(node, walk(node, ask)) == sorted([*before, new])
+
+
 @pytest.mark.parametrize("way", ["purge", "freeze", "epoch"])
 @pytest.mark.usefixtures("short_steps")
 def test_a_page_of_a_session_that_ends_while_it_is_made_is_refused(way: str) -> None:
