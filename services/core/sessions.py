@@ -237,7 +237,7 @@ def encode_replicators(ids: Sequence[str]) -> bytes:
 
 
 def decode_replicators(body: bytes) -> list[str]:
-    """The ids of the replicators that are connected to the node."""
+    """The ids of the replicators that have asked the node for them where they are connected."""
     reader = Reader(body)
     names: list[str] = []
     for _ in range(reader.count()):

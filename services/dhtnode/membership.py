@@ -39,6 +39,8 @@ class Membership:
         self._keep = keep
         # Replicators by their ids: one has a connection of its own making, and one of ours.
         self._connected: dict[str, set[Peer]] = {}
+        # Those that take part in looking after slots.
+        self._sharing: set[Peer] = set()
         # By the ids of those who have said that they have nothing more, where they said so.
         self._through: dict[str, Peer] = {}
         self._once_through = False
@@ -77,10 +79,13 @@ class Membership:
         self.map = received
         self._keep(data)
 
-    @property
-    def replicators(self) -> list[str]:
-        """The ids of those that are connected, in order."""
-        return sorted(self._connected)
+    def sharing(self, peer: Peer) -> list[str]:
+        """This replicator takes part in looking after slots, as it asks who does: the ids of all
+        that have asked where they are connected, in order. One that cannot look after any yet, for
+        want of a stamper, does not ask."""
+        if peer in self._connected.get(peer.hello.id, ()):
+            self._sharing.add(peer)
+        return sorted({sharing.hello.id for sharing in self._sharing})
 
     def came(self, peer: Peer) -> None:
         role, name = peer.hello.role, peer.hello.id
@@ -92,6 +97,7 @@ class Membership:
 
     def went(self, peer: Peer) -> None:
         self._told.pop(peer, None)
+        self._sharing.discard(peer)
         name = peer.hello.id
         peers = self._connected.get(name, set())
         peers.discard(peer)

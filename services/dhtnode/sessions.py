@@ -84,7 +84,7 @@ class Sessions:
     def replicators(self, peer: Peer, request_id: int, body: bytes) -> None:
         if body:
             raise PeerError(f"{len(body)} bytes where none are due")
-        peer.reply(request_id, OK, encode_replicators(self._membership.replicators))
+        peer.reply(request_id, OK, encode_replicators(self._membership.sharing(peer)))
 
     # -- which keys there are
 

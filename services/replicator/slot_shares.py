@@ -3,9 +3,10 @@
     blocks of 128 slots   0  1  2  3  4  5 …
     replicators in order  a  b  c  a  b  c …
 
-Who lives, nodes know: each tells the ids of the replicators that are connected to it. All
-replicators hear the same, and so agree without a word to each other. For a moment after one has
-come or gone they may not; a slot is then looked after twice, or a little later.
+Who lives, nodes know: each tells the ids of the replicators that are connected to it and have asked
+for them, as only those do that can look after slots. All replicators hear the same, and so agree
+without a word to each other. For a moment after one has come or gone they may not; a slot is then
+looked after twice, or a little later.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from services.core.wire import OK, OVERLOADED
 from services.dhtnode import frame, sessions
 from services.dhtnode.acceptor import Acceptor
 from services.runtime.clock import FakeClock
+from tests.unit.hand_peer import HandPeer
 from tests.unit.replica_world import cached, declare, replayed, tombstone, value, version
 from tests.unit.session_world import (
     Node,
@@ -578,16 +579,28 @@ def test_after_a_restart_a_late_repair_is_refused_and_a_late_purge_is_not(node: 
 # Who else collects.
 
 
-def test_a_node_tells_which_replicators_are_connected(node: Node) -> None:
+def test_a_node_tells_which_replicators_have_asked_where_they_are_connected(node: Node) -> None:
+    """One that has asked nobody cannot look after slots, such as for want of a stamper."""
     ours, theirs = replicator_peer("replicator-2"), replicator_peer("replicator-1")
-    again = replicator_peer("replicator-1")
-    for peer in (ours, theirs, again):
+    without_stamper, stranger = replicator_peer("replicator-3"), replicator_peer("replicator-4")
+    for peer in (ours, theirs, without_stamper):
         node.membership.came(peer)
-    kind, body = node.told(s.REPLICATORS, b"")
-    assert (kind, s.decode_replicators(body)) == (OK, ["replicator-1", "replicator-2"])
+
+    def told(peer: HandPeer) -> list[str]:
+        peer.replies.clear()
+        node.handlers[s.REPLICATORS](peer, 1, b"")
+        kind, body = peer.replies[1]
+        assert kind == OK
+        return s.decode_replicators(body)
+
+    assert told(ours) == ["replicator-2"]
+    assert told(theirs) == ["replicator-1", "replicator-2"]
+    assert told(stranger) == ["replicator-1", "replicator-2"]
+    again = replicator_peer("replicator-1")
+    node.membership.came(again)
     node.membership.went(theirs)
-    node.membership.went(ours)
-    assert s.decode_replicators(node.told(s.REPLICATORS, b"")[1]) == ["replicator-1"]
+    assert told(ours) == ["replicator-2"], "it has not asked on its new connection"
+    assert told(again) == ["replicator-1", "replicator-2"]
     assert node.told(s.REPLICATORS, b"\0")[0] == m.MALFORMED
 
 
