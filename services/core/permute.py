@@ -48,8 +48,8 @@ _purpose: Final = b"ydht keys of size "
 
 _pair: Final = radix**2
 _pairs: Final = radix**4
-_one: Final = tuple(digit.encode() for digit in digits)
-_two: Final = tuple(first + second for first in _one for second in _one)
+_one: Final = tuple([digit.encode() for digit in digits])
+_two: Final = tuple([first + second for first in _one for second in _one])
 _value: Final = {ord(digit): value for value, digit in enumerate(digits)}
 
 _Tables = Sequence[list[int]]

@@ -55,8 +55,6 @@ log = telemetry.logger("services.keygen")
 class KeyLane:
     """The lane of a keygen (runtime/exchange.py). `public` is who may come without an API key."""
 
-    body_bytes_max = body_bytes_max
-
     def __init__(
         self,
         issuing: Issuing,
@@ -66,6 +64,7 @@ class KeyLane:
         clock: Clock,
         public: Credential | None,
     ) -> None:
+        self.body_bytes_max = body_bytes_max
         self.room = BodyRoom()
         self._issuing = issuing
         self._pools: Pools = issuing.pools

@@ -94,7 +94,7 @@ class ClaimLot:
         return ClaimLot(self.claim_id, part)
 
     def holds(self, index: int, drawn: int) -> bool:
-        return any(one == index for one, _ in self.unused(drawn))
+        return index in [one for one, _ in self.unused(drawn)]
 
     def unused(self, drawn: int) -> Sequence[tuple[int, int]]:
         """What is not given out, if the last `drawn` keys are still the pool's."""
