@@ -4,6 +4,7 @@
 #   make test ARGS="tests/unit -k ring"  options of pytest
 #   make sim SEED=7                      the one run that a failure printed
 #   make PYTHON=python3.12 …             a particular interpreter, for the first run
+#   make stress-ids KEYS=10000000 KILLS=100
 #   make run COMPILE=no                  the sources as they are; for who changes them
 
 SHELL := /bin/bash
@@ -21,6 +22,8 @@ FAULT_SECONDS ?= 300
 KILL_SECONDS ?= 60
 TRAFFIC_SECONDS ?= 30
 FUZZ_REQUESTS ?= 200000
+KEYS ?= 1000000
+KILLS ?= 0
 COMPILE ?= yes
 
 # The first interpreter that is new enough; an explicit PYTHON is taken as it is. The system's own
@@ -105,6 +108,10 @@ bench: $(COMPILED) ## Measure, beside what each figure is compared with
 .PHONY: stress
 stress: $(COMPILED) ## Load it with millions of requests and sum up
 	@$(BIN)/python -m bench.gateway_stress $(ARGS)
+
+.PHONY: stress-ids
+stress-ids: $(COMPILED) ## Collect KEYS=1000000 keys under KILLS=0 kills, and compare them
+	@$(BIN)/python -m bench.stress_ids --keys $(KEYS) --kills $(KILLS) $(ARGS)
 
 .PHONY: compile
 compile: $(INSTALLED) ## Compile the hot modules anew; what runs them does so when one has changed

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from bench import (
     fastlane,
     gateway,
+    keygen,
     link,
     logins,
     node,
@@ -32,6 +33,7 @@ suites: dict[str, Callable[[], list[Row]]] = {
     "usermanager": usermanager.rows,
     "logins": logins.rows,
     "usage": usage.rows,
+    "keygen": keygen.rows,
 }
 
 

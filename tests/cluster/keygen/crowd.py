@@ -1,38 +1,59 @@
-"""Clients that collect keys from keygens that come and go, and look at every one of them."""
+"""Clients that collect keys from keygens that come and go, and keep every one of them."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import httpx
 
 from services.runtime.clock import SystemClock
 from services.runtime.signing import SignedAuth, Signer
+from tests.cluster.keygen.collected import Collected
 from tests.integration.keygen_process import KeygenProcess
 from tests.integration.node_process import secret
 
 # Who waits for longer is one whose request hangs.
 request_s_max = 8.0
 pause_s = 0.05
+single = "one key"
+batch = "a batch"
+batch_counts = (1, 10, 200, 1_000, 10_000)
+sizes = (7, 7, 8, 11, 16)
+tenants = range(1, 6)
 
 
 class Crowd:
-    """Asks until it is stopped. `seen` has every key that any of them was given."""
+    """Asks until it is stopped. `took` is told what was asked for, and how long an answer took.
 
-    def __init__(self, keygens: Sequence[KeygenProcess], http: httpx.AsyncClient) -> None:
+    While there are as many keys as are `allowed` they come one by one.
+    """
+
+    def __init__(
+        self,
+        keygens: Sequence[KeygenProcess],
+        http: httpx.AsyncClient,
+        *,
+        allowed: int,
+        took: Callable[[str, float], None] = lambda _, __: None,
+    ) -> None:
         self.keygens = keygens
-        self.seen: set[str] = set()
-        self.total = 0
-        self.duplicates: list[str] = []
-        self.statuses: Counter[int] = Counter()
+        self.allowed = allowed
+        self.collected = Collected()
+        self.requests: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.lost = 0
         self.stopped = False
         self._http = http
+        self._took = took
         self._auth = SignedAuth(Signer(secret, SystemClock()))
+
+    @property
+    def total(self) -> int:
+        return self.collected.total
 
     async def run(self, clients: int, seed: int = 1) -> None:
         async with asyncio.TaskGroup() as group:
@@ -49,32 +70,42 @@ class Crowd:
                 # It is killed, or was while it answered: what it gave is lost, which is no harm.
                 self.lost += 1
                 keys = []
-            if not keys:
+            self.collected.add(keys)
+            if not keys or self.total >= self.allowed:
                 await asyncio.sleep(pause_s)
-            for key in keys:
-                self.total += 1
-                if key in self.seen:
-                    self.duplicates.append(key)
-                self.seen.add(key)
 
     async def _ask(self, keygen: KeygenProcess, draw: random.Random) -> list[str]:
-        if draw.random() < 0.7:
-            answer = await self._http.get(f"{keygen.url}/get-key")
-            keys = [answer.text]
-        else:
-            count, tenant = draw.choice([1, 10, 200, 1_000]), draw.randrange(1, 6)
-            answer = await self._http.post(
-                f"{keygen.url}/ids?count={count}",
-                headers={
-                    "X-Ydht-Tenant": str(tenant),
-                    "X-Ydht-Key-Id": "1",
-                    "X-Ydht-Ids-Per-Day": "unlimited",
-                },
-                auth=self._auth,
+        if draw.random() < 0.7 or self.total >= self.allowed:
+            answer = await self._timed(
+                single, self._http.build_request("GET", f"{keygen.url}/get-key")
             )
-            keys = answer.json()["ids"] if answer.status_code == 200 else []
-        self.statuses[answer.status_code] += 1
+            return self._keys(answer, [answer.text], 1, 7)
+        count, size = draw.choice(batch_counts), draw.choice(sizes)
+        asked = self._http.build_request(
+            "POST",
+            f"{keygen.url}/ids?count={count}&size={size}",
+            headers={
+                "X-Ydht-Tenant": str(draw.choice(tenants)),
+                "X-Ydht-Key-Id": "1",
+                "X-Ydht-Ids-Per-Day": "unlimited",
+            },
+        )
+        answer = await self._timed(batch, asked)
+        given = answer.json()["ids"] if answer.status_code == 200 else []
+        return self._keys(answer, given, count, size)
+
+    async def _timed(self, what: str, asked: httpx.Request) -> httpx.Response:
+        began_s = time.perf_counter()
+        answer = await self._http.send(asked, auth=self._auth if what == batch else None)
         if answer.status_code == 200:
+            self.requests[what] += 1
+            self._took(what, time.perf_counter() - began_s)
+        return answer
+
+    def _keys(self, answer: httpx.Response, keys: list[str], count: int, size: int) -> list[str]:
+        if answer.status_code == 200:
+            assert len(keys) == count
+            assert all(len(key) == size and key.isascii() and key.isalnum() for key in keys)
             return keys
         assert answer.status_code == 503, answer.text
         assert int(answer.headers["Retry-After"]) >= 1

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from services.runtime.database_url import DatabaseAddress
-from tests.cluster.keygen.test_keygen_faults import running_keygens
+from tests.cluster.keygen.installation import running_keygens
 from tests.integration.usermanager_process import usermanager_process
 
 clients = 50
