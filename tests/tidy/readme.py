@@ -10,6 +10,7 @@ import re
 from services.cli.table import UpSettings
 from services.dhtnode.settings import NodeSettings
 from services.gateway.settings import GatewaySettings
+from services.keygen.settings import KeygenSettings
 from services.replicator.settings import ReplicatorSettings
 from services.runtime.settings import ServiceSettings, SettingRow, describe
 from services.usermanager.settings import UserManagerSettings
@@ -23,6 +24,7 @@ every_settings: tuple[type[ServiceSettings], ...] = (
     GatewaySettings,
     NodeSettings,
     ReplicatorSettings,
+    KeygenSettings,
 )
 
 
