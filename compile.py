@@ -74,6 +74,7 @@ modules = (
     "services/replicator/retries.py",
     "services/replicator/stamps.py",
     "services/replicator/strong.py",
+    "services/replicator/strong_learning.py",
     "services/replicator/strong_operation.py",
     "services/replicator/write.py",
     "services/runtime/allowance.py",

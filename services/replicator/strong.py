@@ -24,13 +24,11 @@ from typing import Final
 
 from services.core.ballots import (
     ACCEPT,
-    LEARN,
     NACK,
     PREPARE,
     READ,
     decode_seen,
     encode_accept,
-    encode_learn,
     encode_prepare,
     encode_read,
 )
@@ -46,7 +44,8 @@ from services.replicator.counters import Counters
 from services.replicator.eventual import Epochs, Hints
 from services.replicator.key_turns import KeyTurns, ended_in_a_turn, waiting_for_key_max
 from services.replicator.stamps import Stamps
-from services.replicator.strong_operation import Chosen, Operation, hedge_s, operation_s
+from services.replicator.strong_learning import Learning
+from services.replicator.strong_operation import Chosen, Operation, operation_s
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet, Owner
@@ -83,14 +82,16 @@ class StrongOperations:
     ) -> None:
         self._fleet = fleet
         self._stamps = stamps
-        self._hints = hints
         self._epochs = epochs
         self._clock = clock
         self._counters = counters
         self._draw = draw
+        self._learning = Learning(hints, clock, counters)
         self._turns = KeyTurns(clock, self._begin_turn)
         # In the order in which they came, so that a simulation repeats itself.
         self._under_way: dict[Operation, None] = {}
+        # By slot, how many of them propose something, or wait for their turn to.
+        self._proposing: dict[int, int] = {}
         self._sweeping = False
 
     @property
@@ -98,12 +99,9 @@ class StrongOperations:
         return len(self._under_way)
 
     def is_proposing(self, slot: int) -> bool:
-        """Whether something of this slot is proposed at a ballot already: were the slot to get a
-        floor above that now, a client might have to be told that the outcome is unknown."""
-        return any(
-            operation.slot == slot and operation.round and operation.reading is None
-            for operation in self._under_way
-        )
+        """Whether something of this slot is proposed, or about to be: were the slot to get a floor
+        above its ballot now, a client might have to be told that the outcome is unknown."""
+        return slot in self._proposing
 
     def fetch(self, key: bytes, done: Done) -> None:
         """Read the newest value that any acknowledged strong change has left."""
@@ -112,7 +110,7 @@ class StrongOperations:
             return
         operation.route = self._fleet.route(operation.slot)
         operation.reading = Reading(operation.route.placement, self._clock.wall_ms())
-        self._start_round(operation)
+        operation.start_round(self._clock.monotonic_s())
         self._ask(operation)
 
     def change(self, key: bytes, change: Change, done: Done, *, grows: bool = True) -> None:
@@ -170,7 +168,7 @@ class StrongOperations:
             self._counters.fast_reads += 1
             self._merge(reading.ballot)
             record = reading.record
-            self._repair(operation, reading, record)
+            self._learning.mend(operation, reading)
             self._end(operation, *read(record, no_operation)[1])
         else:
             self._propose_instead(operation)
@@ -184,23 +182,16 @@ class StrongOperations:
             # Too far ahead to be followed; that is no reason not to show it.
             return
 
-    def _repair(self, operation: Operation, reading: Reading, record: bytes) -> None:
-        """Have replicas learn what was chosen if they turned out to be behind it."""
-        for owner in operation.route.owners:
-            cell = reading.cells.get(owner.bit)
-            if cell is not None and cell < record:
-                self._counters.read_repairs += 1
-                learn = encode_learn(operation.route.epoch, reading.ballot, operation.key, b"")
-                owner.node.link.notify(LEARN, learn)
-
     def _propose_instead(self, operation: Operation) -> None:
         operation.reading = None
-        self._end_round(operation)
+        operation.end_round()
         self._queue(operation)
 
     # -- one at a time
 
     def _queue(self, operation: Operation) -> None:
+        operation.queued = True
+        self._proposing[operation.slot] = self._proposing.get(operation.slot, 0) + 1
         if not self._turns.take(operation):
             self._refuse(operation, "overloaded", f"{waiting_for_key_max} wait for this key")
 
@@ -223,20 +214,8 @@ class StrongOperations:
         self._counters.proposals += 1
         operation.route = self._fleet.route(operation.slot)
         proposal.begin(ballot, operation.route.placement)
-        self._start_round(operation)
+        operation.start_round(self._clock.monotonic_s())
         self._ask(operation)
-
-    def _start_round(self, operation: Operation) -> None:
-        operation.round += 1
-        operation.asked = 0
-        operation.unasked = list(reversed(operation.route.owners))
-        operation.hedge_at_s = self._clock.monotonic_s() + hedge_s
-        operation.failures = Failures()
-
-    def _end_round(self, operation: Operation) -> None:
-        """Ask nobody more in this round; what it is still told is void."""
-        operation.round += 1
-        operation.unasked = []
 
     def _ask(self, operation: Operation, *, all_of_them: bool = False) -> None:
         """READ or PREPARE as many as make a quorum, or everybody who was not asked yet."""
@@ -319,7 +298,7 @@ class StrongOperations:
     def _accept(self, operation: Operation) -> None:
         """Ask every owner, also those that have promised nothing."""
         proposal = operation.proposal
-        self._end_round(operation)
+        operation.end_round()
         operation.failures = Failures()
         message = encode_accept(
             operation.route.epoch,
@@ -347,9 +326,9 @@ class StrongOperations:
         proposal = operation.proposal
         if operation.answered:
             if kind != OK:
-                self._missed(operation, owner, kind)
+                self._learning.missed(operation, owner, kind)
             elif proposal.record:
-                self._has(operation, owner.bit)
+                self._learning.has(operation, owner.bit)
         elif kind == OK:
             self._step(operation, proposal.accepted(owner.bit))
         elif kind == NACK:
@@ -368,43 +347,8 @@ class StrongOperations:
         if record:
             self._counters.acknowledged(self._clock.monotonic_s() - operation.started_s)
         self._end(operation, *proposal.answer)
-        if not record:
-            return
-        self._counters.total_replications += 1
-        operation.having = 0
-        self._has(operation, proposal.accepted_by)
-        learn = encode_learn(operation.route.epoch, proposal.ballot, operation.key, b"")
-        failed = operation.failures.by_node
-        for owner in operation.route.owners:
-            if (kind := failed.get(owner.node.node_id)) is not None:
-                self._missed(operation, owner, kind)
-            elif proposal.cells.get(owner.bit) != record:
-                owner.node.link.notify(LEARN, learn)
-
-    def _has(self, operation: Operation, bits: int) -> None:
-        """These owners have what was chosen, each told once."""
-        self._counters.successful_replicas += bits.bit_count()
-        operation.having |= bits
-        if operation.having == operation.route.placement.everyone:
-            self._counters.settled(self._clock.monotonic_s() - operation.started_s)
-
-    def _missed(self, operation: Operation, owner: Owner, kind: int) -> None:
-        """This owner did not accept what was chosen; its cell is to have it all the same."""
-        proposal = operation.proposal
-        if not proposal.record or not proposal.chosen:
-            return
-        if proposal.cells.get(owner.bit) == proposal.record:
-            # What was chosen is what it had shown.
-            self._has(operation, owner.bit)
-            return
-        self._counters.failed_replicas += 1
-        if kind == NACK:
-            learn = encode_learn(
-                operation.route.epoch, proposal.ballot, operation.key, proposal.record
-            )
-            owner.node.link.notify(LEARN, learn)
-        else:
-            self._hints.keep(owner.node.node_id, operation.key, proposal.record)
+        if record:
+            self._learning.chosen(operation)
 
     # -- ending, or not yet
 
@@ -416,7 +360,7 @@ class StrongOperations:
     def _again(self, operation: Operation, pause_s: float) -> None:
         """Another round, soon."""
         self._counters.rounds_again += 1
-        self._end_round(operation)
+        operation.end_round()
         round_ = operation.round
 
         def again() -> None:
@@ -456,14 +400,23 @@ class StrongOperations:
             return
         operation.answered = True
         self._under_way.pop(operation, None)
+        if operation.queued:
+            self._proposes_no_more(operation.slot)
         if not operation.proposal.chosen:
             # A late promise must not lead to an ACCEPT of what was refused just now, nor a late
             # reader to a proposal. Of what was chosen it is heard yet who did not accept it.
-            self._end_round(operation)
+            operation.end_round()
         if refused:
             self._counters.refusals += 1
         operation.done(kind, body)
         self._turns.leave(operation)
+
+    def _proposes_no_more(self, slot: int) -> None:
+        left = self._proposing[slot] - 1
+        if left:
+            self._proposing[slot] = left
+        else:
+            del self._proposing[slot]
 
     def _sweep(self) -> None:
         now_s = self._clock.monotonic_s()

@@ -40,6 +40,7 @@ class Operation:
         "key",
         "pauses",
         "proposal",
+        "queued",
         "reading",
         "round",
         "route",
@@ -79,4 +80,19 @@ class Operation:
         # What is answered to an earlier round is dropped by its number.
         self.round = self.asked = self.pauses = 0
         self.answered = False
+        # Whether it proposes something, or waits for its turn to.
+        self.queued = False
         self.failures = Failures()
+
+    def start_round(self, now_s: float) -> None:
+        """Ask owners, in their order as of now."""
+        self.round += 1
+        self.asked = 0
+        self.unasked = list(reversed(self.route.owners))
+        self.hedge_at_s = now_s + hedge_s
+        self.failures = Failures()
+
+    def end_round(self) -> None:
+        """Ask nobody more in this round; what it is still told is void."""
+        self.round += 1
+        self.unasked = []

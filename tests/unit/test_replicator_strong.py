@@ -867,3 +867,23 @@ def test_what_is_proposed_in_a_slot_is_known_while_it_lasts(world: World) -> Non
     assert not strong.is_proposing(slot_of(key_of(2))), "a read in one round trip proposes nothing"
     world.pass_time()
     assert not strong.is_proposing(slot_of(key))
+
+
+def test_nothing_is_said_to_be_proposed_any_more_however_it_ended(world: World) -> None:
+    replicator, slot = world.replicator.strong, slot_of(key)
+    stored(world)
+    for node in world.owners(key):
+        node.ignore(ACCEPT)
+    ends = [world.change(key, Put(b"%d" % number)) for number in range(3)]
+    ends.append(world.fetch(key))
+    assert settled(world) is None
+    world.pass_time(operation_s + 0.1)
+    assert {UNKNOWN, CHANGED} & {asked.kind for asked in ends} == {UNKNOWN}
+    assert not replicator.is_proposing(slot)
+    for node in world.owners(key)[:2]:
+        node.answer(PREPARE, NOT_READY)
+    refused = world.change(key, Put(b"refused"))
+    assert replicator.is_proposing(slot)
+    world.pass_time(operation_s + 0.1)
+    assert refused.answered
+    assert not replicator.is_proposing(slot)
