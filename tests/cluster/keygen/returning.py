@@ -21,13 +21,15 @@ from services.runtime.database_url import DatabaseAddress
 from tests.cluster.keygen.installation import running_keygens
 from tests.integration.keygen_process import KeygenProcess
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process
-from tests.waiting import wait_until
+from tests.waiting import patience_s, wait_until
 
 clients = 64
 # Who are asked: pools of one account would be one pool in each keygen.
 accounts = 3
 take_counts = (1, 20, 200)
 return_max = 200
+# Of each client; what is more goes back.
+kept = 100
 pause_s = 0.05
 restart_pause_s = 0.5
 
@@ -86,7 +88,9 @@ class Holder:
         while goes_on():
             url = self._draw.choice(self._keygens).url
             try:
-                done = await (self._give_back(url) if len(self._mine) > 100 else self._take(url))
+                # Whoever waits for longer is one whose request hangs.
+                async with asyncio.timeout(patience_s):
+                    done = await self._take_or_give_back(url)
             except httpx.TransportError:
                 # Whoever was asked is gone. What it gave is nobody's, and what it was given back
                 # may be somebody else's.
@@ -94,6 +98,9 @@ class Holder:
                 done = False
             if not done:
                 await asyncio.sleep(pause_s)
+
+    async def _take_or_give_back(self, url: str) -> bool:
+        return await (self._give_back(url) if len(self._mine) > kept else self._take(url))
 
     async def _take(self, url: str) -> bool:
         count = self._draw.choice(take_counts)
@@ -142,7 +149,7 @@ async def returning(
         usermanager_process(path / "data", address) as usermanager,
         running_keygens(path, address.url(), 3, USERMANAGER_URL=usermanager.url) as keygens,
         httpx.AsyncClient(
-            timeout=30, trust_env=False, limits=httpx.Limits(max_connections=clients)
+            timeout=2 * patience_s, trust_env=False, limits=httpx.Limits(max_connections=clients)
         ) as http,
     ):
         api_keys = [await _api_key(usermanager, address) for _ in range(accounts)]

@@ -15,7 +15,7 @@ from tests.cluster.keygen.commit_cutter import CommitCutter
 from tests.cluster.keygen.crowd import Crowd
 from tests.cluster.keygen.installation import running_keygens, running_postgres
 from tests.cluster.test_database_kills import Postgres
-from tests.waiting import wait_until
+from tests.waiting import patience_s, wait_until
 
 # Between one kill and the next: some hit the growing of pools, some what is steady.
 pause_s = (0.2, 1.0)
@@ -68,7 +68,9 @@ async def turmoil(
             directory, cutter.address.url(), plan.keygens, RANGE_SIZE=str(range_size)
         ) as keygens,
         httpx.AsyncClient(
-            timeout=30, trust_env=False, limits=httpx.Limits(max_connections=plan.clients)
+            timeout=2 * patience_s,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=plan.clients),
         ) as http,
     ):
         cutter.share = plan.cut_share
