@@ -21,12 +21,12 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from services.replicator.comparing import Comparing, Outcome
-from services.replicator.eventual import Epochs
 from services.replicator.mending import Mending, young_ms
 from services.replicator.pace import Pace
 from services.replicator.passes import Pass
 from services.replicator.repair_counters import Ages, RepairCounters, SlotStates
 from services.replicator.rounds import Course
+from services.replicator.seams import Epochs
 from services.replicator.slot_shares import Shares, block_count, block_slots
 from services.replicator.stamps import Stamps
 from services.runtime import telemetry

@@ -24,8 +24,8 @@ from typing import Final
 from services.replicator.collection_asking import Means
 from services.replicator.collection_attempt import Attempt
 from services.replicator.collection_end import Collected, CollectionCounters, End, lasting
-from services.replicator.eventual import Epochs
 from services.replicator.pace import Pace
+from services.replicator.seams import Epochs
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations
 from services.runtime import telemetry

@@ -14,7 +14,7 @@ from services.core.messages import WRONG_EPOCH, epoch_of
 from services.core.wire import OK
 from services.replicator.answers import Failures
 from services.replicator.collection_end import End, end_by
-from services.replicator.eventual import Epochs
+from services.replicator.seams import Epochs
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations
 from services.runtime.clock import Clock

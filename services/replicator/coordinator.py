@@ -9,9 +9,10 @@ from services.replicator.adoption import Adoption
 from services.replicator.anti_entropy import AntiEntropy, Rates
 from services.replicator.collection import CollectionRates, Collector
 from services.replicator.counters import Counters
-from services.replicator.eventual import Epochs, EventualWrites
+from services.replicator.eventual import EventualWrites
 from services.replicator.hints import Hints
 from services.replicator.repair_counters import RepairCounters
+from services.replicator.seams import Epochs
 from services.replicator.slot_shares import Shares
 from services.replicator.stamps import Stamps
 from services.replicator.strong import StrongOperations

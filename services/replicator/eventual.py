@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 from services.core.errors import PeerError, RetryLater
 from services.core.hlc import check_version
@@ -46,6 +46,7 @@ from services.core.wire import DOWN, FAILED, LOST, OK
 from services.replicator.answers import Done, Failures, refusal_of, undecided
 from services.replicator.counters import Counters
 from services.replicator.retries import Retries
+from services.replicator.seams import Epochs, Hints
 from services.replicator.stamps import Stamps
 from services.replicator.write import Message, Share, Write, messages
 from services.runtime.clock import Clock
@@ -65,25 +66,6 @@ ended_in_a_turn: Final = 200
 # doubles up to the last.
 map_pause_s_min: Final = 0.03
 map_pause_s_max: Final = 0.25
-
-
-class Hints(Protocol):
-    """Where writes are kept for replicas that are away."""
-
-    def keep(
-        self, node_id: str, key: bytes, record: bytes, kept: Callable[[], None] | None = None
-    ) -> None:
-        """Note that this replica misses this record; `kept` hears of it once the note is durable,
-        or cannot be made, in which case comparing replicas will find what is missing."""
-        ...
-
-
-class Epochs(Protocol):
-    """Where newer maps come from."""
-
-    def outdated(self, epoch: int) -> None:
-        """Somebody knows of this epoch; find its map."""
-        ...
 
 
 class EventualWrites:

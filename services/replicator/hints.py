@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Final
 
 from services.core.cluster import node_id_pattern
-from services.replicator.eventual import Epochs
 from services.replicator.hint_log import HintLog, segment_bytes_default
 from services.replicator.overflow import Overflow
 from services.replicator.replay import Counters, Replay
+from services.replicator.seams import Epochs
 from services.replicator.stamps import Stamps
 from services.runtime import telemetry
 from services.runtime.clock import Clock

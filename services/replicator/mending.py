@@ -47,9 +47,9 @@ from services.core.record import check
 from services.core.ring import leaf_count, slot_of
 from services.core.wire import OK
 from services.replicator.differences import Differences, Lacking, differences, keys_in_a_part
-from services.replicator.eventual import Epochs
 from services.replicator.repair_counters import RepairCounters
 from services.replicator.rounds import Answer, Ask, Rounds
+from services.replicator.seams import Epochs
 from services.replicator.stamps import Stamps
 from services.runtime import telemetry
 from services.runtime.clock import Clock

@@ -37,8 +37,8 @@ from services.core.messages import (
 )
 from services.core.ring import slot_of
 from services.core.wire import DOWN, LOST, OK, Hello
-from services.replicator.eventual import Epochs
 from services.replicator.hint_log import HintLog
+from services.replicator.seams import Epochs
 from services.replicator.stamps import Stamps
 from services.runtime import telemetry
 from services.runtime.clock import Clock

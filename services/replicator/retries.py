@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from services.core.errors import PeerError, RetryLater
 from services.core.hlc import check_version
 from services.core.messages import BELOW_FLOOR, NEWER, WRITE, WRONG_EPOCH, encode_write, epoch_of
 from services.core.wire import DOWN, LOST, OK
 from services.replicator.counters import Counters
+from services.replicator.seams import Epochs, Hints
 from services.replicator.stamps import Stamps
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet
 from services.runtime.peer import SENT
-
-if TYPE_CHECKING:
-    from services.replicator.eventual import Epochs, Hints
 
 # As long as the first try had.
 try_s: Final = 2.0

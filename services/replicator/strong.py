@@ -41,8 +41,8 @@ from services.core.paxos import Change, Reading, Step, no_operation
 from services.core.wire import OK
 from services.replicator.answers import Done, Failures, refusal, refusal_of
 from services.replicator.counters import Counters
-from services.replicator.eventual import Epochs, Hints
 from services.replicator.key_turns import KeyTurns, ended_in_a_turn, waiting_for_key_max
+from services.replicator.seams import Epochs, Hints
 from services.replicator.stamps import Stamps
 from services.replicator.strong_learning import Learning
 from services.replicator.strong_operation import Chosen, Operation, operation_s

@@ -11,7 +11,7 @@ from __future__ import annotations
 from services.core.ballots import LEARN, NACK, encode_learn
 from services.core.paxos import Reading
 from services.replicator.counters import Counters
-from services.replicator.eventual import Hints
+from services.replicator.seams import Hints
 from services.replicator.strong_operation import Operation
 from services.runtime.clock import Clock
 from services.runtime.fleet import Owner
