@@ -3,6 +3,9 @@
 Only what was *confirmed* is used. A reservation whose commit was not answered may or may not have
 happened: `Unconfirmed` says what to let go of, and the range is a gap. Indexes of long keys are
 numbers of 96 bits, numeric in SQL.
+
+Who locks ranges and returned keys, here or in return_store.py, locks ranges first, and of each in
+the order of their keys: so nobody waits for somebody who waits for him.
 """
 
 from __future__ import annotations
@@ -42,13 +45,23 @@ _BURY: Final = """
 """
 # An instance is there before its ranges are: whose is not there, is over.
 _CLOSE_OF_DEAD: Final = """
-    UPDATE key_ranges SET closed_at = now()
-    WHERE closed_at IS NULL AND instance_id NOT IN (SELECT id FROM keygen_instances) RETURNING id
+    WITH held AS (
+        SELECT id FROM key_ranges
+        WHERE closed_at IS NULL AND instance_id NOT IN (SELECT id FROM keygen_instances)
+        ORDER BY id FOR NO KEY UPDATE
+    )
+    UPDATE key_ranges SET closed_at = now() FROM held WHERE key_ranges.id = held.id
+    RETURNING key_ranges.id
 """
 # Whether a dead instance had given them out nobody knows: they count as given out.
 _FORGET_CLAIMS_OF_DEAD: Final = """
-    DELETE FROM returned_keys
-    WHERE instance_id IS NOT NULL AND instance_id NOT IN (SELECT id FROM keygen_instances)
+    WITH held AS (
+        SELECT size, index FROM returned_keys
+        WHERE instance_id IS NOT NULL AND instance_id NOT IN (SELECT id FROM keygen_instances)
+        ORDER BY size, index FOR UPDATE
+    )
+    DELETE FROM returned_keys USING held
+    WHERE (returned_keys.size, returned_keys.index) = (held.size, held.index)
 """
 _LOCK_COUNTER: Final = "SELECT next FROM key_counters WHERE size = $1 FOR UPDATE"
 _RESERVE: Final = """
@@ -71,11 +84,18 @@ _CLAIM: Final = """
         (extract(epoch FROM origin.reserved_at) * 1000)::bigint AS reserved_ms
 """
 _CLOSE: Final = """
-    UPDATE key_ranges SET closed_at = now() WHERE id = ANY($1::bigint[]) AND closed_at IS NULL
+    WITH held AS (
+        SELECT id FROM key_ranges WHERE id = ANY($1::bigint[]) AND closed_at IS NULL
+        ORDER BY id FOR NO KEY UPDATE
+    )
+    UPDATE key_ranges SET closed_at = now() FROM held WHERE key_ranges.id = held.id
 """
 _FREE: Final = """
     UPDATE returned_keys SET is_free = true WHERE range_id = ANY($1::bigint[]) AND NOT is_free
     RETURNING tenant, size
+"""
+_HOLD_CLAIMS: Final = """
+    SELECT FROM returned_keys WHERE claim_id = ANY($1::bigint[]) ORDER BY size, index FOR UPDATE
 """
 # What was claimed and not given out goes back to where it was; the rest of the claim is out.
 _UNCLAIM: Final = """
@@ -220,18 +240,20 @@ class RangeStore:
 
     async def leave(self, leavings: Leavings) -> set[tuple[int, int]]:
         """Note what is done with. Returns tenants and sizes of which keys became free by it."""
+        claims = [claim_id for claim_id, _ in leavings.unused]
         async with self._database.transaction() as connection:
+            if leavings.ranges:
+                await connection.execute(_CLOSE, leavings.ranges)
+            if every_claim := {*leavings.void_claims, *leavings.claims, *claims}:
+                await connection.execute(_HOLD_CLAIMS, list(every_claim))
             if leavings.void_claims:
                 await connection.execute(_UNCLAIM_WHOLE, leavings.void_claims)
             if leavings.unused:
-                claims = [claim_id for claim_id, _ in leavings.unused]
-                indexes = [index for _, index in leavings.unused]
-                await connection.execute(_UNCLAIM, claims, indexes)
+                await connection.execute(_UNCLAIM, claims, [index for _, index in leavings.unused])
             if leavings.claims:
                 await connection.execute(_FINISH_CLAIMS, leavings.claims)
             if not leavings.ranges:
                 return set()
-            await connection.execute(_CLOSE, leavings.ranges)
             freed = await connection.fetch(_FREE, leavings.ranges)
         return {(int(row["tenant"]), row["size"]) for row in freed}
 
