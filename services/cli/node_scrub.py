@@ -16,8 +16,13 @@ from rich.progress import Progress
 
 from services.cli.front_desk import UnreachableError
 from services.cli.options import data_dir_option, json_option
-from services.cli.replicator_desk import ClusterToolSettings, ReplicatorDesk, Told
-from services.core.errors import FatalError
+from services.cli.replicator_desk import (
+    ClusterToolSettings,
+    ReplicatorDesk,
+    Told,
+    told_by_up,
+    up_name,
+)
 from services.runtime import setting_values as values
 from services.runtime.settings import load
 
@@ -127,17 +132,9 @@ def _checked(urls: Sequence[str]) -> list[str]:
 
 
 def _urls_of_up(data_dir: Path) -> list[str]:
-    path = data_dir / "up.json"
-    try:
-        told = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UnreachableError(
-            f"nothing runs on {data_dir}: start `ydht up` there, name another directory by "
-            "--data-dir, or name nodes by the URLs of their HTTP ports"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise FatalError(f"{path} cannot be read ({error}): name nodes by their URLs") from error
+    otherwise = "name nodes by the URLs of their HTTP ports"
+    told = told_by_up(data_dir, otherwise)
     urls = [node["url"] for node in told.get("nodes", {}).values()]
     if not urls:
-        raise UnreachableError(f"{path} names no node: name nodes by their URLs")
+        raise UnreachableError(f"{data_dir / up_name} names no node: {otherwise}")
     return urls

@@ -28,6 +28,7 @@ from services.runtime.signing import SignedAuth, Signer
 answer_s_max: Final = 5.0
 # How much of an answer that is an error is worth a line.
 reason_chars_max: Final = 200
+up_name: Final = "up.json"
 _replicator: Final = re.compile(r"replicator(-\d+)?")
 
 Document = Mapping[str, Any]
@@ -122,17 +123,24 @@ def _reason(answer: httpx.Response) -> str:
 
 
 def _urls_of_up(data_dir: Path) -> list[str]:
-    path = data_dir / "up.json"
+    told = told_by_up(data_dir, "set REPLICATOR_URLS")
+    urls = [url for name, url in told.items() if _replicator.fullmatch(name)]
+    if not urls:
+        raise UnreachableError(f"{data_dir / up_name} names no replicator: set REPLICATOR_URLS")
+    return urls
+
+
+def told_by_up(data_dir: Path, otherwise: str) -> Document:
+    """What the `ydht up` that runs on the directory says of its services. FatalError, with what to
+    do `otherwise`, if none does."""
+    path = data_dir / up_name
     try:
-        told = json.loads(path.read_text())
+        told: Document = json.loads(path.read_text())
     except FileNotFoundError:
         raise UnreachableError(
             f"nothing runs on {data_dir}: start `ydht up` there, name another directory by "
-            "--data-dir, or say by REPLICATOR_URLS where replicators are"
+            f"--data-dir, or {otherwise}"
         ) from None
     except (OSError, ValueError) as error:
-        raise FatalError(f"{path} cannot be read ({error}): set REPLICATOR_URLS") from error
-    urls = [url for name, url in told.items() if _replicator.fullmatch(name)]
-    if not urls:
-        raise UnreachableError(f"{path} names no replicator: set REPLICATOR_URLS")
-    return urls
+        raise FatalError(f"{path} cannot be read ({error}): {otherwise}") from error
+    return told
