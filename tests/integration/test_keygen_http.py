@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
 
@@ -162,6 +163,14 @@ async def test_a_key_is_asked_for_by_get_alone(desk: Desk) -> None:
             assert "GET" in answer.headers["Allow"]
     head = await desk.keygen.call("HEAD", "/get-key", api_key=key)
     assert head.status_code == 405, "a HEAD would cost a key that nobody sees"
+
+
+async def test_a_keygen_that_has_keys_is_one_process(desk: Desk) -> None:
+    """One that was forked off with full pools would give every key in them out again."""
+    key = await desk.api_key()
+    for target in ("/get-key", "/api/keys/10000", "/quota"):
+        assert (await desk.get(target, key)).status_code == 200
+    assert psutil.Process(desk.keygen.process.pid).children() == []
 
 
 async def test_a_quota_is_told_and_held_to(desk: Desk) -> None:

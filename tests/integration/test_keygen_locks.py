@@ -60,7 +60,8 @@ async def test_who_closes_ranges_holds_no_returned_key_meanwhile(
             closing = asyncio.create_task(ranges.leave(done))
 
         async def waits() -> bool | None:
-            return await watcher.fetchval("SELECT true FROM pg_locks WHERE NOT granted LIMIT 1")
+            sql = "SELECT true FROM pg_locks WHERE NOT granted LIMIT 1"
+            return await watcher.fetchval(sql) is not None or None
 
         await until_told(waits, "the other waits for the ranges")
         await other.execute("SELECT FROM returned_keys ORDER BY size, index FOR UPDATE")
