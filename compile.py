@@ -116,7 +116,7 @@ def main() -> int:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)  # noqa: S603  Ourselves.
     told = done.stdout + done.stderr
     warned = [line for line in told.splitlines() if line.startswith("services/")]
-    if not done.returncode and not warned:
+    if not done.returncode and not warned and found_from_anywhere():
         for path in made():
             # What need not be made anew keeps its time, and would seem older than its source.
             path.touch()
@@ -125,6 +125,16 @@ def main() -> int:
     say("\n".join((warned or told.splitlines())[-shown_lines:]) + "\n")
     say("The hot modules could not be compiled: services run as plain Python.\n")
     return 1
+
+
+def found_from_anywhere() -> bool:
+    """Whether a service that runs in another folder finds what was compiled, as it does where the
+    installation has this folder on its path."""
+    command = [sys.executable, "-P", "-c", f"import {library}__mypyc"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)  # noqa: S603  A fixed one.
+    if done.returncode:
+        say(done.stderr + "Is it installed by an older Makefile? make clean, then make again.\n")
+    return not done.returncode
 
 
 def what_is_lacking() -> str | None:
