@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from email.utils import formatdate
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import httptools
 import msgspec
@@ -42,6 +42,20 @@ tick_s = 1.0
 linger_s_max = 2.0
 # A handler that ignores its cancellation this long is left behind.
 abandon_s_max = 1.0
+
+
+# What to do about what the parser (llhttp) finds wrong, where its own words do not tell: by them,
+# and by the kind of the error.
+_encode: Final = "percent-encode the target, a blank as %20"
+_advice: Final = {
+    "Expected HTTP/, RTSP/ or ICE/": _encode,
+    "Pause on PRI/Upgrade": "HTTP/2 is not spoken here",
+}
+_advice_by_kind: Final[dict[type[Exception], str]] = {
+    httptools.HttpParserInvalidURLError: _encode,
+    httptools.HttpParserInvalidMethodError: "methods are in capitals, such as GET or PUT, and "
+    "TLS is not spoken here",
+}
 
 
 class ServiceProtocol(HttpToolsProtocol):
@@ -200,10 +214,14 @@ class ServiceProtocol(HttpToolsProtocol):
         """uvicorn's hook for what its parser does not take."""
         if not self._refused:
             self.server_state.malformed += 1
-            self._refuse(FixRequest("invalid_header", "This is not an HTTP/1.1 request"))
+            problem = f"This is not an HTTP/1.1 request: {msg}"
+            self._refuse(FixRequest("invalid_header", problem))
 
     def _malformed(self, error: httptools.HttpParserError) -> None:
-        self.send_400_response(str(error))
+        # One of the parser's own texts, with nothing in it of what the client has sent.
+        msg = str(error)
+        advice = _advice.get(msg) or _advice_by_kind.get(type(error))
+        self.send_400_response(f"{msg}; {advice}" if advice else msg)
 
     def _refuse_head(self, error: ClientError) -> NoReturn:
         self._refuse(error)

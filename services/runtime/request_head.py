@@ -25,7 +25,8 @@ _telling: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b
 _absolute: Final = re.compile(rb"https?://", re.IGNORECASE)
 
 # A request line up to the version, for which the parser says exactly what is read here. It takes
-# more than this: other methods, repeated blanks, other forms of targets, fragments.
+# more than this: other methods, repeated blanks, other forms of targets, and fragments,
+# which are refused.
 request_line: Final = re.compile(
     rb"(GET|PUT|POST|DELETE|PATCH|HEAD) (/[!\"$->@-~]*)(?:\?([!\"$-~]*))?"
 )
@@ -128,9 +129,10 @@ def read_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
         if not _absolute.match(target):
             raise _wrong("The target of the request must be a path")
         target = _after_authority(target)
-    # A client that sends its fragment along means the page that it is a part of.
+    # Fragments are not sent. What looks like one is a part of a key that was not encoded, and
+    # without it another key would be read or changed.
     if b"#" in target:
-        target = target[: target.index(b"#")]
+        raise _wrong("A # in the target of the request has to be written %23")
     path, _, query = target.partition(b"?")
     return path, query
 

@@ -209,7 +209,6 @@ async def test_what_is_no_request_of_this_version_is_refused(world: World, raw: 
         ("HTTPS://other:8080/v1/kv/a", b"/v1/kv/a", b""),
         ("http://[::1]:80/v1/kv/a?", b"/v1/kv/a", b""),
         ("/v1/kv/a%2Fb%20c//d?x=%41&y", b"/v1/kv/a%2Fb%20c//d", b"x=%41&y"),
-        ("/v1/kv/a#fragment", b"/v1/kv/a", b""),
         ("/v1/kv/a?b?c", b"/v1/kv/a", b"b?c"),
         ("/v1/kv/", b"/v1/kv/", b""),
         ("/app/a%2Fb?q=%20", b"/app/a%2Fb", b"q=%20"),
@@ -223,6 +222,54 @@ async def test_a_target_is_taken_as_its_path_and_query(
     for _ in range(4):
         lines = (await client.ask(request("POST", target))).body.decode().split("\n")
         assert lines[:4] == [repr(b"POST"), repr(path), repr(query), repr(b"")]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/v1/kv/a#b", "/v1/kv/a?ttl=1h#b", "/v1/kv/#", "/app/a#b", "http://x/v1/kv/a#b"],
+)
+async def test_a_fragment_is_refused_and_no_other_key_is_meant(world: World, target: str) -> None:
+    for method, body in (("PUT", b"value"), ("GET", b""), ("DELETE", b"")):
+        client = await world.connect()
+        # Once one of its kind has gone by, the parser is asked no more about what is alike.
+        for _ in range(3):
+            await client.ask(request(method, "/v1/kv/other", body=body))
+        answer = await client.ask(request(method, target, body=body))
+        assert (answer.status, code_of(answer)) == (400, "invalid_header")
+        assert "written %23" in json.loads(answer.body)["detail"]
+    assert b"/v1/kv/a" not in world.lane.begun
+    assert b"a" not in world.lane.values
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (
+            request("PUT", "/v1/kv/a", "Content-Length: 3", "Transfer-Encoding: chunked"),
+            "Transfer-Encoding can't be present with Content-Length",
+        ),
+        (
+            request("PUT", "/v1/kv/a", "Content-Length: 3", "Content-Length: 3"),
+            "Duplicate Content-Length",
+        ),
+        (b"GET /v1/kv/\xc3\xa9 HTTP/1.1\r\n\r\n", "Invalid char in url path; percent-encode"),
+        (b"GET /v1/kv/a b HTTP/1.1\r\n\r\n", "percent-encode the target, a blank as %20"),
+        (b"get /v1/kv/a HTTP/1.1\r\n\r\n", "Invalid method encountered; methods are in capitals"),
+        (b"secret /v1/kv/a HTTP/1.1\r\n\r\n", "Invalid method encountered"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", "TLS is not spoken here"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2 is not spoken here"),
+        (b"GET / HTTP/1.1\r\nsecret: \x00\r\n\r\n", "Invalid header value char"),
+    ],
+    ids=repr,
+)
+async def test_what_is_malformed_is_told_what_is_wrong_with_it(
+    world: World, raw: bytes, told: str
+) -> None:
+    client = await world.connect()
+    detail = json.loads((await client.ask(raw)).body)["detail"]
+    assert detail.startswith("This is not an HTTP/1.1 request: ")
+    assert told in detail
+    assert "secret" not in detail
 
 
 async def test_fields_arrive_in_lower_case_in_order_and_without_blanks(world: World) -> None:

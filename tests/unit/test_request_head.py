@@ -99,6 +99,13 @@ def test_a_head_is_kept_only_as_all_that_stood_before_its_body() -> None:
     assert not head.block
 
 
+@pytest.mark.parametrize("target", [b"/a#b", b"/#", b"/a?b#", b"http://x/a#b", b"http://x#b"])
+def test_a_fragment_has_to_be_encoded(target: bytes) -> None:
+    assert request_line.fullmatch(b"GET " + target) is None
+    with pytest.raises(FixRequest, match="written %23"):
+        read_target(b"GET", target)
+
+
 @pytest.mark.parametrize(
     "host",
     ["", "x", "a.b-c_d~e", "127.0.0.1:8080", "[::1]", "[fe80::1%25eth0]:80", "x:", "%41.example"],
