@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -52,6 +53,13 @@ def _bases(path: Path) -> set[str]:
 def test_every_compiled_module_is_there_and_listed_once_in_order() -> None:
     assert [path for path in compiling.modules if not (root / path).is_file()] == []
     assert list(compiling.modules) == sorted(set(compiling.modules))
+
+
+def test_every_compiled_module_is_a_part_of_the_repository() -> None:
+    # What is listed and was never added is there for nobody else, who then cannot compile at all.
+    command = ["git", "ls-files", "--cached", "services"]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)  # noqa: S603 - a fixed command
+    assert sorted(set(compiling.modules) - set(listed.stdout.splitlines())) == []
 
 
 @pytest.mark.parametrize("path", interpreted, ids=short)
