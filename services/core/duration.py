@@ -31,8 +31,13 @@ _part = re.compile(rf"({_number})(ns|us|µs|\u03bcs|ms|s|m|h|d)")
 _plain = re.compile(_number)
 
 
+class DurationTooLongError(ValueError):
+    """It is a duration, and longer than any caller allows."""
+
+
 def parse_duration(text: str) -> int:
-    """The duration in milliseconds; `ValueError`, with a text fit for the user, if it is none.
+    """The duration in milliseconds; `ValueError`, with a text fit for the user, if it is none,
+    and of these `DurationTooLongError` if it only is too long.
 
     Zero is a duration. Fractions of a millisecond are rounded up, so that nothing else becomes
     zero. A sign is refused: no setting here has a use for a negative duration.
@@ -44,7 +49,7 @@ def parse_duration(text: str) -> int:
     total_ns = _plain_seconds_ns(text) if _plain.fullmatch(text) else _parts_ns(text)
     total_ms = -(-total_ns // _ns_per_ms)
     if total_ms > duration_ms_max:
-        raise ValueError(f"the duration {text!r} is longer than a hundred years")
+        raise DurationTooLongError(f"the duration {text!r} is longer than a hundred years")
     return total_ms
 
 

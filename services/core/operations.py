@@ -69,8 +69,10 @@ INVALID: Final = 167
 
 integer_max: Final = (1 << 63) - 1
 integer_min: Final = -(1 << 63)
-# What clients may ask for is ten years; a time that far ahead still fits every clock.
-ttl_ms_max: Final = 10 * 366 * 86_400_000
+day_ms: Final = 86_400_000
+# What clients may ask for is ten years, of which at most three are leap years; a time that far
+# ahead still fits every clock.
+ttl_ms_max: Final = 3_653 * day_ms
 # The versions of one If-Match header.
 versions_max: Final = 64
 batch_items_max: Final = 1_000

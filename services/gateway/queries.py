@@ -6,9 +6,10 @@ import re
 from typing import Final
 from urllib.parse import parse_qsl
 
-from services.core.duration import parse_duration
+from services.core.duration import DurationTooLongError, parse_duration
 from services.core.errors import FixRequest
-from services.core.operations import integer_max, integer_min, ttl_ms_max
+from services.core.operations import day_ms, integer_max, integer_min, ttl_ms_max
+from services.runtime.text_members import half_escaped
 
 # As many members as any of these queries has, and one to find fault with.
 members_max: Final = 2
@@ -36,13 +37,22 @@ def ttl_ms_of(text: str, *, removable: bool = False) -> int:
     """The same of the text alone."""
     try:
         ttl_ms = parse_duration(text)
+    except DurationTooLongError:
+        raise _too_long(text) from None
     except ValueError as error:
-        raise FixRequest("invalid_ttl", f"ttl: {error}") from None
+        negative = f"{text[:40]!r} is negative; a time to live is positive"
+        problem = negative if text.startswith("-") else str(error)
+        raise FixRequest("invalid_ttl", f"ttl: {problem}") from None
     if ttl_ms > ttl_ms_max:
-        raise FixRequest("invalid_ttl", f"ttl: {text!r} is longer than ten years")
+        raise _too_long(text)
     if not ttl_ms and not removable:
         raise FixRequest("invalid_ttl", f"ttl: {text!r} is no time to live; leave it out for none")
     return ttl_ms
+
+
+def _too_long(text: str) -> FixRequest:
+    days = ttl_ms_max // day_ms
+    return FixRequest("invalid_ttl", f"ttl: {text!r} is longer than ten years, which are {days}d")
 
 
 def increment_of(query: bytes) -> int:
@@ -56,6 +66,10 @@ def increment_of(query: bytes) -> int:
 
 def _members(query: bytes, name: str) -> str | None:
     """The text of the one member that there may be. FixRequest for any other."""
+    if half_escaped.search(query) is not None:
+        raise FixRequest(
+            "invalid_query", "A % in the query is not followed by two hexadecimal digits"
+        )
     try:
         pairs = parse_qsl(
             query.decode("latin-1"),

@@ -5,6 +5,8 @@ decimal ones. A member that is wrong is refused with `invalid_query`, one of a h
 `invalid_header`, or with the code that its type names:
 
     cursor: Annotated[str, Meta(max_length=2048, extra=code("invalid_cursor"))]
+
+What is wrong is told as msgspec finds it, or as the type says that has better words for it.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ query_members_max: Final = 64
 
 _integer: Final = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _code: Final = "code"
+_told: Final = "told"
 _of_query: Final = "invalid_query"
 # A time of a query whose offset has lost its sign: + stands for a space there.
 _lost_plus: Final = re.compile(r"(\d{4}-\S+:\S+) (\d\d:\d\d)", re.ASCII)
 _not_utf8: Final = "is not UTF-8"
+# What is to encode a byte, and does not.
+half_escaped: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-def code(name: str) -> dict[str, str]:
-    """What to give a `Meta` as its `extra`, for members of this type to be refused with a code."""
-    return {_code: name}
+def code(name: str, told: str | None = None) -> dict[str, str]:
+    """What to give a `Meta` as its `extra`, for members of this type to be refused with a code,
+    and in these words, if there are any."""
+    return {_code: name} if told is None else {_code: name, _told: told}
 
 
 class Wrong(NamedTuple):
@@ -64,7 +70,10 @@ class TextMembers:
         self._integers = _having(types.IntType, kinds)
         self._booleans = _having(types.BoolType, kinds)
         self._times = _having(types.DateTimeType, kinds)
-        self._codes = {name: _code_in(of_member, usual) for name, of_member in kinds.items()}
+        self._codes = {
+            name: _extra_in(of_member, _code) or usual for name, of_member in kinds.items()
+        }
+        self._words = {name: _extra_in(of_member, _told) for name, of_member in kinds.items()}
         self._of_header = {name.lower().encode(): name for name in self._fields}
 
     @property
@@ -118,7 +127,7 @@ class TextMembers:
             except UnicodeDecodeError:
                 wrong.append(self._wrong(name, _not_utf8))
             except ValueError as error:
-                told = in_words(str(error), member.type)
+                told = self._words[name] or in_words(str(error), member.type)
                 wrong.append(self._wrong(name, told[:detail_chars_max]))
         if wrong:
             return None, wrong
@@ -175,15 +184,18 @@ def _having(wanted: type[types.Type], kinds: Mapping[str, Sequence[types.Type]])
     return {name for name, of in kinds.items() if any(isinstance(one, wanted) for one in of)}
 
 
-def _code_in(kinds: Iterable[types.Type], usual: str) -> str:
+def _extra_in(kinds: Iterable[types.Type], name: str) -> str | None:
     for kind in kinds:
-        if isinstance(kind, types.Metadata) and kind.extra is not None and _code in kind.extra:
-            return str(kind.extra[_code])
-    return usual
+        if isinstance(kind, types.Metadata) and kind.extra is not None and name in kind.extra:
+            return str(kind.extra[name])
+    return None
 
 
 def _query_pairs(query: bytes) -> Iterator[tuple[str, bytes]]:
     """Names and the bytes of their values; what was not encoded by percent signs, as it was."""
+    if half_escaped.search(query) is not None:
+        detail = "has a % that is not followed by two hexadecimal digits"
+        raise invalid_members([("query", detail)], _of_query)
     try:
         pairs = parse_qsl(
             query.decode("latin-1"),

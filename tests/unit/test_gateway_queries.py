@@ -38,6 +38,27 @@ def test_what_is_no_ttl_is_refused_and_never_ignored(text: bytes) -> None:
         assert refused.value.code == "invalid_ttl"
 
 
+def test_the_longest_ttl_is_as_long_as_ten_years_can_be() -> None:
+    assert ttl_of(b"ttl=3653d") == 3_653 * 86_400_000
+    for text in (b"ttl=3653d1ms", b"ttl=40000d", b"ttl=99999999999d"):
+        with pytest.raises(FixRequest, match="longer than ten years, which are 3653d"):
+            ttl_of(text)
+
+
+@pytest.mark.parametrize("text", [b"ttl=-1", b"ttl=-5s", b"ttl=-1h30m"])
+def test_a_negative_ttl_is_told_as_that(text: bytes) -> None:
+    with pytest.raises(FixRequest, match="is negative; a time to live is positive"):
+        ttl_of(text)
+
+
+@pytest.mark.parametrize("text", [b"ttl=%zz", b"by=%", b"%4=1", b"prefix=a%2"])
+def test_half_of_an_escape_is_refused(text: bytes) -> None:
+    for read in (no_query, ttl_of, increment_of):
+        with pytest.raises(FixRequest, match="two hexadecimal digits") as refused:
+            read(text)
+        assert refused.value.code == "invalid_query"
+
+
 def test_zero_takes_an_expiry_away_where_there_may_be_one_and_is_refused_elsewhere() -> None:
     assert ttl_of(b"ttl=0", removable=True) == 0
     with pytest.raises(FixRequest, match="invalid_ttl"):
