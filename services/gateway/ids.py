@@ -84,6 +84,7 @@ class IdSource:
                 scope="write",
                 counted_as="ids",
                 query_type=IdsQuery,
+                bodiless=True,
                 answer_type=Ids,
                 errors=("quota_exhausted", "keygen_unavailable", "overloaded", "shutting_down"),
                 tag="IDs",

@@ -113,6 +113,7 @@ class Namespaces:
                 "Empty a namespace and forget that it was declared",
                 self._delete,
                 query_type=CursorQuery,
+                bodiless=True,
                 answer_type=Deleted,
                 errors=(*changing, "clock_skew"),
                 description=f"At most {prefix_keys_max} keys a call; with a cursor there are more.",

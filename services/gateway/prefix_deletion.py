@@ -44,6 +44,7 @@ class PrefixDeletions:
                 counted_as="delete_prefix",
                 query_type=DeleteQuery,
                 header_type=ManyHeaders,
+                bodiless=True,
                 answer_type=Deleted,
                 errors=(
                     "key_not_allowed",

@@ -162,6 +162,8 @@ class Endpoint:
     # Whether the body may be left out, which then counts as {}.
     body_optional: bool = False
     body_bytes_max: int = body_bytes_default
+    # Whether a body is refused where there is no type for one: who sends it counts on it.
+    bodiless: bool = False
     # Whether the handler may wait for something to happen: it is cancelled if the client leaves.
     waits: bool = False
     status: int = 200
@@ -350,6 +352,9 @@ class _Answering:
         endpoint = self._endpoint
         of = endpoint.body_type
         if of is None:
+            if endpoint.bodiless and await read_body(request, held):
+                problem = f"{endpoint.method} takes no body here; nothing was changed"
+                raise FixRequest("invalid_body", problem)
             return None
         optional = endpoint.body_optional
         if not isinstance(of, Raw) and not optional:

@@ -73,6 +73,8 @@ _errors_of_body: Final = (
     "body_too_large",
     "request_timeout",
 )
+# Where there is to be none.
+_errors_of_no_body: Final = ("invalid_body", "body_too_large", "request_timeout")
 _retry_after: Final = {
     "description": "Whole seconds after which the same request may succeed",
     "schema": {"type": "integer", "minimum": 0},
@@ -374,6 +376,8 @@ def _errors_of(endpoint: Endpoint) -> Iterable[str]:
         yield "request_timeout"
     elif endpoint.body_type is not None:
         yield from _errors_of_body
+    elif endpoint.bodiless:
+        yield from _errors_of_no_body
     yield from endpoint.errors
 
 

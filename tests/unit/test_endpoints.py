@@ -35,7 +35,7 @@ from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness
 from services.runtime.request_body import invalid_members, wrong_members_max
 from services.runtime.signing import SignedAuth, Signer, Verifier
-from services.runtime.text_members import query_members_max
+from services.runtime.text_members import TextMembers, query_members_max
 from tests.waiting import wait_until
 
 secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"
@@ -138,6 +138,7 @@ endpoints = [
     endpoint("POST", "/things", body_type=Order, status=201),
     endpoint("POST", "/settings", body_type=Settings, body_optional=True),
     endpoint("POST", "/large", body_type=Large, body_bytes_max=500_000),
+    endpoint("POST", "/bodiless", bodiless=True),
     endpoint("GET", "/me", handler=who, access=Access.BEARER),
     endpoint("GET", "/nobody", handler=who),
     endpoint("POST", "/internal", access=Access.INTERNAL, body_type=Large),
@@ -305,6 +306,32 @@ async def test_a_query_where_there_is_none_is_refused(client: httpx.AsyncClient)
     assert wrong(await client.get("/things/1?limit=3"), "invalid_query") == {
         "limit": "is not a parameter of this query"
     }
+
+
+@pytest.mark.parametrize("query", [b"limit=%zz", b"limit=3&name=%", b"%4=1", b"name=a%2"])
+def test_half_of_an_escape_in_a_query_is_refused(query: bytes) -> None:
+    for of in (Wanted, None):
+        with pytest.raises(FixRequest, match="not followed by two hexadecimal digits") as refused:
+            TextMembers(of).of_query(query)
+        assert refused.value.code == "invalid_query"
+
+
+async def test_a_body_where_there_is_to_be_none_is_refused(client: httpx.AsyncClient) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b""
+        yield b"{}"
+
+    async def no_parts() -> AsyncIterator[bytes]:
+        yield b""
+
+    for content in (b"{}", b" ", parts()):
+        answer = await client.post("/bodiless", content=content)
+        assert problem(answer) == (400, "invalid_body")
+        assert answer.json()["detail"] == "POST takes no body here; nothing was changed"
+    for none in (None, b"", no_parts()):
+        assert (await client.post("/bodiless", content=none)).status_code == 200
+    large = await client.post("/bodiless", content=bytes(body_bytes_default + 1))
+    assert problem(large) == (413, "body_too_large")
 
 
 async def test_each_wrong_member_of_a_body_is_named(client: httpx.AsyncClient) -> None:

@@ -101,6 +101,17 @@ async def test_what_would_be_ignored_is_refused(
     assert world.replicators.asked == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/ids"), ("DELETE", "/v1/kv?prefix=a"), ("DELETE", "/v1/namespaces/a")],
+)
+async def test_a_body_that_nobody_reads_is_refused(world: World, method: str, path: str) -> None:
+    headers = {"X-API-Key": world.keys.add(7)}
+    answer = await world.client.request(method, path, headers=headers, json={"count": 5})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+    assert world.replicators.asked == 0
+
+
 @pytest.mark.parametrize("count", [1_001, 100_000])
 async def test_of_too_many_operations_no_more_are_looked_at_than_a_batch_has(
     world: World, count: int
