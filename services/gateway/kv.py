@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from operator import attrgetter
@@ -35,6 +34,7 @@ from services.gateway.changes import Delete, Expire, Increment, Put
 from services.gateway.gets import Get
 from services.gateway.keyspace import check_allowed
 from services.gateway.options import Options
+from services.gateway.unheeded import check_heeded
 from services.runtime import telemetry
 from services.runtime.body_room import BodyRoom
 from services.runtime.client_address import ClientAddresses, network_of
@@ -42,6 +42,7 @@ from services.runtime.credential import Credential
 from services.runtime.credentials import Credentials
 from services.runtime.exchange import Exchange, Headers
 from services.runtime.key_access import challenged, check_scope, too_many
+from services.runtime.text_members import half_escaped
 
 path_prefix: Final = b"/v1/kv/"
 _path_bytes: Final = len(path_prefix)
@@ -53,7 +54,6 @@ lookup_bytes_max: Final = 64 << 20
 usual_key_bytes: Final = 256
 
 _increment: Final = b"/incr"
-_half_escaped: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _s_per_ns: Final = 1e-9
 
 log = telemetry.logger("services.gateway")
@@ -190,6 +190,8 @@ class KeyValue:
             check_key(key)
         if call.credential.key_prefix:
             check_allowed(call.credential, key)
+        if call.options.unheeded:
+            check_heeded(call.exchange.method, call.options.unheeded)
         if self.platform.cluster.fleet.map is None:
             raise self.platform.cluster.absence
         call.key = key
@@ -298,7 +300,7 @@ def _is_increment(path: bytes) -> bool:
 
 
 def _decoded(key: bytes) -> bytes:
-    if _half_escaped.search(key) is not None:
+    if half_escaped.search(key) is not None:
         raise FixRequest("invalid_key", "A % in the key is not followed by two hexadecimal digits")
     return unquote_to_bytes(key)
 

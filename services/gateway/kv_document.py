@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from services.core.key import key_bytes_max
+from services.core.operations import day_ms, ttl_ms_max
 from services.core.record import user_metadata_bytes_max, value_bytes_max
 from services.gateway.messages_keys import Consistency, Etag, Namespace, Time
 from services.runtime.endpoints import Access, Endpoint, Raw
@@ -45,7 +46,8 @@ _changing: Final = (
 _Ttl = Annotated[
     str,
     Meta(
-        description="How long the value lives: 90s, 1h30m, 7d, or seconds; at most ten years",
+        description="How long the value lives: 90s, 1h30m, 7d, or seconds; at most "
+        f"{ttl_ms_max // day_ms} days",
         extra=code("invalid_ttl"),
     ),
 ]
@@ -193,8 +195,14 @@ def endpoints() -> Sequence[Endpoint]:
             body_type=_body,
             body_optional=True,
             description="Headers X-Metadata-* are kept with it, names and values at most "
-            f"{user_metadata_bytes_max} bytes together.",
-            errors=(*_changing, "value_too_large", "metadata_too_large", "storage_full"),
+            f"{user_metadata_bytes_max} bytes together; Content-Encoding is not, and is refused.",
+            errors=(
+                *_changing,
+                "value_too_large",
+                "metadata_too_large",
+                "unsupported_media_type",
+                "storage_full",
+            ),
             **{**changing, "header_type": PutHeaders},
         ),
         _of_key(

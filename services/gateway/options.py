@@ -16,6 +16,7 @@ from services.core.hlc import Version, parse_etag
 from services.core.key import check_namespace, namespace_prefix
 from services.core.operations import versions_max
 from services.core.record import Metadata
+from services.gateway.unheeded import is_noted, metadata_mark
 from services.runtime.credential import Credential
 from services.runtime.edge import given_request_id
 from services.runtime.key_access import api_key_in
@@ -27,7 +28,6 @@ namespace_default: Final = b"default"
 # What curl says of a body whose type it was not told; no value is meant to be kept as a form.
 _types_unsaid: Final = (b"", b"application/x-www-form-urlencoded")
 _signature: Final = signature_header.lower().encode("ascii")
-_metadata_mark: Final = b"x-metadata-"
 _tag: Final = re.compile(rb'(?:W/)?"[^"]*"')
 _tags: Final = re.compile(rb'(?:W/)?"[^"]*"(?:[ \t]*,[ \t]*(?:W/)?"[^"]*")*')
 # Of these a second one would contradict the first.
@@ -65,6 +65,7 @@ class Options:
         "request_id",
         "signed",
         "strong",
+        "unheeded",
         "user_metadata",
     )
 
@@ -82,6 +83,8 @@ class Options:
         self.content_type = b""
         self.origin = b""
         self.user_metadata: tuple[tuple[bytes, bytes], ...] = ()
+        # The names of what some methods could only ignore (unheeded.py).
+        self.unheeded: tuple[bytes, ...] = ()
         # Given by the client, or None: each request without one gets its own.
         self.request_id = given_request_id(fields)
         # Whose it is, once that is known, and what that one's storage keys begin with.
@@ -116,20 +119,26 @@ class Options:
         found: dict[bytes, bytes] = {}
         metadata: list[tuple[bytes, bytes]] = []
         conditions: dict[bytes, list[bytes]] = {}
+        unheeded: list[bytes] = []
         twice = None
         for name, value in fields:
             if name in _single:
                 if found.setdefault(name, value) != value:
                     twice = name
-            elif name.startswith(_metadata_mark):
-                metadata.append((name[len(_metadata_mark) :], value))
+            elif name.startswith(metadata_mark):
+                metadata.append((name[len(metadata_mark) :], value))
             elif name in (b"if-match", b"if-none-match"):
                 conditions.setdefault(name, []).append(value)
+            elif is_noted(name, value):
+                unheeded.append(name)
         # Before anything is found fault with: a page has to be let read what is wrong.
         self.origin = found.get(b"origin", b"")
         if twice is not None:
             raise _twice(twice)
         self.user_metadata = tuple(metadata)
+        if metadata:
+            unheeded.append(metadata_mark)
+        self.unheeded = tuple(unheeded)
         self.content_type = found.get(b"content-type", b"")
         if self.content_type.lower() in _types_unsaid:
             self.content_type = b""

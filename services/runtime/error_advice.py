@@ -45,7 +45,8 @@ advice: Final[Mapping[str, str]] = {
     "response_too_large": "The answer of this batch is full. Ask for this key again, alone or with "
     "fewer others.",
     "key_too_long": "A key is at most 1024 bytes. Hash it, or keep what is long in the value.",
-    "unsupported_media_type": "Send Content-Type: application/json, in UTF-8.",
+    "unsupported_media_type": "Send JSON in UTF-8 with Content-Type: application/json, and a value "
+    "without Content-Encoding.",
     "rate_limited": "Wait for as long as Retry-After says. RateLimit tells what is left.",
     "quota_exhausted": "The IDs of this day are used up; the next ones come at midnight UTC.",
     "headers_too_large": "All headers together are at most 16 KiB.",

@@ -77,6 +77,15 @@ def test_codes_stand_with_their_statuses(api: JsonApi) -> None:
                 assert CATALOGUE[code].status == int(status), name
 
 
+def test_what_takes_no_body_says_that_one_is_refused(api: JsonApi) -> None:
+    told = operations(api)
+    for name in ("POST /v1/ids", "DELETE /v1/kv", "DELETE /v1/namespaces/{name}"):
+        for status, code in (("400", "invalid_body"), ("413", "body_too_large")):
+            of = told[name]["responses"][status]["content"]["application/problem+json"]["schema"]
+            assert code in of["allOf"][1]["properties"]["code"]["enum"], name
+    assert "415" in told["PUT /v1/kv/{key}"]["responses"]
+
+
 def test_single_keys_are_described_as_the_lane_has_them() -> None:
     described = {endpoint.method: endpoint for endpoint in kv_document.endpoints()}
     assert {name.decode(): method.scope for name, method in methods.items()} == {

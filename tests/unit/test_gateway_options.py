@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from services.core.errors import ClientError, FixRequest
 from services.core.record import Metadata
 from services.gateway.options import Options, namespace_default
+from services.gateway.unheeded import check_heeded
 
 version = bytes.fromhex("01a1ff28b32f000000000001")
 origin_field = (b"origin", b"https://app.example")
@@ -76,6 +77,42 @@ def test_conditions_name_versions_or_all() -> None:
     assert made.if_match.any
     assert made.if_none_match is not None
     assert made.if_none_match.match(version)
+
+
+@pytest.mark.parametrize("header", [b"if-match", b"if-none-match"])
+def test_an_etag_of_ours_may_come_bare_as_json_has_it(header: bytes) -> None:
+    made = options((header, version.hex().encode()))
+    tags = made.if_match if header == b"if-match" else made.if_none_match
+    assert tags is not None
+    assert tags.versions == (version,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "methods", "code"),
+    [
+        (b"content-encoding", b"gzip", ["PUT"], "unsupported_media_type"),
+        (b"content-encoding", b"gzip, identity", ["PUT"], "unsupported_media_type"),
+        (b"x-metadata-a", b"1", ["PATCH", "POST"], "invalid_header"),
+        (b"if-unmodified-since", b"x", ["PUT", "DELETE", "PATCH", "POST"], "invalid_header"),
+        (b"if-modified-since", b"x", ["PUT", "DELETE", "PATCH", "POST"], "invalid_header"),
+    ],
+)
+def test_what_a_method_could_only_ignore_is_refused(
+    name: bytes, value: bytes, methods: list[str], code: str
+) -> None:
+    made = options((name, value))
+    for method in ("GET", "HEAD", "PUT", "DELETE", "PATCH", "POST"):
+        if method in methods:
+            with pytest.raises(FixRequest) as refused:
+                check_heeded(method.encode(), made.unheeded)
+            assert refused.value.code == code
+        else:
+            check_heeded(method.encode(), made.unheeded)
+
+
+@pytest.mark.parametrize("value", [b"", b"identity", b"Identity"])
+def test_a_value_that_is_as_it_is_may_say_so(value: bytes) -> None:
+    assert options((b"content-encoding", value)).unheeded == ()
 
 
 def test_several_etags_may_come_in_one_header_or_in_many() -> None:
