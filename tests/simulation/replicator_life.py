@@ -176,6 +176,7 @@ class ReplicatorLife:
         self.collector = Collector(
             self.fleet, self.stamps, self.strong, self.membership, self.clock, draw
         )
+        hints.on_below_floor = self.collector.request
         self.anti_entropy = AntiEntropy(
             self.fleet,
             self.stamps,
