@@ -8,14 +8,14 @@ from functools import partial
 from services.core.cluster import Placement
 from services.core.ring import slot_count
 from services.gateway.cluster import Cluster
-from services.runtime.fleet import node_state
+from services.runtime.fleet import Fleet, node_state
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
 
 
 def add_conditions(readiness: Readiness, cluster: Cluster) -> None:
     readiness.add("cluster_map", partial(_has_map, cluster))
     readiness.add("replicators", partial(_has_replicator, cluster))
-    readiness.add("replicas", partial(_has_replicas, cluster))
+    readiness.add("replicas", partial(has_replicas, cluster.fleet))
 
 
 def health(cluster: Cluster) -> Mapping[str, object]:
@@ -41,15 +41,16 @@ def _has_replicator(cluster: Cluster) -> Condition:
     return degraded(f"writes and strong reads are refused: {cluster.replicators.absence.detail}")
 
 
-def _has_replicas(cluster: Cluster) -> Condition:
-    fleet = cluster.fleet
+def has_replicas(fleet: Fleet) -> Condition:
+    """Unready only where no slot can be read: of some that can be, others know no more."""
     away = sorted(node_id for node_id, node in fleet.nodes.items() if not node.live)
     if not away:
         return ready
     lacking = fleet.slots_without(_can_be_read)
     if not lacking:
         return degraded(f"the others answer for {', '.join(away)}, which cannot be reached")
-    return degraded(
+    condition = unready if lacking == slot_count else degraded
+    return condition(
         f"{lacking:,} of {slot_count:,} slots cannot be read: {', '.join(away)} cannot be reached"
     )
 
