@@ -113,6 +113,12 @@ class Cluster:
             "Nodes that answer",
             lambda: sum(node.live for node in self.fleet.nodes.values()),
         )
+        metrics.add(
+            "node_answers_senseless",
+            "counter",
+            "Answers of nodes that make no sense; the log has each",
+            lambda: self.fleet.senseless,
+        )
 
     @property
     def absence(self) -> RetryLater:

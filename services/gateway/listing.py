@@ -22,7 +22,7 @@ from services.gateway.cursors import Cursors
 from services.gateway.keyspace import checked_prefix, storage_prefix
 from services.gateway.merge import Merge, Source
 from services.gateway.messages_keys import KeyInfo, KeyPage, ListQuery, ManyHeaders
-from services.gateway.nodes import Failures, Question, ask_all
+from services.gateway.nodes import Failures, Question, ask_all, told_bytes_max
 from services.gateway.seams import Nodes
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Access, Call, Endpoint
@@ -97,7 +97,7 @@ class Listings:
             raise nodes.absence
         until_s = clock.monotonic_s() + work_s
         merge = Merge(query.prefix, query.start, query.limit)
-        failures = Failures()
+        failures = Failures(nodes.fleet)
         self._assign(merge, failures)
         while lagging := merge.lagging():
             if clock.monotonic_s() >= until_s:
@@ -138,9 +138,10 @@ class Listings:
                 if kind == OK:
                     merge.take(source, decode_body(body, ListPage))
                     continue
-            except PeerError:
-                pass
-            failures.note(source.node, kind)
+                why = body[:told_bytes_max].decode(errors="replace")
+            except PeerError as error:
+                why = str(error)
+            failures.note(source.node, kind, why)
             failed = True
         return failed
 

@@ -15,7 +15,7 @@ from services.core.errors import ClientError, FixRequest, PeerError
 from services.core.messages import GET_MANY, decode_records, encode_get_many
 from services.core.ring import slot_of
 from services.core.wire import OK
-from services.gateway.nodes import Answer, Failures, Question, ask_all
+from services.gateway.nodes import Answer, Failures, Question, ask_all, told_bytes_max
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet, FleetNode
 
@@ -38,7 +38,7 @@ class ManyReads:
         """What there is of each storage key, in their order. What does not fit the room, with what
         comes before it in general, is refused."""
         outcomes: list[Outcome | None] = [None] * len(keys)
-        failures = Failures()
+        failures = Failures(self._fleet)
         pending = list(range(len(keys)))
         while pending:
             left_s = until_s - self._clock.monotonic_s()
@@ -94,13 +94,18 @@ def _take(
 ) -> int:
     """How many bytes of records it has told."""
     kind, body = answer
+    records: Sequence[bytes | None] = []
+    why = f"records that do not fit {len(indices)} keys"
     try:
-        records = decode_records(body) if kind == OK else []
-    except PeerError:
-        records = []
+        if kind == OK:
+            records = decode_records(body)
+        else:
+            why = body[:told_bytes_max].decode(errors="replace")
+    except PeerError as error:
+        why = str(error)
     # A node that tells of no record at all would be asked for ever.
     if len(records) != len(indices) or all(record is None for record in records):
-        failures.note(node, kind)
+        failures.note(node, kind, why)
         return 0
     told = 0
     for index, record in zip(indices, records, strict=True):

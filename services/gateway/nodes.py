@@ -8,11 +8,14 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from services.core.errors import RetryLater
-from services.core.wire import DOWN, FAILED, LOST, OK, OVERLOADED, TIMEOUT, UNKNOWN_KIND
-from services.runtime.fleet import FleetNode
+from services.core.wire import DOWN, FAILED, LOST, OVERLOADED, TIMEOUT, UNKNOWN_KIND
+from services.runtime import telemetry
+from services.runtime.fleet import Fleet, FleetNode
 from services.runtime.peer import SENT
 
 Answer = tuple[int, bytes]
+# Of what a node says is wrong, for the log.
+told_bytes_max: Final = 200
 
 _why: Final = {
     DOWN: "cannot be reached",
@@ -22,6 +25,8 @@ _why: Final = {
     OVERLOADED: "has too much to do",
     UNKNOWN_KIND: "is of an older version",
 }
+
+log = telemetry.logger("services.gateway")
 
 
 class Question(NamedTuple):
@@ -56,11 +61,19 @@ async def ask_all(questions: Sequence[Question], timeout_s: float) -> list[Answe
 class Failures:
     """Nodes that gave no good answer to one request, with the reasons."""
 
-    def __init__(self) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self.by_node: dict[str, int] = {}
+        self._fleet = fleet
 
-    def note(self, node: FleetNode, kind: int) -> None:
-        self.by_node[node.node_id] = FAILED if kind == OK else kind
+    def note(self, node: FleetNode, kind: int, why: str = "") -> None:
+        """`why` says what is wrong with an answer that came: others may make up for it, but it is
+        a bug at one of both ends, and somebody has to hear of it."""
+        self.by_node[node.node_id] = kind
+        if kind not in _why:
+            self._fleet.senseless += 1
+            log.error(
+                "the answer of a node makes no sense", node=node.node_id, kind=kind, reason=why
+            )
 
     def __str__(self) -> str:
         return "; ".join(

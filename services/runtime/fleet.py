@@ -91,6 +91,8 @@ class Fleet:
         self.nodes: dict[str, FleetNode] = {}
         # Another number whenever owners may be asked in another order.
         self.order = 0
+        # Answers of nodes that were none to what they had been asked.
+        self.senseless = 0
         # Told of a node whose link came up or went down, or that caught up.
         self.on_change: Callable[[FleetNode], None] = lambda node: None
         self._connect = connect

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from services.core.cluster import ClusterMap
 from services.core.errors import ClientError, RetryLater
-from services.core.messages import LIST, ListPage, ListQuery, encode_body
+from services.core.messages import LIST, MALFORMED, ListPage, ListQuery, encode_body
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.gateway.cursors import Cursors
 from services.gateway.listing import Listings, page_s, work_s
 from services.gateway.merge import Merge
+from services.runtime import telemetry
+from tests.integration.link_ends import log_lines
 from tests.unit.gateway_world import GatewayWorld, prefix
 from tests.unit.replicator_world import member_of
 
@@ -38,6 +41,15 @@ async def told(world: GatewayWorld, start: bytes = b"", limit: int = 1_000) -> l
     return [found.key for found in merge.told[:limit]]
 
 
+@contextmanager
+def answering(request_id: str) -> Iterator[None]:
+    token = telemetry.request_id.set(request_id)
+    try:
+        yield
+    finally:
+        telemetry.request_id.reset(token)
+
+
 async def test_every_key_is_told_once(world: GatewayWorld) -> None:
     assert await told(world) == keys
     assert await told(world, keys[7], 50) == keys[7:57]
@@ -54,6 +66,35 @@ async def test_others_speak_for_a_node_that_cannot(
 ) -> None:
     world.world.nodes["node-2"].answer(LIST, *answer)
     assert await told(world) == keys
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((OK, b"no page"), "not a message of the form that is due"),
+        ((MALFORMED, b"no list query"), "no list query"),
+        ((77, b""), ""),
+    ],
+)
+async def test_an_answer_that_makes_no_sense_is_logged_and_counted(
+    world: GatewayWorld, answer: tuple[int, bytes], reason: str
+) -> None:
+    node = world.world.nodes["node-2"]
+    node.answer(LIST, *answer)
+    with log_lines() as lines, answering("asked-1"):
+        assert await told(world) == keys
+        [line] = lines
+    assert (line["level"], line["event"]) == ("error", "the answer of a node makes no sense")
+    assert (line["node"], line["kind"]) == ("node-2", answer[0])
+    assert reason in line["reason"]
+    assert line["request_id"] == "asked-1"
+    assert world.fleet.senseless == 1
+    # What is none of anybody's bugs is neither.
+    node.answer(LIST, FAILED)
+    with log_lines() as lines:
+        assert await told(world) == keys
+        assert lines == []
+    assert world.fleet.senseless == 1
 
 
 async def test_others_speak_for_a_node_that_says_nothing(world: GatewayWorld) -> None:
