@@ -18,6 +18,7 @@ from services.core.messages import (
 from services.core.operations import REFUSED, refused_answer
 from services.core.paxos import Answer
 from services.core.wire import DOWN, FAILED, LOST, OVERLOADED, TIMEOUT, UNKNOWN_KIND
+from services.runtime import telemetry
 
 Done = Callable[[int, bytes], None]
 """Called once with the kind and the body of the answer to a request."""
@@ -44,6 +45,8 @@ _weight = {kind: place for place, kind in enumerate(_causes)}
 # After these the request may have been done all the same.
 undecided = frozenset((LOST, TIMEOUT, FAILED))
 
+log = telemetry.logger("services.replicator")
+
 
 def refusal(code: str, text: str) -> Answer:
     return REFUSED, refused_answer(code, text)
@@ -51,6 +54,16 @@ def refusal(code: str, text: str) -> Answer:
 
 def refusal_of(error: RetryLater) -> Answer:
     return refusal(error.code, error.detail)
+
+
+def senseless(node_id: str, kind: int, why: str) -> None:
+    """Log what is a bug at one of both ends, whatever other replicas make up for."""
+    log.error(
+        "a node and this replicator do not understand each other",
+        node=node_id,
+        kind=kind,
+        reason=why,
+    )
 
 
 class Failures:
@@ -63,6 +76,8 @@ class Failures:
 
     def note(self, node_id: str, kind: int) -> None:
         self.by_node[node_id] = kind
+        if kind == MALFORMED or kind not in _causes:
+            senseless(node_id, kind, "it did not understand, or is not understood")
 
     @property
     def undecided(self) -> bool:

@@ -43,7 +43,7 @@ from services.core.messages import (
 from services.core.operations import CHANGED, UNKNOWN, changed_answer, unknown_answer
 from services.core.record import expires_at_ms, version
 from services.core.wire import DOWN, FAILED, LOST, OK
-from services.replicator.answers import Done, Failures, refusal_of, undecided
+from services.replicator.answers import Done, Failures, refusal_of, senseless, undecided
 from services.replicator.counters import Counters
 from services.replicator.retries import Retries
 from services.replicator.seams import Epochs, Hints
@@ -259,6 +259,7 @@ class EventualWrites:
                 statuses = []
             if len(statuses) != len(shares):
                 # It did something, and nobody can say what.
+                senseless(shares[0][2].node.node_id, kind, f"no statuses of {len(shares)} writes")
                 statuses = [(FAILED, b"")] * len(shares)
         with self._together():
             for (write, attempt, owner), (status, detail) in zip(shares, statuses, strict=True):

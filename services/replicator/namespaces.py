@@ -32,7 +32,7 @@ from services.core.namespaces import NamespacesPage, NamespacesQuery
 from services.core.operations import INVALID, NamespacesTold, NamespaceTold, refused_answer
 from services.core.ring import slot_count
 from services.core.wire import FAILED, OK
-from services.replicator.answers import Done, Failures, refusal
+from services.replicator.answers import Done, Failures, refusal, senseless
 from services.replicator.declared import Declared
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet, FleetNode
@@ -123,7 +123,8 @@ class _Call:
         if kind == OK:
             try:
                 self._pages[node] = self._checked(decode_body(body, NamespacesPage))
-            except PeerError:
+            except PeerError as error:
+                senseless(node.node_id, kind, str(error))
                 kind = FAILED
         if kind != OK:
             self._failures.note(node.node_id, kind)

@@ -44,7 +44,7 @@ from services.core.operations import (
 from services.core.paxos import Answer
 from services.core.record import tombstone_body
 from services.core.wire import FAILED, OK
-from services.replicator.answers import Done, Failures, refusal, refusal_of
+from services.replicator.answers import Done, Failures, refusal, refusal_of, senseless
 from services.replicator.eventual import EventualWrites
 from services.replicator.stamps import Stamps
 from services.runtime.clock import Clock
@@ -188,7 +188,8 @@ class _Call:
         if kind == OK:
             try:
                 self._take_page(source, decode_body(body, ScanPage))
-            except PeerError:
+            except PeerError as error:
+                senseless(source.node.node_id, kind, str(error))
                 kind = FAILED
         if kind != OK:
             self._failures.note(source.node.node_id, kind)

@@ -41,6 +41,7 @@ from services.replicator.eventual import (
 )
 from services.replicator.retries import retry_s
 from services.runtime.peer import Peer
+from tests.integration.link_ends import log_lines
 from tests.unit.replicator_world import Asked, Node, World, key_of, prefix
 
 key = key_of(1)
@@ -299,6 +300,20 @@ def test_when_all_refuse_nothing_was_done_and_the_cause_is_told(
     asked = world.put(key)
     world.pass_time(0.02)
     assert refusal(asked)[0] == code
+
+
+@pytest.mark.parametrize("answer", [(MALFORMED, b"what?"), (99, b"")])
+def test_a_node_that_does_not_understand_is_in_the_log_though_others_make_up_for_it(
+    world: World, answer: tuple[int, bytes]
+) -> None:
+    first = world.owners(key)[0]
+    first.answer(WRITE, *answer)
+    with log_lines() as lines:
+        asked = world.put(key)
+        world.pass_time(0.02)
+        wrong = [line for line in lines if line["level"] == "error"]
+    assert asked.version
+    assert {(line["node"], line["kind"]) for line in wrong} == {(first.node_id, answer[0])}
 
 
 @pytest.mark.parametrize("undecided", [FAILED, None])
