@@ -16,6 +16,7 @@ from services.core.hlc import rfc3339
 
 # From well to unwell.
 _states: Final = ("live", "catching_up", "silent", "unreachable")
+_connected: Final = _states[:2]
 # A pass that is late by another one has not just met a busy hour.
 late_passes: Final = 2
 _in_words: Final = {
@@ -50,12 +51,31 @@ class Health:
     reasons: list[str]
 
 
-def health_of(told: Sequence[Told], now_ms: int) -> Health:
-    """One picture of what all replicators tell, and why it is not well if it is not."""
+def node_urls(told: Sequence[Told]) -> dict[str, str]:
+    """Where the nodes are that somebody is connected to, by name."""
+    documents = [one.document for one in told if one.document is not None]
+    newest = max(documents, key=lambda one: one["epoch"], default=None)
+    nodes = {} if newest is None else _nodes(newest, documents)
+    urls = {}
+    for name, node in nodes.items():
+        if node["state"] in _connected:
+            host = f"[{node['host']}]" if ":" in node["host"] else node["host"]
+            urls[name] = f"http://{host}:{node['http_port']}"
+    return urls
+
+
+def health_of(
+    told: Sequence[Told], now_ms: int, of_nodes: Mapping[str, Document] | None = None
+) -> Health:
+    """One picture of what all replicators tell, and why it is not well if it is not. `of_nodes` is
+    what nodes tell of their own readiness, by name, as far as they could be asked."""
     documents = {one.url: one.document for one in told if one.document is not None}
     reasons = [f"replicator at {one.url}: {one.trouble}" for one in told if one.trouble is not None]
     newest = max(documents.values(), key=lambda one: one["epoch"], default=None)
     nodes = {} if newest is None else _nodes(newest, documents.values())
+    for name, ready in (of_nodes or {}).items():
+        if name in nodes:
+            nodes[name]["reasons"] = list(ready.get("reasons", {}).values())
     repair = _summed(documents.values(), "repair", _repair_sums)
     collection = _summed(documents.values(), "collection", _collection_sums)
     collections = [one["collection"] for one in documents.values() if one.get("collection")]
@@ -108,6 +128,7 @@ def _nodes(newest: Document, documents: Iterable[Document]) -> dict[str, dict[st
             "overflowed": any(view["overflowed"] for view in views),
             "lag_ms": max(view["lag_ms"] for view in views),
             "owed_slots": max((_owing(one).get(name, 0) for one in documents), default=0),
+            "reasons": [],
         }
     return found
 
@@ -168,6 +189,7 @@ def _of_node(name: str, node: Mapping[str, Any], now_ms: int) -> list[str]:
         reasons.append(
             f"{name} misses more than hints hold, and is compared with the others: {left}"
         )
+    reasons += [f"{name} says: {reason}" for reason in node["reasons"]]
     return reasons
 
 

@@ -63,6 +63,7 @@ class Told:
 class ReplicatorDesk:
     def __init__(self, urls: Sequence[str], cluster_secret: str) -> None:
         self.urls = tuple(urls)
+        self._cluster_secret = cluster_secret
         self._auth = SignedAuth(Signer(cluster_secret, SystemClock()))
 
     @classmethod
@@ -71,6 +72,10 @@ class ReplicatorDesk:
         settings = load(ClusterToolSettings, {**os.environ, "DATA_DIR": str(data_dir)})
         urls = settings.replicator_urls or _urls_of_up(settings.data_dir)
         return cls(urls, settings.cluster_secret)
+
+    def of_others(self, urls: Sequence[str]) -> ReplicatorDesk:
+        """For others who have the cluster's secret, such as nodes."""
+        return ReplicatorDesk(urls, self._cluster_secret)
 
     async def get(self, path: str) -> list[Told]:
         """What each of them tells, in the order of their URLs."""

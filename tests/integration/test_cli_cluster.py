@@ -123,6 +123,23 @@ async def test_a_node_that_is_away_is_named_and_what_that_means(
     assert "without node-2" in result["reasons"][0]
 
 
+async def test_a_node_that_has_no_room_is_named(shell: Shell, cluster: ClusterProcesses) -> None:
+    node = cluster.nodes[1]
+    node.environment["DISK_RESERVE"] = "4096TiB"
+    await node.kill()
+    await node.serve()
+
+    async def full() -> Said | None:
+        said = await shell.type("cluster", "status")
+        return said if "node-2 says: puts are refused: " in said.out else None
+
+    said = await until_told(full, "it is full")
+    assert said.code == 1
+    [document] = (await shell.type("cluster", "status", "--json")).json
+    assert document["nodes"]["node-2"]["reasons"]
+    assert document["nodes"]["node-1"]["reasons"] == []
+
+
 async def test_a_node_that_is_paused_is_silent_and_well_again_later(
     shell: Shell, cluster: ClusterProcesses
 ) -> None:

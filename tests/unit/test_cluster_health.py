@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.cluster_health import age_in_words, health_of
+from services.cli.cluster_health import age_in_words, health_of, node_urls
 from services.cli.replicator_desk import Told
 from services.core.hlc import rfc3339
 
@@ -118,6 +118,33 @@ def changed(member: str, **values: object) -> dict[str, Any]:
 def test_whatever_is_not_well_is_said(one: dict[str, Any], expected: str) -> None:
     [reason] = health_of(told(one), now_ms).reasons
     assert reason.startswith(expected)
+
+
+def test_what_nodes_say_of_themselves_is_a_reason_where_they_can_be_asked() -> None:
+    full = {"status": "degraded", "reasons": {"storage": "puts are refused: disk: no room"}}
+    of_nodes = {"node-2": full, "node-1": {"status": "ready", "reasons": {}}, "node-9": full}
+    health = health_of(told(document()), now_ms, of_nodes)
+    assert health.reasons == ["node-2 says: puts are refused: disk: no room"]
+    assert health.document["nodes"]["node-2"]["reasons"] == ["puts are refused: disk: no room"]
+    assert health.document["nodes"]["node-1"]["reasons"] == []
+
+
+def test_nodes_are_asked_that_somebody_is_connected_to() -> None:
+    places: dict[str, Any] = {"host": "::1", "http_port": 8082}
+    one = changed(
+        "nodes",
+        **{
+            "node-1": node(**places),
+            "node-2": node("silent", **places),
+            "node-3": node("catching_up", host="10.0.0.3", http_port=8084),
+        },
+    )
+    silent = Told("http://gone", None, "it cannot be asked: refused")
+    assert node_urls([*told(one), silent]) == {
+        "node-1": "http://[::1]:8082",
+        "node-3": "http://10.0.0.3:8084",
+    }
+    assert node_urls([silent]) == {}
 
 
 def test_a_slow_pass_is_no_reason_before_it_is_late_by_another() -> None:
