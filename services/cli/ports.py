@@ -28,6 +28,8 @@ later_nodes_offset = 10
 # The second replicator is +7; two more fit before the nodes begin again at +10.
 replicator_offsets = (5, 7, 8, 9)
 replicators_max = len(replicator_offsets)
+# Of ports that are taken, those that are told of at length: all of a platform would be a page.
+explained_max = 2
 # The next node's port would be the gateway's link port.
 nodes_max = len(first_node_offsets) + link_port_offset - later_nodes_offset
 
@@ -95,16 +97,20 @@ def refuse_taken_ports(host: str, wanted: Mapping[int, str]) -> None:
     """RestartLater if a port of `wanted` (port to the service it is for) can't be listened on;
     FatalError if none can, for want of such a host.
 
-    The text names each such port, the service, and the process that has it. A port may still
-    be lost between this check and the service's own bind; the service then says so itself.
+    The text names each such port, and of the first few the service and the process that has it: a
+    platform that runs already has all of them. A port may still be lost between this check and the
+    service's own bind; the service then says so itself.
     """
-    complaints = [
-        f"port {port}, for {service}, {trouble}"
+    complaints = {
+        port: f"port {port}, for {service}, {trouble}"
         for port, service in wanted.items()
         if (trouble := _trouble(host, port)) is not None
-    ]
+    }
     if complaints:
-        raise RestartLater(f"{'; '.join(complaints)}; --port-base moves all ports")
+        told = list(complaints.values())[:explained_max]
+        if others := [str(port) for port in complaints][explained_max:]:
+            told.append(f"nor are {', '.join(others)} free")
+        raise RestartLater(f"{'; '.join(told)}; --port-base moves all ports")
 
 
 def _trouble(host: str, port: int) -> str | None:

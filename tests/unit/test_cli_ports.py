@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.ports import (
+    explained_max,
     link_port,
     nodes_max,
     plan_ports,
@@ -93,6 +95,19 @@ def test_a_listener_on_all_addresses_takes_the_port_too() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(RestartLater, match=f"port {port}, for gateway, is taken"):
             refuse_taken_ports("127.0.0.1", {port: "gateway"})
+
+
+def test_when_all_are_taken_only_the_first_are_told_of_at_length() -> None:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(16)]
+        ports = {server.getsockname()[1]: f"service {n}" for n, server in enumerate(taken)}
+        with pytest.raises(RestartLater) as caught:
+            refuse_taken_ports("127.0.0.1", ports)
+    text = str(caught.value)
+    assert text.count("is taken by") == explained_max
+    others = ", ".join(map(str, list(ports)[explained_max:]))
+    assert text.endswith(f"; nor are {others} free; --port-base moves all ports")
+    assert len(text) < 500
 
 
 def test_every_taken_port_is_named_at_once() -> None:
