@@ -27,35 +27,54 @@ _nouns: Final = {
 _found: Final = {**_nouns, "float": "a number with a decimal point", "datetime": "a time"}
 _bounds: Final = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 _units: Final = {"str": "character", "bytes": "byte", "array": "element", "object": "member"}
+# Of a place: an element of a list, or a member by its name.
+_step: Final = re.compile(r"\[[^\]]*\]|\.([^.\[]+)")
 # More than the choices that any member of ours has.
 _choices_max: Final = 12
 
 
-def in_words(sentence: str, of: Any = None) -> str:
-    """A sentence of msgspec's in plain words. `of` is the type of the whole member, by which
-    choices are told."""
+def in_words(sentence: str, of: Any = None, where: str = "") -> str:
+    """A sentence of msgspec's in plain words. `of` is the type of the whole member, and `where` the
+    place in it, such as `[0].name`: by these, choices are told."""
     for pattern, said in _sentences:
         if match := pattern.fullmatch(sentence):
             return said(match)
     if match := _choice.fullmatch(sentence):
-        choices = choices_of(of) if of is not None else []
+        choices = choices_of(of, where) if of is not None else []
         told = f"; it is one of {', '.join(choices)}" if choices else ""
         return f"cannot be {match[1]}{told}"
     return sentence
 
 
-def choices_of(annotation: Any) -> list[str]:
-    """What a member may be that has a choice, alone or in a list; none if it has no choice."""
-    found = [str(choice) for kind in _within(annotation) for choice in _choices(kind)]
-    return found if len(found) <= _choices_max else []
+def choices_of(annotation: Any, where: str = "") -> list[str]:
+    """What there is to choose from at this place, alone or in a list; none if there is no choice,
+    or one among too many."""
+    kinds: list[types.Type] = [types.type_info(annotation)]
+    found: dict[str, None] = {}
+    for step in _step.finditer(where):
+        name = step[1]
+        # Of a list or of its elements alike: a choice may be in either.
+        if name is None:
+            continue
+        structs = [kind for kind in _within(kinds) if isinstance(kind, types.StructType)]
+        tags = [str(kind.tag) for kind in structs if kind.tag_field == name]
+        if tags:
+            # The kind of an object, by which those are told apart that may be here.
+            found = dict.fromkeys(sorted(tags))
+            kinds = []
+            break
+        fields = [field for kind in structs for field in kind.fields]
+        kinds = [field.type for field in fields if field.encode_name == name]
+    found |= dict.fromkeys(str(choice) for kind in _within(kinds) for choice in _choices(kind))
+    return list(found) if len(found) <= _choices_max else []
 
 
 def _choices(kind: types.Type) -> Sequence[object]:
     return kind.values if isinstance(kind, types.LiteralType) else ()
 
 
-def _within(annotation: Any) -> Iterator[types.Type]:
-    waiting: list[types.Type] = [types.type_info(annotation)]
+def _within(kinds: Sequence[types.Type]) -> Iterator[types.Type]:
+    waiting = list(kinds)
     while waiting:
         kind = waiting.pop()
         yield kind

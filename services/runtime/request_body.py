@@ -273,7 +273,7 @@ def _where(message: str, of: Any = None) -> tuple[str, str]:
     plain words. `of` is the type of the member, if that is known."""
     match = _located.fullmatch(message)
     where, what = ("", message) if match is None else (match["where"], match["what"])
-    return where, in_words(what, of)
+    return where, in_words(what, of, where)
 
 
 def _wrong_members(body: bytes, of: type[Any]) -> list[tuple[str, str]]:

@@ -14,6 +14,14 @@ from msgspec import Meta
 from services.runtime.plain_words import choices_of, in_words
 
 
+class Circle(msgspec.Struct, tag_field="shape", tag="circle"):
+    color: Literal["red", "green"] = "red"
+
+
+class Square(msgspec.Struct, tag_field="shape", tag="square"):
+    color: Literal["blue"] = "blue"
+
+
 class Named(msgspec.Struct, forbid_unknown_fields=True):
     name: str
 
@@ -57,6 +65,26 @@ def test_a_sentence_of_the_decoder_is_said_in_plain_words(of: Any, body: bytes, 
         msgspec.json.decode(body, type=of)
     sentence = str(wrong.value).partition(" - at ")[0]
     assert in_words(sentence, of).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'[{"shape": "oval"}]', "cannot be 'oval'; it is one of circle, square"),
+        (b'[{"shape": "circle", "color": "x"}]', "cannot be 'x'; it is one of green, red, blue"),
+    ],
+)
+def test_choices_are_told_of_the_very_place(body: bytes, told: str) -> None:
+    of = list[Circle | Square]
+    with pytest.raises(msgspec.ValidationError) as wrong:
+        msgspec.json.decode(body, type=of)
+    sentence, _, where = str(wrong.value).partition(" - at `$")
+    assert in_words(sentence, of, where.rstrip("`")) == told
+
+
+def test_where_there_is_no_such_place_there_is_no_choice() -> None:
+    for where in (".shape.shape", "[0].size", "[0].color.color", "[...].shape[0].shape"):
+        assert choices_of(list[Circle | Square], where) in ([], ["circle", "square"])
 
 
 def test_what_a_type_of_ours_says_is_passed_on_as_it_is() -> None:
