@@ -46,7 +46,11 @@ Consistency = Annotated[
 
 NoCondition = Annotated[
     str,
-    Meta(max_length=0, description="Only requests about a single key can have conditions"),
+    Meta(
+        max_length=0,
+        description="Only requests about a single key can have conditions",
+        extra=code("invalid_header", "conditions are for single keys only; leave it out"),
+    ),
 ]
 _names: Final = {
     "namespace": "X-Namespace",
@@ -65,7 +69,10 @@ class ManyHeaders(msgspec.Struct, frozen=True, rename=_names):
         Literal["eventual"],
         Meta(
             description="What is about many keys is eventual, but for batches",
-            extra=code("invalid_consistency"),
+            extra=code(
+                "invalid_consistency",
+                "listings, and deletions by prefix, are always eventual; leave it out",
+            ),
         ),
     ] = "eventual"
     if_match: NoCondition = ""
