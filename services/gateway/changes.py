@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.core.errors import FixRequest, PeerError, UnknownOutcome
+from services.core.errors import ClientError, FixRequest, PeerError, RetryLater, UnknownOutcome
 from services.core.hlc import version_zero
 from services.core.operations import (
     ABSENT,
@@ -32,6 +32,7 @@ from services.gateway.gets import answer_absent
 from services.gateway.queries import increment_of, no_query, ttl_of
 
 _unknown: Final = frozenset((LOST, TIMEOUT, FAILED))
+_read_first: Final = "read the key before you repeat it"
 
 
 class Change(KeyCall):
@@ -78,7 +79,12 @@ class Change(KeyCall):
             self.changed(body)
         elif kind == PRECONDITION_FAILED:
             etag = None if body == version_zero else body.hex()
-            there = "there is no value" if etag is None else "the value is another one"
+            if etag is None:
+                there = "there is no value"
+            elif self.options.if_none_match is not None:
+                there = "there is a value already"
+            else:
+                there = "the value is another one"
             self.refuse(
                 FixRequest(
                     "precondition_failed",
@@ -92,17 +98,27 @@ class Change(KeyCall):
             self.refuse(FixRequest("not_an_integer", _sentence(body.decode())))
         elif kind == UNKNOWN:
             operation, text = decode_unknown(body)
-            self.refuse(UnknownOutcome(text, operation_id=operation.hex()))
+            told = f"{text}; {_read_first}"
+            self.refuse(UnknownOutcome(told, operation_id=operation.hex()))
         elif kind in _unknown:
             self._untold()
         else:
             raise PeerError(f"a replicator answered a change with kind {kind}: {body[:200]!r}")
 
+    def refuse(self, error: ClientError) -> None:
+        """Of a change it matters most that it was not made, where that is certain."""
+        if isinstance(error, RetryLater) and "nothing was" not in error.detail:
+            detail = f"{error.detail}; nothing was changed"
+            if error.code != "storage_full":
+                detail += ": try again"
+            error = RetryLater(error.code, detail, retry_after_s=error.retry_after_s)
+        KeyCall.refuse(self, error)
+
     def _untold(self) -> None:
         # The replicator may have logged it, under an id that it could not tell; here it is logged
         # under that of the request.
         operation_id = self.request_id.decode("ascii")
-        text = "The replicator of this key did not tell what became of the change"
+        text = f"The replicator of this key did not tell what became of the change; {_read_first}"
         self.platform.unknown_outcomes.note(operation_id)
         self.refuse(UnknownOutcome(text, operation_id=operation_id))
 

@@ -4,6 +4,7 @@ and that each is answered."""
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,16 @@ from time import monotonic_ns
 import pytest
 
 from services.core.errors import ClientError, FixRequest, RetryLater
-from services.core.operations import FETCH, PUT, REFUSED, refused_answer
+from services.core.hlc import version_zero
+from services.core.operations import (
+    FETCH,
+    PRECONDITION_FAILED,
+    PUT,
+    REFUSED,
+    UNKNOWN,
+    refused_answer,
+    unknown_answer,
+)
 from services.core.usage_report import UsageReport, UsageTaken
 from services.core.wire import LOST, TIMEOUT, Hello
 from services.gateway.answers import Dates
@@ -49,16 +59,18 @@ class NoIntake:
 class Asked(Exchange):
     """A request, and what it was answered."""
 
-    __slots__ = ("has_left", "replies")
+    __slots__ = ("details", "has_left", "replies")
 
     def __init__(self, method: bytes, *fields: tuple[bytes, bytes], body: bytes = b"") -> None:
         headers = Headers(list(fields))
         super().__init__(method, b"/v1/kv/a", b"", headers, body, "2001:db8:1:2::3")
         self.replies: list[int] = []
+        self.details: list[str] = []
         self.has_left = False
 
     def reply(self, status: int, lines: bytes, body: bytes) -> None:
         self.replies.append(status)
+        self.details.append(json.loads(body)["detail"] if status >= 400 else "")
 
     @property
     def gone(self) -> bool:
@@ -212,6 +224,35 @@ async def test_replicators_are_asked_only_as_long_as_a_client_waits(
             else:
                 assert given == []
         assert asked.replies == [503]
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer", "status", "told"),
+    [
+        ([(b"if-none-match", b"*")], (PRECONDITION_FAILED, b"v" * 12), 412, "is a value already;"),
+        ([(b"if-match", b"*")], (PRECONDITION_FAILED, version_zero), 412, "there is no value;"),
+        ([], (REFUSED, refused_answer("no_quorum", "why")), 503, "why; nothing was changed: try"),
+        ([], (LOST, b""), 504, "read the key before you repeat it"),
+        ([], (UNKNOWN, unknown_answer(b"o" * 12, "why")), 504, "why; read the key before you"),
+    ],
+)
+async def test_whose_change_was_not_made_is_told_what_to_do(
+    tmp_path: Path,
+    fields: list[tuple[bytes, bytes]],
+    answer: tuple[int, bytes],
+    status: int,
+    told: str,
+) -> None:
+    async with lane(tmp_path) as (keys, world):
+        link = Waiting()
+        keys.platform.cluster.replicators = Replicators([link], random.Random(1))
+        call, asked = await call_after(keys, world, Put, 0.0)
+        call.options = options_of(Headers(fields))
+        call.ask(PUT, b"body", 0)
+        on_answer, _ = link.asked.pop()
+        on_answer(*answer)
+        assert asked.replies == [status]
+        assert told in asked.details[0]
 
 
 async def test_a_lost_link_names_every_change_in_a_few_lines(tmp_path: Path) -> None:
