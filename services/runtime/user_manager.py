@@ -6,8 +6,9 @@
     RetryLater auth_unavailable            everything else: it is away, or says that it cannot tell
 
 All that is asked may be asked twice: to look is no change, and a report counts once. So what a
-connection loses that had been idle is sent again, once. An error tells clients no address; where
-the user manager is said to be stands in the log.
+connection loses that had been idle is sent again, once. Whose key cannot be looked up is told no
+more than that: where the user manager is said to be, and what is wrong there, is for the log and
+for readiness.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from services.core.errors import CATALOGUE, FixRequest, RetryLater
 from services.core.key_checks import KeyEventPage, KeyEventsQuery, ValidateKey, ValidKey
 from services.core.usage_report import UsageReport, UsageTaken
+from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
 from services.runtime.request_body import decode_json
@@ -52,7 +54,15 @@ answer_bytes_max: Final = 1 << 20
 # Of a text that is passed on.
 told_chars_max: Final = 200
 
+_told_clients: Final = (
+    "This API key was not seen here lately, and cannot be checked just now; nothing was done: try "
+    "again"
+)
 _refused_for_good: Final = frozenset(("invalid_api_key", "invalid_body", "invalid_json"))
+
+
+class _NoAnswerError(Exception):
+    """It has not answered what it was asked; the text says why."""
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -78,6 +88,9 @@ class UserManager:
             trust_env=False,
         )
         self._validations = Shares(validations)
+        # Whether the last API key that was asked about could not be looked up.
+        self._keeps_keys_back = False
+        self._log = telemetry.logger("services.credentials")
         self.asked = 0
         self.failed = 0
 
@@ -106,9 +119,21 @@ class UserManager:
 
     async def validate_key(self, asked: ValidateKey) -> ValidKey:
         async with self._validations.of(self):
-            return await self._ask(
-                "POST", "/validate-key", ValidKey, validate_s_max, msgspec.json.encode(asked)
-            )
+            try:
+                found = await self._ask(
+                    "POST", "/validate-key", ValidKey, validate_s_max, msgspec.json.encode(asked)
+                )
+            except FixRequest:
+                self._keeps_keys_back = False
+                raise
+            except RetryLater as error:
+                if not self._keeps_keys_back:
+                    # Said when it changes, not of every key.
+                    self._keeps_keys_back = True
+                    self._log.warning("API keys cannot be looked up", why=error.detail)
+                raise RetryLater("auth_unavailable", _told_clients) from error
+            self._keeps_keys_back = False
+            return found
 
     async def key_events(self, asked: KeyEventsQuery) -> KeyEventPage:
         members = {"wait_s": asked.wait_s}
@@ -131,14 +156,19 @@ class UserManager:
                 status, content = await self._send_again_if_lost(method, target, body)
             return _answer(status, content, of)
         except TimeoutError:
-            self.failed += 1
-            raise _away(f"it has not answered within {seconds_max:g} s") from None
+            raise self._away(f"it has not answered within {seconds_max:g} s") from None
         except httpx.RequestError as error:
-            self.failed += 1
-            raise _away(str(error) or type(error).__name__) from error
-        except RetryLater:
-            self.failed += 1
-            raise
+            raise self._away(str(error) or type(error).__name__) from error
+        except _NoAnswerError as error:
+            raise self._away(str(error)) from error
+
+    def _away(self, cause: str) -> RetryLater:
+        self.failed += 1
+        return RetryLater(
+            "auth_unavailable",
+            f"the user manager at {self.url} (USERMANAGER_URL) cannot be asked now: "
+            f"{cause[:told_chars_max]}",
+        )
 
     async def _send_again_if_lost(
         self, method: str, target: str, body: bytes | None
@@ -155,7 +185,7 @@ class UserManager:
             async for part in answer.aiter_raw():
                 content += part
                 if len(content) > answer_bytes_max:
-                    raise _away(f"its answer is longer than {answer_bytes_max} bytes")
+                    raise _NoAnswerError(f"its answer is longer than {answer_bytes_max} bytes")
         return answer.status_code, bytes(content)
 
 
@@ -164,20 +194,14 @@ def _answer(status: int, content: bytes, of: type[T]) -> T:
         try:
             return decode_json(content, of)
         except FixRequest as error:
-            raise _away(f"its answer is not what was asked for: {error.detail}") from error
+            told = f"its answer is not what was asked for: {error.detail}"
+            raise _NoAnswerError(told) from error
     try:
         problem = decode_json(content, _Problem)
     except FixRequest:
-        raise _away(f"what answers there (status {status}) is no user manager") from None
+        told = f"what answers there (status {status}) is no user manager"
+        raise _NoAnswerError(told) from None
     detail = problem.detail[:told_chars_max]
     if problem.code in _refused_for_good and status == CATALOGUE[problem.code].status:
         raise FixRequest(problem.code, detail)
-    raise _away(f"it answers {problem.code[:told_chars_max]}: {detail}")
-
-
-def _away(cause: str) -> RetryLater:
-    return RetryLater(
-        "auth_unavailable",
-        f"The user manager cannot be asked now: {cause[:told_chars_max]}. Whoever runs the "
-        "platform finds out more in the logs, and at USERMANAGER_URL",
-    )
+    raise _NoAnswerError(f"it answers {problem.code[:told_chars_max]}: {detail}")
