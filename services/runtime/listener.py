@@ -5,6 +5,7 @@ uvicorn gives the protocol; binding, draining and the bounds on what a client se
 - A request head has at most `head_bytes_max` bytes, and so has what stands around a chunked body:
   trailers, which are dropped, and chunk extensions.
 - A request of HTTP/1.1 names its host, once.
+- A target has no fragment.
 
 uvicorn is pinned exactly, because this reaches into its protocol and server state.
 """
@@ -29,6 +30,7 @@ from services.runtime.clock import Clock
 from services.runtime.edge import new_request_id
 from services.runtime.port_holder import cannot_listen
 from services.runtime.problem import problem_caching, problem_type
+from services.runtime.request_head import check_no_fragment
 
 # What a browser's cookies and a long URL need; the contract names this figure to clients.
 head_bytes_max = 16 * 1024
@@ -148,6 +150,11 @@ class ServiceProtocol(HttpToolsProtocol):
             self._refuse_head(
                 FixRequest("invalid_header", f"There are {hosts} Host headers; send exactly one")
             )
+        try:
+            check_no_fragment(self.url)
+        except FixRequest as error:
+            self.server_state.malformed += 1
+            self._refuse_head(error)
         self._decline_upgrade(self.headers)
         self.server_state.busy(self)
         super().on_headers_complete()

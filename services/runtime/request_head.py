@@ -129,12 +129,16 @@ def read_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
         if not _absolute.match(target):
             raise _wrong("The target of the request must be a path")
         target = _after_authority(target)
-    # Fragments are not sent. What looks like one is a part of a key that was not encoded, and
-    # without it another key would be read or changed.
-    if b"#" in target:
-        raise _wrong("A # in the target of the request has to be written %23")
+    check_no_fragment(target)
     path, _, query = target.partition(b"?")
     return path, query
+
+
+def check_no_fragment(target: bytes) -> None:
+    """FixRequest for a target with a fragment. They are not sent: what looks like one is a part of
+    a key that was not encoded, and without it another key would be read or changed."""
+    if b"#" in target:
+        raise _wrong("A # in the target of the request has to be written %23")
 
 
 def _after_authority(target: bytes) -> bytes:

@@ -441,6 +441,8 @@ async def test_with_every_connection_busy_a_new_one_is_told_so(tmp_path: Path) -
         (b"GET /health HTTP/1.1\r\n\r\n", 400, "invalid_header"),
         (b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, "invalid_header"),
         (b"GET /health HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n", 400, "invalid_header"),
+        (b"GET /health#a HTTP/1.1\r\nHost: x\r\n\r\n", 400, "invalid_header"),
+        (b"GET /?a#b HTTP/1.1\r\nHost: x\r\n\r\n", 400, "invalid_header"),
     ],
 )
 async def test_what_is_not_http_is_answered_with_a_problem_and_closed(
