@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.core.errors import RetryLater, UnknownOutcome
+from services.core.errors import FixRequest, RetryLater, UnknownOutcome
 from services.core.key_checks import scopes_all
 from services.core.messages import GET_MANY, encode_records
 from services.core.wire import FAILED, OK, OVERLOADED
@@ -16,6 +16,7 @@ from services.gateway.batch_items import Asked
 from services.gateway.batching import Batches, cost, encoded
 from services.gateway.messages_batch import Batch, DeleteItem, GetItem, Item, PutItem
 from services.runtime.clock import FakeClock, Timeline
+from services.runtime.request_body import decode_struct
 from tests.known_keys import KnownKeys
 from tests.unit.gateway_world import GatewayWorld, prefix
 
@@ -42,6 +43,14 @@ def puts() -> list[Item]:
 
 def gets() -> list[Item]:
     return [GetItem(key) for key in keys]
+
+
+def test_an_item_of_no_kind_is_told_which_kinds_there_are() -> None:
+    with pytest.raises(FixRequest) as caught:
+        decode_struct(b'{"operations": [{"op": "zap", "key": "a"}]}', Batch)
+    assert caught.value.detail == (
+        "operations[0].op: cannot be 'zap'; it is one of delete, get, put"
+    )
 
 
 @pytest.mark.parametrize("strong", [False, True])

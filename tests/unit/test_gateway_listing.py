@@ -14,7 +14,9 @@ from services.core.wire import FAILED, OK, OVERLOADED
 from services.gateway.cursors import Cursors
 from services.gateway.listing import Listings, page_s, work_s
 from services.gateway.merge import Merge
+from services.gateway.messages_keys import ManyHeaders
 from services.runtime import telemetry
+from services.runtime.text_members import TextMembers
 from tests.integration.link_ends import log_lines
 from tests.unit.gateway_world import GatewayWorld, prefix
 from tests.unit.replicator_world import member_of
@@ -39,6 +41,25 @@ def page(
 async def told(world: GatewayWorld, start: bytes = b"", limit: int = 1_000) -> list[bytes]:
     merge = await world.run(page(world, start, limit))
     return [found.key for found in merge.told[:limit]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        (b"if-match", b'"ab"', "conditions are for single keys only; leave it out"),
+        (b"if-none-match", b"*", "conditions are for single keys only; leave it out"),
+        (
+            b"x-consistency",
+            b"strong",
+            "listings, and deletions by prefix, are always eventual; leave it out",
+        ),
+    ],
+)
+def test_what_is_for_single_keys_is_to_be_left_out(name: bytes, text: bytes, told: str) -> None:
+    value, [wrong] = TextMembers(ManyHeaders, "invalid_header").of_headers([(name, text)])
+    assert value is None
+    assert (wrong.member.lower(), wrong.detail) == (name.decode(), told)
+    assert wrong.code in ("invalid_header", "invalid_consistency")
 
 
 @contextmanager
