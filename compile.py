@@ -164,7 +164,7 @@ def build_all() -> None:
     from setuptools import setup
     from setuptools.command.build_ext import build_ext
 
-    class BuildAtOnce(build_ext):
+    class BuildAtOnce(build_ext):  # type: ignore[misc]
         def build_extensions(self) -> None:
             compiler: Any = self.compiler
             compile_one = compiler.compile

@@ -116,9 +116,8 @@ def test_what_is_forgotten_is_read_again_whether_it_was_synced_or_not(bench: Ben
         file.write_at(6, b" and not")
         file.forget_cached(0, 1 << 20)
         assert file.read_at(0, 100) == b"synced and not"
-    with pytest.raises(OSError) as closed:
+    with pytest.raises(OSError, match="Bad file descriptor"):
         file.forget_cached(0, 6)
-    assert closed.value.errno == errno.EBADF
 
 
 def test_a_gap_reads_as_zeros(bench: Bench) -> None:
