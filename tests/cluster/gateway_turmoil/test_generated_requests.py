@@ -140,7 +140,15 @@ def generate(
                         "unsupported_method": {"enabled": False},
                         "allow_header_conformance": {"enabled": False},
                     },
-                }
+                },
+                # What is in a namespace its replicas count, and each deletes in its own time.
+                {
+                    "include-path": "/v1/namespaces/{name}",
+                    "checks": {
+                        "use_after_free": {"enabled": False},
+                        "ensure_resource_availability": {"enabled": False},
+                    },
+                },
             ],
         }
     )
