@@ -166,9 +166,11 @@ async def test_the_demo_account_is_shown_and_kept_and_left_out_when_nobody_wants
             assert demo["password"] not in said_in_logs(data_dir)
             assert demo["api_key"] not in said_in_logs(data_dir)
             assert account_of(document)["plan"] == "developer"
-            stored, read = [await pasted(line) for line in lines_to_paste(up.shown)]
+            stored, read, given = [await pasted(line) for line in lines_to_paste(up.shown)]
             assert json.loads(stored)["success"] is True
             assert read == "hello"
+            assert len(given) == 7
+            assert given.isalnum()
             up.signal(stop)
             await up.ended()
             await up.until_none_left()
