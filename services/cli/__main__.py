@@ -1,9 +1,7 @@
 """The entry of the `ydht` command."""
 
-from __future__ import annotations
-
 # What the module `signal` wraps into enums. Importing that takes a millisecond in which Ctrl-C
-# would show a traceback; this one is part of the interpreter.
+# would show a traceback; this one is part of the interpreter. Nothing else is imported here.
 import _signal  # type: ignore[import-not-found]
 
 

@@ -134,7 +134,8 @@ def test_a_replica_that_restarts_has_no_session_and_keeps_its_floor() -> None:
     scene.restart(3)
     life = scene.nodes[2].node
     assert life is not None
-    assert life.replica.floors[scene.slot] == floor
+    # Another replicator may have raised it since.
+    assert life.replica.floors[scene.slot] >= floor
     assert not life.replica.sessions
     scene.wait_until(lambda: ends)
     assert ends[0].end is End.NOT_ALL_UP
