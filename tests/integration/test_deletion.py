@@ -211,15 +211,16 @@ async def test_somebody_who_goes_on_writing_is_outwaited_not_raced(desk: Desk) -
     writing = asyncio.Event()
     writing.set()
 
-    async def write() -> None:
+    async def write(who: int) -> None:
         number = 0
+        prefix = namespace_prefix(7, b"busy-%d" % who)
         async with desk.client() as client:
             while writing.is_set():
                 number += 1
-                prefix = namespace_prefix(7, b"busy")
                 await put_all(client, [prefix + b"%d-%d" % (number, each) for each in range(20)])
 
-    writer = asyncio.create_task(write())
+    # Several, so that no sweep meets a moment in which nothing is being written.
+    writers = [asyncio.create_task(write(who)) for who in range(4)]
     async with desk.worker():
 
         async def in_trouble() -> str | None:
@@ -229,7 +230,7 @@ async def test_somebody_who_goes_on_writing_is_outwaited_not_raced(desk: Desk) -
         trouble = await until_told(in_trouble, "it is in trouble")
         assert trouble == f"{sweeps_max} sweeps in a row found keys: who writes them?"
         writing.clear()
-        await writer
+        await asyncio.gather(*writers)
         await desk.until_done(7)
     assert (await desk.left(7)).keys == 0
 
