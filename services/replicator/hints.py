@@ -10,7 +10,7 @@ and it is remembered that hints are not the whole of what the node misses (`over
     disk_full    there is no room for it, or the limit of open files has been reached
     overloaded   the disk is slower than the writes that come in
     bytes        the hints for this node are as large as HINT_BYTES_MAX allows
-    window       the node has been away for longer than hints are kept
+    window       the node has been away for longer than HINT_WINDOW
     refused      the node says that it is no write
     gone         the node is no member of the cluster any more
     damaged      a log could not be read; counted once for each time, for nobody knows the number
@@ -39,8 +39,6 @@ from services.runtime.disk import Disk
 from services.runtime.fleet import Fleet
 from services.runtime.log.frame import Corrupt
 
-# What was missed in more than this is found faster by comparing replicas.
-window_ms_default: Final = 3 * 60 * 60 * 1000
 # Within this a node that is back is noticed; its own link says nothing to us.
 look_s: Final = 0.1
 # An empty log is removed when no hint has come for so long: making one takes a few writes.
@@ -103,8 +101,8 @@ class Hints:
         draw: random.Random,
         *,
         bytes_max: int,
+        window_ms: int,
         on_failure: Callable[[OSError], None],
-        window_ms: int = window_ms_default,
         segment_bytes: int = segment_bytes_default,
     ) -> None:
         self.counters = HintCounters()

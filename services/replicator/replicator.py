@@ -200,6 +200,7 @@ class Replicator:
             self.service.clock,
             self.draw,
             bytes_max=self.settings.hint_bytes_max,
+            window_ms=self.settings.hint_window_ms,
             on_failure=self._disk_failed,
         )
         self._hints = hints

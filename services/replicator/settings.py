@@ -41,6 +41,12 @@ class ReplicatorSettings(DatabaseSettings):
         default="1GiB",
         help="Writes that a replicator keeps for one node that is away, in bytes",
     )
+    hint_window_ms: int = setting(
+        "HINT_WINDOW",
+        values.duration_ms(1_000, 90 * 86_400_000),
+        default="3h",
+        help="How long they are kept; a node that is away for longer is compared instead",
+    )
     repair_pass_s: int = setting(
         "REPAIR_PASS_S",
         values.integer(1, 7 * 24 * 3600),

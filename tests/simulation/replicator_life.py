@@ -46,6 +46,7 @@ from tests.simulation.cluster_keys import slots_of_keys
 from tests.simulation.node_life import secret
 
 hint_bytes_max = 1 << 20
+hint_window_ms = 3 * 3_600_000
 hint_segment_bytes = 8_000
 # All slots that there are keys of are compared so often.
 rates = Rates(pass_s=1.5, records_per_s=10_000, bytes_per_s=8 << 20)
@@ -162,6 +163,7 @@ class ReplicatorLife:
             self.clock,
             draw,
             bytes_max=hint_bytes_max,
+            window_ms=hint_window_ms,
             on_failure=self._disk_failed,
             segment_bytes=hint_segment_bytes,
         )

@@ -60,7 +60,12 @@ class Keeper:
             self.clock,
             random.Random(5),
             on_failure=self.failures.append,
-            **{"bytes_max": 1 << 30, "segment_bytes": segment_bytes, **limits},
+            **{
+                "bytes_max": 1 << 30,
+                "window_ms": 10_800_000,
+                "segment_bytes": segment_bytes,
+                **limits,
+            },
         )
         for _ in self.hints.recover():
             pass
