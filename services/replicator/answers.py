@@ -17,6 +17,7 @@ from services.core.messages import (
 )
 from services.core.operations import REFUSED, refused_answer
 from services.core.paxos import Answer
+from services.core.sessions import NO_SESSION
 from services.core.wire import DOWN, FAILED, LOST, OVERLOADED, TIMEOUT, UNKNOWN_KIND
 from services.runtime import telemetry
 
@@ -33,6 +34,7 @@ _causes = {
     UNKNOWN_KIND: ("no_quorum", "is of an older version"),
     MALFORMED: ("no_quorum", "did not understand"),
     BELOW_FLOOR: ("overloaded", "has collected what is newer"),
+    NO_SESSION: ("overloaded", "no longer has this collection's session"),
     NACK: ("overloaded", "has promised a later ballot"),
     WRONG_EPOCH: ("overloaded", "is in another epoch of the cluster"),
     NOT_READY: ("overloaded", "is not ready for this slot yet"),

@@ -29,6 +29,7 @@ from services.replicator import collection_attempt, collection_purge, collection
 from services.replicator.collection_end import Collected, End
 from services.replicator.strong import keep
 from services.runtime.peer import Peer
+from tests.integration.link_ends import log_lines
 from tests.unit.collection_world import CollectingWorld, keys, slot
 from tests.unit.replicator_world import member_of
 
@@ -333,8 +334,10 @@ def test_an_answer_that_is_not_due_ends_it_and_nothing_is_purged(
     delete(world)
     one.obey()
     one.answer(kind, answer, body)
-    collected = world.collect()
+    with log_lines() as lines:
+        collected = world.collect()
     assert collected.end is end
+    assert not [line for line in lines if line["level"] == "error"]
     assert one.node_id in collected.reason
     assert world.messages(PURGE) == 0
     one.obey()
