@@ -36,6 +36,8 @@ modules = (
     "services/core/digest.py",
     "services/core/hlc.py",
     "services/core/key.py",
+    "services/core/messages.py",
+    "services/core/operations.py",
     "services/core/paxos.py",
     "services/core/permute.py",
     "services/core/record.py",

@@ -97,6 +97,13 @@ def check_storage_key(data: bytes) -> bytes:
     return data
 
 
+def check_namespace_prefix(prefix: bytes) -> bytes:
+    """The bytes themselves if they are what every storage key of some namespace begins with."""
+    if len(prefix) <= _fixed_bytes or len(prefix) != _fixed_bytes + prefix[8]:
+        raise PeerError(f"{len(prefix)} bytes are not the prefix of a namespace")
+    return prefix
+
+
 def split_storage_key(data: bytes) -> KeyParts:
     """The parts of a storage key; `PeerError` if the bytes are not one."""
     if not storage_key_bytes_min <= len(data) <= storage_key_bytes_max:

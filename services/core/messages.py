@@ -11,14 +11,11 @@ and the rest comes many at a time or seldom:
         → OK    count u16 · (size u32 · record)…
     WRITE_MANY  epoch u64 · count u16 · (key_len u16 · record_len u32 · key · record)…
         → OK    count u16 · (kind u8 · size u8 · detail)…
-    LIST        msgpack ListQuery                          → OK  msgpack ListPage
-    SCAN        msgpack ListQuery                          → OK  msgpack ScanPage
-    COUNT       tenant prefix, or namespace prefix         → OK  msgpack Count
-    NAMESPACES  msgpack NamespacesQuery, of namespaces.py  → OK  msgpack NamespacesPage
+    LIST, SCAN                                             see listings.py
+    NAMESPACES, COUNT, CACHES                              see namespaces.py
     DIGESTS, LEAVES, VERSIONS                              see comparison.py
     SLOT        slot u16 · after                           → OK  last_len u16 · last · chunk
     EPOCH       a cluster map                              → OK  epoch u64
-    CACHES      a list of caches, of namespaces.py         → OK  the edition that is known now
     CAUGHT_UP   nothing                                    → OK
 
 What a node says of itself to replicators, and of what it holds to all that ask it:
@@ -40,11 +37,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
-import msgspec
-
-from services.core.cluster import Member
 from services.core.errors import PeerError
 from services.core.ring import slot_count
 
@@ -87,17 +81,14 @@ many_bytes_max: Final = 2 << 20
 # A page of keys is put together in one piece, which takes about two milliseconds. With keys as long
 # as they may be it has fewer.
 page_bytes_max: Final = 256 << 10
-# How much of a listing one request may cost a node.
-list_limit_max: Final = 1_000
 
-u16 = struct.Struct(">H")
-u32 = struct.Struct(">I")
-u64 = struct.Struct(">Q")
-_write_head = struct.Struct(">QH")
-_many_head = struct.Struct(">QH")
-_item_head = struct.Struct(">HI")
-_status_head = struct.Struct(">BB")
-slot_bitmap_bytes: Final = slot_count // 8
+u16: Final = struct.Struct(">H")
+u32: Final = struct.Struct(">I")
+u64: Final = struct.Struct(">Q")
+_write_head: Final = struct.Struct(">QH")
+_many_head: Final = struct.Struct(">QH")
+_item_head: Final = struct.Struct(">HI")
+_status_head: Final = struct.Struct(">BB")
 
 write_head_bytes: Final = _write_head.size
 # Stands for the size of a record that did not fit the answer; ask for it alone.
@@ -191,93 +182,6 @@ def decode_statuses(body: bytes) -> list[Status]:
         statuses.append((kind, reader.take(size)))
     reader.end()
     return statuses
-
-
-class ListQuery(msgspec.Struct, frozen=True, array_like=True):
-    """One page of a namespace, of the slots that the node is asked to speak for.
-
-    `start` is the first key that may be shown, and `next` of a page the start of the one behind
-    it. `slots` has the bit `1 << (slot & 7)` of the byte `slot >> 3` set for each slot to be heard
-    of; None stands for all. Keys are those of clients, without the prefix of the namespace.
-    """
-
-    namespace: bytes
-    prefix: bytes = b""
-    start: bytes = b""
-    limit: int = list_limit_max
-    delimiter: bytes = b""
-    slots: bytes | None = None
-    # A scan only: also what is deleted or expired.
-    tombstones: bool = False
-
-
-class ListEntry(msgspec.Struct, frozen=True, array_like=True):
-    key: bytes
-    size: int
-    version: bytes
-    expires_at_ms: int
-    created_at_ms: int
-
-
-class ListPage(msgspec.Struct, frozen=True, array_like=True):
-    """A page may be empty and yet not the last: a node looks at so many keys a time, whether they
-    match or not. `next` is None at the end."""
-
-    entries: list[ListEntry]
-    groups: list[bytes]
-    next: bytes | None
-
-
-class ScanPage(msgspec.Struct, frozen=True, array_like=True):
-    """Keys with their versions alone, for whoever deletes them."""
-
-    found: list[tuple[bytes, bytes]]
-    next: bytes | None
-
-
-class Count(msgspec.Struct, frozen=True, array_like=True):
-    """What this replica has of a tenant or of a namespace."""
-
-    keys: int
-    bytes: int
-    tombstones: int
-
-
-T = TypeVar("T")
-
-
-def encode_body(body: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
-    return msgspec.msgpack.encode(body)
-
-
-def decode_body(body: bytes, of: type[T]) -> T:
-    try:
-        return msgspec.msgpack.decode(body, type=of)
-    except ValueError as error:
-        # Of msgspec, all of whose errors are ValueErrors, as is that of a text that is not UTF-8.
-        raise PeerError(f"not a message of the form that is due: {error}") from error
-
-
-def decode_list_query(body: bytes) -> ListQuery:
-    query = decode_body(body, ListQuery)
-    check_namespace_prefix(query.namespace)
-    if not 1 <= query.limit <= list_limit_max:
-        raise PeerError(f"a list of {query.limit} keys; 1 to {list_limit_max} are allowed")
-    if query.slots is not None and len(query.slots) != slot_bitmap_bytes:
-        raise PeerError(f"a bitmap of slots has {slot_bitmap_bytes} bytes, not {len(query.slots)}")
-    return query
-
-
-def check_namespace_prefix(prefix: bytes) -> bytes:
-    """The bytes themselves if they are what every storage key of some namespace begins with."""
-    if len(prefix) < 10 or len(prefix) != 9 + prefix[8]:
-        raise PeerError(f"{len(prefix)} bytes are not the prefix of a namespace")
-    return prefix
-
-
-def decode_member(body: bytes) -> Member:
-    """Who a node says it is."""
-    return decode_body(body, Member)
 
 
 class RegisteredAnswer(NamedTuple):

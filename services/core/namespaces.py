@@ -1,11 +1,12 @@
 """What links tell of namespaces: which there are with how much in them, and which are caches.
 
-    NAMESPACES  msgpack NamespacesQuery    → OK  msgpack NamespacesPage
+    NAMESPACES  msgpack NamespacesQuery                  → OK  msgpack NamespacesPage
+    COUNT       tenant prefix, or namespace prefix       → OK  msgpack Count
     CACHES      epoch u64 · version u64 · msgpack list of Cache
         → OK    epoch u64 · version u64, of the list that is known now
 
-Nodes answer the one, and take the other as gateways do; replicators ask and tell. Integers are
-big-endian. `decode_*` raise PeerError for bytes that no encoder here makes.
+Nodes answer the first two, and take the third as gateways do; replicators ask and tell. Integers
+are big-endian. `decode_*` raise PeerError for bytes that no encoder here makes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,9 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from services.core.errors import PeerError
-from services.core.key import namespace_bytes_max, tenant_max
-from services.core.messages import (
-    check_namespace_prefix,
-    decode_body,
-    encode_body,
-    list_limit_max,
-)
+from services.core.key import check_namespace_prefix, namespace_bytes_max, tenant_max
+from services.core.listings import list_limit_max
+from services.core.packed_bodies import decode_body, encode_body
 
 # Of all tenants together. A list of so many travels whole: with names of 20 bytes 130 KB, with the
 # longest 1.1 MB. It takes whoever is told 3 ms, or as many turns of a node's loop as it likes.
@@ -67,6 +64,14 @@ def decode_namespaces_query(body: bytes) -> NamespacesQuery:
     if not 1 <= query.limit <= list_limit_max:
         raise PeerError(f"{query.limit} namespaces; 1 to {list_limit_max} are allowed")
     return query
+
+
+class Count(msgspec.Struct, frozen=True, array_like=True):
+    """What this replica has of a tenant or of a namespace."""
+
+    keys: int
+    bytes: int
+    tombstones: int
 
 
 class Cache(msgspec.Struct, frozen=True, array_like=True):

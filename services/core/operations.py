@@ -6,17 +6,11 @@
     CHANGE     action u8 · if_present u8 · versions u8 · version 12 …             strong
                · ttl_ms u64 · by i64 · key_len u16 · meta_len u16 · key · meta · value
     BATCH      count u16 · (kind u8 · size u32 · body)…          each as if it came alone
-    DELETE_PREFIX    msgpack PrefixDeletion
-    LIST_NAMESPACES    msgpack NamespacesQuery, of namespaces.py
-    DESCRIBE_NAMESPACE namespace prefix
-    DECLARE_NAMESPACE  msgpack Declaration
-    DELETE_NAMESPACE   msgpack NamespaceDeletion
     MAP        nothing
+    DELETE_PREFIX, DELETE_NAMESPACE                              see deletions.py
+    LIST_NAMESPACES, DESCRIBE_NAMESPACE, DECLARE_NAMESPACE       see declarations.py
 
     → OK       FETCH: record, or nothing · BATCH: count u16 · (kind u8 · size u32 · body)…
-               DELETE_PREFIX, DELETE_NAMESPACE: msgpack PrefixDeleted
-               LIST_NAMESPACES: msgpack NamespacesTold · DESCRIBE_NAMESPACE: msgpack NamespaceTold
-               DECLARE_NAMESPACE: msgpack DeclaredAnswer
                MAP: a cluster map, or nothing while forming
     → CHANGED  version 12 · expires_at_ms u64 · (value i64 if it was an increment)
     → ABSENT, NOT_AN_INTEGER              nothing was changed; the latter with a text
@@ -36,14 +30,12 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from typing import Annotated, Final, NamedTuple
-
-import msgspec
+from typing import Final, NamedTuple
 
 from services.core.errors import PeerError
 from services.core.hlc import Version, time_ms_max, version_bytes
 from services.core.key import check_storage_key
-from services.core.messages import Reader, check_namespace_prefix, decode_body, u16
+from services.core.messages import Reader, u16
 from services.core.record import joined_body, meta_bytes_max, value_bytes_max
 
 PUT: Final = 64
@@ -76,18 +68,16 @@ ttl_ms_max: Final = 3_653 * day_ms
 # The versions of one If-Match header.
 versions_max: Final = 64
 batch_items_max: Final = 1_000
-# One call of a client to delete by prefix goes through so many keys.
-prefix_keys_max: Final = 10_000
 # In an answer; a client reads a line, not a page.
 text_bytes_max: Final = 512
 
-i64 = struct.Struct(">q")
-_put_head = struct.Struct(">QHH")
-_change_head = struct.Struct(">BBB")
-_change_rest = struct.Struct(">QqHH")
-_item_head = struct.Struct(">BI")
+i64: Final = struct.Struct(">q")
+_put_head: Final = struct.Struct(">QHH")
+_change_head: Final = struct.Struct(">BBB")
+_change_rest: Final = struct.Struct(">QqHH")
+_item_head: Final = struct.Struct(">BI")
 item_head_bytes: Final = _item_head.size
-_changed = struct.Struct(">12sQ")
+_changed: Final = struct.Struct(">12sQ")
 
 
 class Action(enum.IntEnum):
@@ -156,7 +146,7 @@ def decode_change(body: bytes) -> ChangeRequest:
         raise PeerError(f"{action} is no action on a key")
     if asked & ~_listed >= len(_presence) or count > versions_max or (count and asked < _listed):
         raise PeerError(f"a change asks for {count} versions and {asked:#x}")
-    versions = tuple(reader.take(version_bytes) for _ in range(count))
+    versions = tuple([reader.take(version_bytes) for _ in range(count)])
     ttl_ms, by, key_size, meta_size = _change_rest.unpack(reader.take(_change_rest.size))
     key = check_storage_key(reader.take(key_size))
     meta, value = reader.take(meta_size), reader.rest()
@@ -204,96 +194,6 @@ def decode_batch(body: bytes) -> list[Item]:
         items.append((kind, reader.take(size)))
     reader.end()
     return items
-
-
-class PrefixDeletion(msgspec.Struct, frozen=True, array_like=True):
-    """Delete, or with `dry_run` count, the keys of a namespace that begin with a prefix, from
-    `start` on. Keys are those of clients, without the prefix of the namespace. All of a namespace
-    goes only if that is meant: by an empty prefix and `whole`."""
-
-    namespace: bytes
-    prefix: bytes
-    start: bytes = b""
-    limit: Annotated[int, msgspec.Meta(ge=1, le=prefix_keys_max)] = prefix_keys_max
-    dry_run: bool = False
-    whole: bool = False
-
-
-class PrefixDeleted(msgspec.Struct, frozen=True, array_like=True):
-    """`next` is where to go on; None once there is nothing more."""
-
-    matched: int
-    deleted: int
-    next: bytes | None
-
-
-def decode_prefix_deletion(body: bytes) -> PrefixDeletion:
-    request = decode_body(body, PrefixDeletion)
-    check_namespace_prefix(request.namespace)
-    if bool(request.prefix) == request.whole:
-        raise PeerError("a deletion by prefix needs a prefix, or to be of the whole, and not both")
-    return request
-
-
-class Declaration(msgspec.Struct, frozen=True, array_like=True):
-    """What a namespace, named by its prefix, is to be: a cache of at most so many keys, or with
-    None a store. Declaring again what it is changes nothing, and a cache may become larger or
-    smaller. INVALID with `already_exists` if it is declared the other kind, or if a cache is to be
-    made of a namespace that has keys; with `limit_reached` for one too many; with
-    `invalid_namespace` or `invalid_body` for a name or a number that may not be."""
-
-    namespace: bytes
-    max_items: int | None
-    # How many caches the tenant's plan lets it have, this one among them; None if it is not known,
-    # for as many as a replicator lets any tenant declare.
-    caches_max: Annotated[int, msgspec.Meta(ge=0)] | None = None
-
-
-def decode_declaration(body: bytes) -> Declaration:
-    request = decode_body(body, Declaration)
-    check_namespace_prefix(request.namespace)
-    return request
-
-
-class DeclaredAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """It is what was asked for. `changed` unless it was so before. `untold` names the nodes that
-    are connected and did not say in time that they know: what is put there until they do is kept
-    as a store keeps it, and counts for the cache from then on."""
-
-    changed: bool
-    untold: list[str]
-
-
-class NamespaceTold(msgspec.Struct, frozen=True, array_like=True):
-    """A namespace that has keys or was declared; of a cache its `max_items`, of a store None."""
-
-    name: bytes
-    keys: int
-    size_bytes: int
-    max_items: int | None
-
-
-class NamespacesTold(msgspec.Struct, frozen=True, array_like=True):
-    """As NamespacesPage, with what was declared."""
-
-    found: list[NamespaceTold]
-    next: bytes | None
-
-
-class NamespaceDeletion(msgspec.Struct, frozen=True, array_like=True):
-    """Empty a namespace from `start` on, in the order of its keys; once it is empty its
-    declaration goes, too. PrefixDeleted tells in `next` where the next call goes on; None once all
-    of it is gone. To repeat a call is no harm."""
-
-    namespace: bytes
-    start: bytes = b""
-    limit: Annotated[int, msgspec.Meta(ge=1, le=prefix_keys_max)] = prefix_keys_max
-
-
-def decode_namespace_deletion(body: bytes) -> NamespaceDeletion:
-    request = decode_body(body, NamespaceDeletion)
-    check_namespace_prefix(request.namespace)
-    return request
 
 
 def changed_answer(version: Version, expires_at_ms: int) -> bytes:

@@ -24,6 +24,8 @@ from services.core.comparison import (
 from services.core.digest import summary_of
 from services.core.errors import PeerError
 from services.core.hlc import Version
+from services.core.key import check_namespace_prefix
+from services.core.listings import ListEntry, ListPage, ListQuery, ScanPage, decode_list_query
 from services.core.messages import (
     CACHES,
     CAUGHT_UP,
@@ -41,26 +43,20 @@ from services.core.messages import (
     VERSIONS,
     WRITE,
     WRITE_MANY,
-    Count,
-    ListEntry,
-    ListPage,
-    ListQuery,
     Reader,
-    ScanPage,
-    check_namespace_prefix,
-    decode_list_query,
-    encode_body,
     many_bytes_max,
     u16,
     u64,
 )
 from services.core.namespaces import (
+    Count,
     decode_caches_unchecked,
     decode_edition,
     decode_namespaces_query,
     edition_bytes,
     encode_edition,
 )
+from services.core.packed_bodies import encode_body
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.dhtnode import pages
 from services.dhtnode.chunk import count_of, encode_chunks

@@ -15,13 +15,8 @@ from typing import Final
 
 from services.core.cluster import Member
 from services.core.errors import FatalError, PeerError
-from services.core.messages import (
-    NOT_WELCOME,
-    REGISTER,
-    TRY_LATER,
-    decode_registered,
-    encode_body,
-)
+from services.core.messages import NOT_WELCOME, REGISTER, TRY_LATER, decode_registered
+from services.core.packed_bodies import encode_body
 from services.core.wire import OK, Role
 from services.dhtnode.membership import Membership
 from services.runtime import telemetry

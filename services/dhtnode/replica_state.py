@@ -13,7 +13,8 @@ from typing import Final
 
 from services.core.errors import PeerError
 from services.core.hlc import HighWater, Version, check_version, version_bytes
-from services.core.messages import STORAGE_FULL, Reader, Status, check_namespace_prefix, u16, u64
+from services.core.key import check_namespace_prefix
+from services.core.messages import STORAGE_FULL, Reader, Status, u16, u64
 from services.core.namespaces import decode_edition, encode_edition
 from services.core.ring import leaf_bits, place_of, slot_count, slot_of
 from services.dhtnode import frame

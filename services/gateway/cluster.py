@@ -17,14 +17,7 @@ from typing import Final
 
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import PeerError, RetryLater
-from services.core.messages import (
-    CACHES,
-    EPOCH,
-    MALFORMED,
-    STATE,
-    decode_state,
-    u64,
-)
+from services.core.messages import CACHES, EPOCH, MALFORMED, STATE, decode_state, u64
 from services.core.namespaces import decode_caches, encode_edition, no_edition
 from services.core.wire import OK, Role
 from services.runtime import telemetry

@@ -15,8 +15,10 @@ from typing import Final
 
 from services.core.errors import PeerError
 from services.core.hlc import rfc3339, version_ms
-from services.core.messages import LIST, ListEntry, ListPage, decode_body, encode_body
-from services.core.messages import ListQuery as NodeQuery
+from services.core.listings import ListEntry, ListPage
+from services.core.listings import ListQuery as NodeQuery
+from services.core.messages import LIST
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.wire import OK
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import checked_prefix, storage_prefix

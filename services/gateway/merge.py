@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 from services.core.errors import PeerError
 from services.core.key import successor
-from services.core.messages import ListEntry, ListPage, list_limit_max
+from services.core.listings import ListEntry, ListPage, list_limit_max
 from services.runtime.fleet import FleetNode
 
 # Keys are spread over nodes by their hashes: a node rarely has this many standard deviations more

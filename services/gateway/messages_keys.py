@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from services.core.key import key_bytes_max, namespace_bytes_max
-from services.core.messages import list_limit_max
+from services.core.listings import list_limit_max
 from services.gateway.cursors import Cursor
 from services.runtime.text_members import code
 

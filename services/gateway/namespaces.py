@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from services.core.declarations import Declaration, DeclaredAnswer, NamespacesTold, NamespaceTold
+from services.core.deletions import NamespaceDeletion, PrefixDeleted, prefix_keys_max
 from services.core.errors import PeerError
 from services.core.key import check_namespace, namespace_prefix, tenant_prefix
-from services.core.messages import decode_body, encode_body
 from services.core.namespaces import NamespacesQuery as ReplicatorQuery
 from services.core.operations import (
     DECLARE_NAMESPACE,
@@ -18,14 +19,8 @@ from services.core.operations import (
     DESCRIBE_NAMESPACE,
     INVALID,
     LIST_NAMESPACES,
-    Declaration,
-    DeclaredAnswer,
-    NamespaceDeletion,
-    NamespacesTold,
-    NamespaceTold,
-    PrefixDeleted,
-    prefix_keys_max,
 )
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.wire import OK
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import check_unlimited

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from services.core.deletions import PrefixDeleted, PrefixDeletion, prefix_keys_max
 from services.core.errors import FixRequest
-from services.core.messages import decode_body, encode_body
-from services.core.operations import DELETE_PREFIX, PrefixDeleted, PrefixDeletion, prefix_keys_max
+from services.core.operations import DELETE_PREFIX
+from services.core.packed_bodies import decode_body, encode_body
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import checked_prefix, storage_prefix
 from services.gateway.messages_keys import Deleted, DeleteQuery, ManyHeaders

@@ -15,12 +15,7 @@ from typing import Final
 from services.core.collecting import Lack, Round, Settled
 from services.core.errors import PeerError
 from services.core.hlc import Version, version_bytes
-from services.core.messages import (
-    GET_MANY,
-    decode_records,
-    encode_get_many,
-    many_bytes_max,
-)
+from services.core.messages import GET_MANY, decode_records, encode_get_many, many_bytes_max
 from services.core.sessions import (
     COMPARE,
     REPAIR,

@@ -12,9 +12,10 @@ from typing import Annotated, Final
 import msgspec
 
 from services.core.errors import FixRequest, PeerError
-from services.core.key import check_namespace, namespace_bytes_max
-from services.core.messages import check_namespace_prefix, decode_body, u64
+from services.core.key import check_namespace, check_namespace_prefix, namespace_bytes_max
+from services.core.messages import u64
 from services.core.namespaces import max_items_max
+from services.core.packed_bodies import decode_body
 from services.replicator.declarations import Declarations, declarations_max, nothing_declared
 from services.runtime import telemetry
 from services.runtime.disk import Disk

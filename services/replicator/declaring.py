@@ -21,24 +21,22 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
-from services.core.hlc import version_bytes
-from services.core.messages import decode_body, encode_body
-from services.core.operations import (
-    INVALID,
-    REFUSED,
-    UNKNOWN,
+from services.core.declarations import (
     Declaration,
     DeclaredAnswer,
-    NamespaceDeletion,
     NamespaceTold,
+    decode_declaration,
+)
+from services.core.deletions import (
+    NamespaceDeletion,
     PrefixDeleted,
     PrefixDeletion,
-    decode_declaration,
     decode_namespace_deletion,
-    refused_answer,
-    unknown_answer,
 )
+from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
+from services.core.hlc import version_bytes
+from services.core.operations import INVALID, REFUSED, UNKNOWN, refused_answer, unknown_answer
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.paxos import Answer
 from services.core.wire import OK
 from services.replicator.answers import Done, refusal, refusal_of

@@ -25,11 +25,13 @@ from functools import partial
 from itertools import pairwise
 from typing import Final
 
+from services.core.declarations import NamespacesTold, NamespaceTold
 from services.core.errors import PeerError
 from services.core.key import tenant_prefix
-from services.core.messages import NAMESPACES, decode_body, encode_body
+from services.core.messages import NAMESPACES
 from services.core.namespaces import NamespacesPage, NamespacesQuery
-from services.core.operations import INVALID, NamespacesTold, NamespaceTold, refused_answer
+from services.core.operations import INVALID, refused_answer
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.ring import slot_count
 from services.core.wire import FAILED, OK
 from services.replicator.answers import Done, Failures, refusal, senseless

@@ -25,22 +25,13 @@ from collections import deque
 from functools import partial
 from typing import Final
 
+from services.core.deletions import PrefixDeleted, PrefixDeletion
 from services.core.errors import PeerError, RetryLater
 from services.core.hlc import Version, check_version
-from services.core.messages import (
-    SCAN,
-    ListQuery,
-    ScanPage,
-    decode_body,
-    encode_body,
-    list_limit_max,
-)
-from services.core.operations import (
-    CHANGED,
-    UNKNOWN,
-    PrefixDeleted,
-    PrefixDeletion,
-)
+from services.core.listings import ListQuery, ScanPage, list_limit_max
+from services.core.messages import SCAN
+from services.core.operations import CHANGED, UNKNOWN
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.paxos import Answer
 from services.core.record import tombstone_body
 from services.core.wire import FAILED, OK

@@ -16,14 +16,8 @@ from typing import Final
 
 from services.core.cluster import Member, members_max
 from services.core.errors import FatalError, PeerError, RetryLater, UnknownOutcome
-from services.core.messages import (
-    MALFORMED,
-    NOT_WELCOME,
-    TRY_LATER,
-    Status,
-    decode_member,
-    encode_registered,
-)
+from services.core.messages import MALFORMED, NOT_WELCOME, TRY_LATER, Status, encode_registered
+from services.core.packed_bodies import decode_body
 from services.core.wire import OK, OVERLOADED, Role
 from services.replicator.formation import RegistrationRefused, RegistrationWaits
 from services.replicator.map_store import MapStore
@@ -51,7 +45,7 @@ class Registrations:
     def register(self, peer: Peer, request_id: int, body: bytes) -> None:
         """The handler of REGISTER."""
         try:
-            member = decode_member(body)
+            member = decode_body(body, Member)
             _check_proven(peer, member)
         except PeerError as error:
             self._said.warning(

@@ -16,12 +16,7 @@ from typing import Final
 
 from services.core.cluster import Member
 from services.core.errors import FatalError, PeerError, RetryLater
-from services.core.messages import (
-    MALFORMED,
-    REGISTER,
-    STATE,
-    decode_state,
-)
+from services.core.messages import MALFORMED, REGISTER, STATE, decode_state
 from services.core.operations import MAP
 from services.core.wire import OK, Role
 from services.replicator.adoption import Adoption

@@ -22,9 +22,10 @@ from functools import partial
 from typing import Final
 
 from services.core.change import read
+from services.core.deletions import decode_prefix_deletion
 from services.core.errors import PeerError, RetryLater
-from services.core.key import check_storage_key
-from services.core.messages import MALFORMED, check_namespace_prefix, u16
+from services.core.key import check_namespace_prefix, check_storage_key
+from services.core.messages import MALFORMED, u16
 from services.core.namespaces import decode_namespaces_query
 from services.core.operations import (
     BATCH,
@@ -38,7 +39,6 @@ from services.core.operations import (
     LIST_NAMESPACES,
     PUT,
     batch_items_max,
-    decode_prefix_deletion,
     put_record,
     text_bytes_max,
 )

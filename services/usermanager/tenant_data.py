@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from services.core.deletions import NamespaceDeletion, PrefixDeleted
 from services.core.errors import PeerError, RetryLater, UnknownOutcome
 from services.core.key import namespace_prefix
-from services.core.messages import decode_body, encode_body
 from services.core.namespaces import NamespacesPage, NamespacesQuery
-from services.core.operations import (
-    DELETE_NAMESPACE,
-    LIST_NAMESPACES,
-    NamespaceDeletion,
-    PrefixDeleted,
-)
+from services.core.operations import DELETE_NAMESPACE, LIST_NAMESPACES
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.wire import OK
 from services.runtime.replicators import Replicators
 

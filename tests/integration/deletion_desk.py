@@ -12,8 +12,10 @@ from typing import Any
 import asyncpg
 
 from services.core.key import namespace_prefix, tenant_prefix
-from services.core.messages import COUNT, Count, decode_body
+from services.core.messages import COUNT
+from services.core.namespaces import Count
 from services.core.operations import BATCH, CHANGED, PUT, decode_batch, encode_batch, encode_put
+from services.core.packed_bodies import decode_body
 from services.core.wire import OK, Role
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress

@@ -9,21 +9,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from services.core.cluster import ClusterMap
+from services.core.declarations import Declaration, DeclaredAnswer, NamespacesTold, NamespaceTold
+from services.core.deletions import NamespaceDeletion, PrefixDeleted
 from services.core.key import namespace_prefix
-from services.core.messages import (
-    CACHES,
-    COUNT,
-    EPOCH,
-    GET,
-    MALFORMED,
-    Count,
-    decode_body,
-    encode_body,
-    u64,
-)
+from services.core.messages import CACHES, COUNT, EPOCH, GET, MALFORMED, u64
 from services.core.namespaces import (
     Cache,
     CacheList,
+    Count,
     Edition,
     NamespacesQuery,
     decode_caches,
@@ -44,18 +37,13 @@ from services.core.operations import (
     REFUSED,
     Action,
     ChangeRequest,
-    Declaration,
-    DeclaredAnswer,
-    NamespaceDeletion,
-    NamespacesTold,
-    NamespaceTold,
-    PrefixDeleted,
     decode_batch,
     decode_refused,
     encode_batch,
     encode_change,
     encode_put,
 )
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.wire import OK, Role
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.link import Link, Station

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from services.core.declarations import Declaration
 from services.core.key import namespace_prefix
-from services.core.messages import Count, encode_body
-from services.core.operations import DECLARE_NAMESPACE, Declaration
+from services.core.namespaces import Count
+from services.core.operations import DECLARE_NAMESPACE
+from services.core.packed_bodies import encode_body
 from services.core.wire import OK
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager.deletion import Pace, sweeps_max

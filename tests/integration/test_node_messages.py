@@ -21,8 +21,10 @@ from services.core.comparison import (
 from services.core.digest import summary_of
 from services.core.errors import PeerError
 from services.core.key import namespace_prefix
+from services.core.listings import ListEntry, ListPage, ListQuery, ScanPage, slot_bitmap_bytes
 from services.core.namespaces import (
     Cache,
+    Count,
     Edition,
     NamespaceCount,
     NamespacesPage,
@@ -31,6 +33,7 @@ from services.core.namespaces import (
     encode_edition,
     no_edition,
 )
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.ring import leaf_count, place_of, slot_count, slot_of
 from services.core.wire import OK, UNKNOWN_KIND, Role, no_store_id
 from services.dhtnode.chunk import decode_chunk
@@ -78,12 +81,12 @@ async def write_all(client: NodeClient, items: list[tuple[bytes, bytes]]) -> set
     return outcomes
 
 
-async def pages(client: NodeClient, kind: int, query: m.ListQuery) -> list[m.ListPage | m.ScanPage]:
+async def pages(client: NodeClient, kind: int, query: ListQuery) -> list[ListPage | ScanPage]:
     """Follow a listing to its end."""
-    found: list[m.ListPage | m.ScanPage] = []
+    found: list[ListPage | ScanPage] = []
     start: bytes | None = query.start
     while start is not None:
-        asked = m.ListQuery(
+        asked = ListQuery(
             query.namespace,
             query.prefix,
             start,
@@ -92,25 +95,22 @@ async def pages(client: NodeClient, kind: int, query: m.ListQuery) -> list[m.Lis
             query.slots,
             query.tombstones,
         )
-        answer, body = await client.ask(kind, m.encode_body(asked))
+        answer, body = await client.ask(kind, encode_body(asked))
         assert answer == OK
-        page: m.ListPage | m.ScanPage
-        if kind == m.LIST:
-            page = m.decode_body(body, m.ListPage)
-        else:
-            page = m.decode_body(body, m.ScanPage)
+        page: ListPage | ScanPage
+        page = decode_body(body, ListPage) if kind == m.LIST else decode_body(body, ScanPage)
         found.append(page)
         start = page.next
     return found
 
 
-async def listed(client: NodeClient, query: m.ListQuery) -> list[bytes]:
+async def listed(client: NodeClient, query: ListQuery) -> list[bytes]:
     found = await pages(client, m.LIST, query)
-    return [entry.key for page in found if isinstance(page, m.ListPage) for entry in page.entries]
+    return [entry.key for page in found if isinstance(page, ListPage) for entry in page.entries]
 
 
 def bitmap(slots: set[int]) -> bytes:
-    bits = bytearray(m.slot_bitmap_bytes)
+    bits = bytearray(slot_bitmap_bytes)
     for slot in slots:
         bits[slot >> 3] |= 1 << (slot & 7)
     return bytes(bits)
@@ -125,10 +125,10 @@ async def digests(client: NodeClient) -> list[SlotDigest]:
     return found
 
 
-async def count(client: NodeClient, of: bytes) -> m.Count:
+async def count(client: NodeClient, of: bytes) -> Count:
     kind, body = await client.ask(m.COUNT, of)
     assert kind == OK
-    return m.decode_body(body, m.Count)
+    return decode_body(body, Count)
 
 
 # Keys.
@@ -194,12 +194,12 @@ async def test_a_listing_shows_every_key_once_in_order_while_others_come_and_go(
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
             group.create_task(churn())
-        found = await pages(client, kind, m.ListQuery(prefix, limit=170))
+        found = await pages(client, kind, ListQuery(prefix, limit=170))
         stop.set()
     shown = [
-        entry.key if isinstance(entry, m.ListEntry) else entry[0]
+        entry.key if isinstance(entry, ListEntry) else entry[0]
         for page in found
-        for entry in (page.entries if isinstance(page, m.ListPage) else page.found)
+        for entry in (page.entries if isinstance(page, ListPage) else page.found)
     ]
     assert shown == sorted(set(shown))
     assert [name for name in shown if name in set(names)] == names
@@ -209,23 +209,23 @@ async def test_a_listing_shows_every_key_once_in_order_while_others_come_and_go(
 async def test_a_listing_keeps_to_prefix_start_delimiter_and_slots(client: NodeClient) -> None:
     names = [b"%s/%d" % (folder, number) for folder in (b"a", b"b", b"c") for number in range(50)]
     await load(client, [*names, b"plain", b"\xff\xff"])
-    assert await listed(client, m.ListQuery(prefix, prefix=b"b/")) == sorted(names[50:100])
-    assert await listed(client, m.ListQuery(prefix, start=b"c/7")) == [
+    assert await listed(client, ListQuery(prefix, prefix=b"b/")) == sorted(names[50:100])
+    assert await listed(client, ListQuery(prefix, start=b"c/7")) == [
         name for name in sorted([*names, b"plain", b"\xff\xff"]) if name >= b"c/7"
     ]
-    (page,) = await pages(client, m.LIST, m.ListQuery(prefix, delimiter=b"/"))
-    assert isinstance(page, m.ListPage)
+    (page,) = await pages(client, m.LIST, ListQuery(prefix, delimiter=b"/"))
+    assert isinstance(page, ListPage)
     assert page.groups == [b"a/", b"b/", b"c/"]
     assert [entry.key for entry in page.entries] == [b"plain", b"\xff\xff"]
     half = {slot for slot in range(slot_count) if slot % 2}
     parts = [
-        await listed(client, m.ListQuery(prefix, slots=bitmap(slots)))
+        await listed(client, ListQuery(prefix, slots=bitmap(slots)))
         for slots in (half, set(range(slot_count)) - half, set())
     ]
     assert sorted(parts[0] + parts[1]) == sorted([*names, b"plain", b"\xff\xff"])
     assert all(slot_of(prefix + name) in half for name in parts[0])
     assert parts[2] == []
-    assert await listed(client, m.ListQuery(namespace_prefix(8, b"default"))) == []
+    assert await listed(client, ListQuery(namespace_prefix(8, b"default"))) == []
 
 
 async def test_a_scan_shows_what_is_deleted_or_expired_when_asked(client: NodeClient) -> None:
@@ -233,11 +233,11 @@ async def test_a_scan_shows_what_is_deleted_or_expired_when_asked(client: NodeCl
     gone = client.stamps.tombstone()
     await client.write(prefix + b"goes", gone)
     await client.write(prefix + b"over", client.stamps.value(b"x", expires_at_ms=1))
-    (page,) = await pages(client, m.SCAN, m.ListQuery(prefix))
-    assert isinstance(page, m.ScanPage)
+    (page,) = await pages(client, m.SCAN, ListQuery(prefix))
+    assert isinstance(page, ScanPage)
     assert [key for key, _ in page.found] == [b"stays"]
-    (page,) = await pages(client, m.SCAN, m.ListQuery(prefix, tombstones=True))
-    assert isinstance(page, m.ScanPage)
+    (page,) = await pages(client, m.SCAN, ListQuery(prefix, tombstones=True))
+    assert isinstance(page, ScanPage)
     assert [key for key, _ in page.found] == [b"goes", b"over", b"stays"]
     assert page.found[0][1] == gone[:12]
 
@@ -249,9 +249,9 @@ async def test_a_count_is_of_a_namespace_or_of_a_tenant(client: NodeClient) -> N
     await load(client, [b"x"], of=namespace_prefix(8, b"other"))
     await client.write(prefix + b"a", client.stamps.tombstone())
     size = len(b"bb" + b"value of bb")
-    assert await count(client, prefix) == m.Count(1, size, 1)
-    assert await count(client, prefix[:8]) == m.Count(2, size + len(b"ccc" + b"value of ccc"), 1)
-    assert await count(client, namespace_prefix(9, b"other")) == m.Count(0, 0, 0)
+    assert await count(client, prefix) == Count(1, size, 1)
+    assert await count(client, prefix[:8]) == Count(2, size + len(b"ccc" + b"value of ccc"), 1)
+    assert await count(client, namespace_prefix(9, b"other")) == Count(0, 0, 0)
 
 
 async def test_namespaces_of_a_tenant_are_told_and_after_kill_9_too(
@@ -266,9 +266,9 @@ async def test_namespaces_of_a_tenant_are_told_and_after_kill_9_too(
     size = len(b"a" + b"value of a")
     there = [NamespaceCount(b"one", 2, 2 * size), NamespaceCount("zwölf".encode(), 1, size)]
     for _ in range(2):
-        kind, body = await client.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
+        kind, body = await client.ask(m.NAMESPACES, encode_body(NamespacesQuery(7)))
         assert kind == OK
-        assert m.decode_body(body, NamespacesPage) == NamespacesPage(there, None)
+        assert decode_body(body, NamespacesPage) == NamespacesPage(there, None)
         await node.kill()
         await node.serve()
         await wait_until(lambda: client.link.connected, "the link is up again")
@@ -461,13 +461,13 @@ MALFORMED = {
     "items cut short": (m.WRITE_MANY, bytes(8) + b"\0\1"),
     "too many keys": (m.GET_MANY, b"\xff\xff"),
     "a list that is no list": (m.LIST, b"\xc1"),
-    "a list of nothing": (m.LIST, m.encode_body(m.ListQuery(b""))),
-    "a list of a broken namespace": (m.LIST, m.encode_body(m.ListQuery(prefix + b"x"))),
-    "a list without end": (m.LIST, m.encode_body(m.ListQuery(prefix, limit=1_001))),
-    "a list of no keys": (m.SCAN, m.encode_body(m.ListQuery(prefix, limit=0))),
-    "a short bitmap": (m.SCAN, m.encode_body(m.ListQuery(prefix, slots=b"\1"))),
+    "a list of nothing": (m.LIST, encode_body(ListQuery(b""))),
+    "a list of a broken namespace": (m.LIST, encode_body(ListQuery(prefix + b"x"))),
+    "a list without end": (m.LIST, encode_body(ListQuery(prefix, limit=1_001))),
+    "a list of no keys": (m.SCAN, encode_body(ListQuery(prefix, limit=0))),
+    "a short bitmap": (m.SCAN, encode_body(ListQuery(prefix, slots=b"\1"))),
     "a count of something": (m.COUNT, b"some"),
-    "namespaces of nobody": (m.NAMESPACES, m.encode_body(NamespacesQuery(-1))),
+    "namespaces of nobody": (m.NAMESPACES, encode_body(NamespacesQuery(-1))),
     "a count of everything": (m.COUNT, b""),
     "digests of no slots": (m.DIGESTS, b"\0\0\0\0"),
     "digests past the end": (m.DIGESTS, m.u16.pack(slot_count - 1) + b"\0\2"),

@@ -17,15 +17,8 @@ import pytest
 from services.core import messages as m
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError
-from services.core.operations import (
-    CHANGED,
-    FETCH,
-    MAP,
-    PUT,
-    REFUSED,
-    decode_refused,
-    encode_put,
-)
+from services.core.operations import CHANGED, FETCH, MAP, PUT, REFUSED, decode_refused, encode_put
+from services.core.packed_bodies import encode_body
 from services.core.wire import OK, Role
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.link import Link, Station
@@ -356,18 +349,18 @@ async def test_nobody_registers_but_a_node_itself(
                 b"",
                 b"\xff" * 100,
                 b"\x00" * (1 << 20),
-                m.encode_body(msgspec.structs.replace(own, node_id="node-1")),
-                m.encode_body(msgspec.structs.replace(own, store_id="b" * 32)),
-                m.encode_body(own).replace(b"node-9", b"../../"),
-                m.encode_body(own).replace(b"127.0.0.1", b"\xff" * 9),
-                m.encode_body(own) + b"more",
+                encode_body(msgspec.structs.replace(own, node_id="node-1")),
+                encode_body(msgspec.structs.replace(own, store_id="b" * 32)),
+                encode_body(own).replace(b"node-9", b"../../"),
+                encode_body(own).replace(b"127.0.0.1", b"\xff" * 9),
+                encode_body(own) + b"more",
             ):
                 kind, text = await client.ask(m.REGISTER, body)
                 assert kind == m.MALFORMED, body[:100]
                 assert 0 < len(text) <= 1024
         for role in (Role.GATEWAY, Role.REPLICATOR, Role.TOOL):
             async with as_node(cluster.replicator, "node-9", mine, role) as client:
-                assert (await client.ask(m.REGISTER, m.encode_body(own)))[0] == m.MALFORMED
+                assert (await client.ask(m.REGISTER, encode_body(own)))[0] == m.MALFORMED
         connection = await asyncpg.connect(**database_address.asyncpg())
         assert await connection.fetchval("SELECT count(*) FROM nodes") == 0
         await connection.close()
@@ -386,7 +379,7 @@ async def test_a_stranger_under_the_name_of_a_node_learns_nothing_and_moves_nobo
         async with as_node(cluster.replicator, "node-1", "f" * 32) as client:
             client.link.notify(m.STATE, m.encode_state(catching_up=True))
             assert await client.ask(m.STATE, b"nonsense") != (OK, b"")
-            kind, text = await client.ask(m.REGISTER, m.encode_body(fake))
+            kind, text = await client.ask(m.REGISTER, encode_body(fake))
             assert kind == m.NOT_WELCOME
             assert b"it has lost its directory" in text
             document = await cluster.replicator.cluster()
@@ -409,7 +402,7 @@ async def test_a_node_that_moves_is_followed_unless_its_new_address_is_taken(
         host = "127.0.0.1" if address == "of another" else "127.0.0.2"
         moved = Member("node-1", store, host, port, port + link_port_offset)
         async with as_node(cluster.replicator, "node-1", store) as client:
-            kind, body = await client.ask(m.REGISTER, m.encode_body(moved))
+            kind, body = await client.ask(m.REGISTER, encode_body(moved))
         if address == "of another":
             assert kind == m.TRY_LATER
             assert b"which is the address of node 'node-2'" in body

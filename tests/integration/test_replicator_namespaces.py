@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from services.core.deletions import PrefixDeleted, PrefixDeletion
 from services.core.key import namespace_prefix
-from services.core.messages import decode_body, encode_body
 from services.core.namespaces import NamespaceCount, NamespacesPage, NamespacesQuery
 from services.core.operations import (
     BATCH,
@@ -17,13 +17,12 @@ from services.core.operations import (
     LIST_NAMESPACES,
     PUT,
     REFUSED,
-    PrefixDeleted,
-    PrefixDeletion,
     decode_batch,
     decode_refused,
     encode_batch,
     encode_put,
 )
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.wire import OK, Role
 from services.runtime.database_url import DatabaseAddress
 from tests.integration.node_process import NodeClient, node_client

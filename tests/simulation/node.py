@@ -21,7 +21,9 @@ from pathlib import Path
 from services.core import messages as m
 from services.core.errors import FatalError
 from services.core.key import namespace_prefix
+from services.core.listings import ListPage, ListQuery, ScanPage
 from services.core.namespaces import Cache
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_of
 from services.core.wire import LOST, OK, OVERLOADED, TIMEOUT, Role
@@ -182,7 +184,7 @@ class Client:
 
     def declare(self) -> None:
         caches = [Cache(cache, self.draw.randint(1, 6))] if self.draw.random() < 0.6 else []
-        self.request(m.CACHES, m.encode_body(caches), lambda _: None)
+        self.request(m.CACHES, encode_body(caches), lambda _: None)
 
     # Reads. What was told before one was sent, it must show.
 
@@ -202,20 +204,20 @@ class Client:
         self.request(m.GET_MANY, m.encode_get_many(chosen), on_ok)
 
     def list(self) -> None:
-        query = m.encode_body(m.ListQuery(store))
+        query = encode_body(ListQuery(store))
 
         def on_ok(answer: bytes) -> None:
-            for entry in m.decode_body(answer, m.ListPage).entries:
+            for entry in decode_body(answer, ListPage).entries:
                 self.shown(store + entry.key, entry.version, b"")
 
         self.request(m.LIST, query, on_ok)
 
     def scan(self) -> None:
-        query = m.encode_body(m.ListQuery(store, tombstones=True))
+        query = encode_body(ListQuery(store, tombstones=True))
         told = dict(self.world.told)
 
         def on_ok(answer: bytes) -> None:
-            found = dict(m.decode_body(answer, m.ScanPage).found)
+            found = dict(decode_body(answer, ScanPage).found)
             for key in keys:
                 self.shown(key, found.get(key[len(store) :], b""), told[key][:12])
 

@@ -9,18 +9,12 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from services.core.cluster import ClusterMap, Member
+from services.core.declarations import Declaration, DeclaredAnswer
 from services.core.hlc import version_bytes
 from services.core.key import namespace_prefix
-from services.core.messages import encode_body
 from services.core.namespaces import Edition, encode_edition
-from services.core.operations import (
-    INVALID,
-    UNKNOWN,
-    Declaration,
-    DeclaredAnswer,
-    decode_refused,
-    decode_unknown,
-)
+from services.core.operations import INVALID, UNKNOWN, decode_refused, decode_unknown
+from services.core.packed_bodies import encode_body
 from services.core.paxos import Answer
 from services.core.wire import OK, Role
 from services.replicator.cache_news import CacheNews, awaited_s_max

@@ -9,7 +9,9 @@ import pytest
 
 from services.core.cluster import ClusterMap
 from services.core.errors import ClientError, RetryLater
-from services.core.messages import LIST, MALFORMED, ListPage, ListQuery, encode_body
+from services.core.listings import ListPage, ListQuery
+from services.core.messages import LIST, MALFORMED
+from services.core.packed_bodies import encode_body
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.gateway.cursors import Cursors
 from services.gateway.listing import Listings, page_s, work_s

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from services.core.messages import encode_body
-from services.core.operations import DECLARE_NAMESPACE, DELETE_PREFIX, DeclaredAnswer, PrefixDeleted
+from services.core.declarations import DeclaredAnswer
+from services.core.deletions import PrefixDeleted
+from services.core.operations import DECLARE_NAMESPACE, DELETE_PREFIX
+from services.core.packed_bodies import encode_body
 from services.core.wire import OK
 from services.gateway.json_api import JsonApi, Surroundings
 from services.gateway.messages_batch import batch_bytes_max

@@ -11,6 +11,7 @@ from services.core.key import (
     KeyParts,
     check_key,
     check_namespace,
+    check_namespace_prefix,
     key_bytes_max,
     namespace_bytes_max,
     namespace_prefix,
@@ -150,3 +151,11 @@ def test_the_successor_of_a_prefix_stands_right_behind_all_that_begin_with_it(
     if behind is not None:
         assert start < behind
         assert (start <= other < behind) == other.startswith(start)
+
+
+def test_only_whole_prefixes_of_namespaces_pass() -> None:
+    whole = namespace_prefix(7, b"default")
+    assert check_namespace_prefix(whole) == whole
+    for wrong in (b"", bytes(9), whole[:-1], whole + b"k"):
+        with pytest.raises(PeerError):
+            check_namespace_prefix(wrong)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.core.cluster import Member
 from services.core.errors import PeerError
 from services.core.key import successor
-from services.core.messages import ListEntry, ListPage
+from services.core.listings import ListEntry, ListPage
 from services.gateway.merge import Found, Merge, Source
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fake_link import FakeLink, FakeNetwork

@@ -5,14 +5,11 @@ from __future__ import annotations
 import pytest
 
 from services.core.key import namespace_prefix, tenant_max
-from services.core.messages import (
-    NAMESPACES,
-    decode_body,
-    encode_body,
-    list_limit_max,
-)
+from services.core.listings import list_limit_max
+from services.core.messages import NAMESPACES
 from services.core.namespaces import NamespaceCount, NamespacesPage, NamespacesQuery
 from services.core.operations import REFUSED, decode_refused
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.record import tombstone_body, value_body
 from services.core.wire import FAILED, OK, OVERLOADED, UNKNOWN_KIND
 from services.replicator.namespaces import calls_max, work_s

@@ -17,6 +17,7 @@ from services.core.comparison import (
 )
 from services.core.digest import summary_of
 from services.core.key import namespace_prefix
+from services.core.listings import ListPage, ListQuery, ScanPage
 from services.core.namespaces import (
     Cache,
     Edition,
@@ -28,6 +29,7 @@ from services.core.namespaces import (
     encode_edition,
     no_edition,
 )
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.ring import slot_count, slot_of
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.dhtnode.cache_list import caches_in_a_piece
@@ -167,7 +169,7 @@ def test_a_write_is_not_kept_waiting_by_the_listings_before_it(station: Station)
     for number in range(300):
         key = key_of(number)
         world.table.put(slot_of(key), key, value(1))
-    listings = [station.ask(m.LIST, m.encode_body(m.ListQuery(prefix))) for _ in range(100)]
+    listings = [station.ask(m.LIST, encode_body(ListQuery(prefix))) for _ in range(100)]
     station.turn()
     write = station.ask(m.WRITE_MANY, written((key_of(1), value(2)), (key_of(2), value(2))))
     read = station.ask(m.GET_MANY, m.encode_get_many([key_of(5)]))
@@ -207,7 +209,7 @@ def test_past_so_many_bytes_of_writes_the_next_are_overloaded(station: Station) 
     asked = [station.ask(m.WRITE_MANY, body) for _ in range(room + 1)]
     assert world.asker.answers == {asked[-1]: (OVERLOADED, b"")}
     assert station.counters.overloaded == 1
-    listing = station.ask(m.LIST, m.encode_body(m.ListQuery(prefix)))
+    listing = station.ask(m.LIST, encode_body(ListQuery(prefix)))
     station.finish()
     world.settle(10.0)
     assert {world.asker.answers[request_id][0] for request_id in (*asked[:-1], listing)} == {OK}
@@ -314,14 +316,14 @@ def test_a_page_in_pieces_is_the_page(station: Station, delimiter: bytes, limit:
     start = b""
     pages = 0
     while True:
-        query = m.ListQuery(prefix, start=start, limit=limit, delimiter=delimiter)
-        kind, answer = station.told(m.LIST, m.encode_body(query))
-        page = m.decode_body(answer, m.ListPage)
+        query = ListQuery(prefix, start=start, limit=limit, delimiter=delimiter)
+        kind, answer = station.told(m.LIST, encode_body(query))
+        page = decode_body(answer, ListPage)
         whole = table.page(prefix, Query(start=start, limit=limit, delimiter=delimiter), now_ms)
         assert kind == OK
         assert [entry.key for entry in page.entries] == [entry.key for entry in whole.entries]
         assert page.groups == whole.groups
-        scanned = m.decode_body(station.told(m.SCAN, m.encode_body(query))[1], m.ScanPage)
+        scanned = decode_body(station.told(m.SCAN, encode_body(query))[1], ScanPage)
         seen = table.scan(prefix, Query(start=start, limit=limit), now_ms, tombstones=False)
         assert [tuple(item) for item in scanned.found] == seen.found
         pages += 1
@@ -347,9 +349,9 @@ def test_namespaces_come_in_pages_with_what_each_has(station: Station) -> None:
     sizes = []
     while start is not None:
         query = NamespacesQuery(7, start, 400)
-        kind, answer = station.told(m.NAMESPACES, m.encode_body(query))
+        kind, answer = station.told(m.NAMESPACES, encode_body(query))
         assert kind == OK
-        page = m.decode_body(answer, NamespacesPage)
+        page = decode_body(answer, NamespacesPage)
         found += page.found
         sizes.append(len(page.found))
         start = page.next
@@ -368,14 +370,14 @@ def test_namespaces_without_keys_are_passed_over_in_turns_and_in_pages_that_are_
     for number in range(namespaces_piece * namespaces_pieces_max + 5):
         key = namespace_prefix(7, b"%05d" % number) + b"key"
         table.put(slot_of(key), key, tombstone(1))
-    request_id = station.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
+    request_id = station.ask(m.NAMESPACES, encode_body(NamespacesQuery(7)))
     # A turn on this clock is a step or two.
     assert station.finish() >= namespaces_pieces_max // 2
     station.world.settle()
-    page = m.decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
+    page = decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
     assert page == NamespacesPage([], b"16000")
-    _, answer = station.told(m.NAMESPACES, m.encode_body(NamespacesQuery(7, b"16000")))
-    assert m.decode_body(answer, NamespacesPage) == NamespacesPage([], None)
+    _, answer = station.told(m.NAMESPACES, encode_body(NamespacesQuery(7, b"16000")))
+    assert decode_body(answer, NamespacesPage) == NamespacesPage([], None)
 
 
 def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: Station) -> None:
@@ -383,7 +385,7 @@ def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: 
     keys = [namespace_prefix(7, b"%04d" % number) + b"key" for number in range(3_000)]
     for key in keys[500:2_500]:
         table.put(slot_of(key), key, value(1))
-    request_id = station.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
+    request_id = station.ask(m.NAMESPACES, encode_body(NamespacesQuery(7)))
     station.turn()
     for key in keys[:600] + keys[2_000:]:
         if table.peek(slot_of(key), key) is None:
@@ -392,7 +394,7 @@ def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: 
             table.remove(slot_of(key), key)
     station.finish()
     station.world.settle()
-    page = m.decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
+    page = decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
     names = [found.name for found in page.found]
     assert names == sorted(set(names))
     assert set(names) >= {b"%04d" % number for number in range(600, 1_500)}
@@ -401,21 +403,21 @@ def test_a_namespace_that_comes_or_goes_between_two_turns_does_no_harm(station: 
 def test_namespaces_that_make_no_sense_are_malformed_and_unwritten_ones_are_not_told_of(
     station: Station,
 ) -> None:
-    bad = m.encode_body(NamespacesQuery(-1))
+    bad = encode_body(NamespacesQuery(-1))
     assert station.told(m.NAMESPACES, bad)[0] == m.MALFORMED
-    request_id = station.ask(m.NAMESPACES, m.encode_body(NamespacesQuery(7)))
+    request_id = station.ask(m.NAMESPACES, encode_body(NamespacesQuery(7)))
     station.world.ask("write", m.encode_write(0, key_of(1), value(4)))
     station.finish()
     assert station.world.answer(request_id) is None, "what it shows is not durable yet"
     station.world.settle()
-    page = m.decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
+    page = decode_body(station.world.asker.answers[request_id][1], NamespacesPage)
     assert [found.name for found in page.found] == [b"default"]
 
 
 def test_a_bug_after_the_first_step_is_answered_too(station: Station) -> None:
     key = key_of(1)
     station.world.table.put(slot_of(key), key, value(1))
-    request_id = station.ask(m.LIST, m.encode_body(m.ListQuery(prefix)))
+    request_id = station.ask(m.LIST, encode_body(ListQuery(prefix)))
     # What no handler expects: a record that is none.
     station.world.table._slots[slot_of(key)][key] = b""
     station.finish()

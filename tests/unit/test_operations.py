@@ -14,7 +14,6 @@ from services.core import operations as o
 from services.core.errors import CATALOGUE, PeerError
 from services.core.hlc import time_ms_max, version_bytes
 from services.core.key import namespace_prefix
-from services.core.messages import encode_body
 from services.core.record import meta_bytes_max, value_body, value_bytes_max
 
 prefix = namespace_prefix(7, b"default")
@@ -89,23 +88,6 @@ def test_texts_are_cut_to_what_somebody_reads() -> None:
     assert (operation, text) == (b"\1" * 12, "why")
 
 
-def test_a_deletion_by_prefix_needs_a_prefix_or_means_the_whole_and_stays_within_a_page() -> None:
-    good = o.PrefixDeletion(prefix, b"a", b"b", 10, dry_run=True)
-    whole = o.PrefixDeletion(prefix, b"", whole=True)
-    for sound in (good, whole):
-        assert o.decode_prefix_deletion(encode_body(sound)) == sound
-    for bad in (
-        o.PrefixDeletion(prefix, b""),
-        o.PrefixDeletion(prefix, b"a", whole=True),
-        o.PrefixDeletion(prefix + b"x", b"a"),
-        o.PrefixDeletion(b"", b"a"),
-        o.PrefixDeletion(prefix, b"a", limit=0),
-        o.PrefixDeletion(prefix, b"a", limit=o.prefix_keys_max + 1),
-    ):
-        with pytest.raises(PeerError):
-            o.decode_prefix_deletion(encode_body(bad))
-
-
 # What is no message.
 
 
@@ -168,7 +150,6 @@ decoders: list[tuple[Callable[[bytes], object], bytes]] = [
     (o.decode_changed, o.changed_answer(bytes(12), 5) + o.i64.pack(9)),
     (o.decode_refused, o.refused_answer("no_quorum", "why")),
     (o.decode_unknown, o.unknown_answer(bytes(12), "why")),
-    (o.decode_prefix_deletion, encode_body(o.PrefixDeletion(prefix, b"a"))),
 ]
 
 

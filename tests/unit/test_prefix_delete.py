@@ -6,24 +6,13 @@ import random
 
 import pytest
 
+from services.core.deletions import PrefixDeleted, PrefixDeletion, prefix_keys_max
 from services.core.hlc import lead_ms_max
 from services.core.key import namespace_prefix
-from services.core.messages import (
-    SCAN,
-    WRITE_MANY,
-    ScanPage,
-    decode_body,
-    encode_body,
-    encode_statuses,
-)
-from services.core.operations import (
-    REFUSED,
-    UNKNOWN,
-    PrefixDeleted,
-    PrefixDeletion,
-    decode_refused,
-    prefix_keys_max,
-)
+from services.core.listings import ScanPage
+from services.core.messages import SCAN, WRITE_MANY, encode_statuses
+from services.core.operations import REFUSED, UNKNOWN, decode_refused
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.record import is_tombstone, value_body
 from services.core.ring import slot_count, slot_of
 from services.core.wire import FAILED, OK, OVERLOADED

@@ -9,6 +9,7 @@ import pytest
 from services.core import messages as m
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import FatalError
+from services.core.packed_bodies import decode_body
 from services.core.wire import FAILED, LOST, OK, OVERLOADED, TIMEOUT, UNKNOWN_KIND, Role
 from services.dhtnode.membership import Membership
 from services.dhtnode.registrar import Registrar, pause_s_max
@@ -48,7 +49,7 @@ class Node:
 def test_a_node_says_who_it_is_and_takes_the_map() -> None:
     node = Node()
     [(kind, body, _)] = node.replicator.asked
-    assert (kind, m.decode_member(body)) == (m.REGISTER, member)
+    assert (kind, decode_body(body, Member)) == (m.REGISTER, member)
     node.replicator.answer(OK, m.encode_registered(0, cluster_map(3)))
     assert node.epoch() == 3
     node.wait(60)

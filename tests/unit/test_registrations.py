@@ -11,6 +11,7 @@ import pytest
 
 from services.core import messages as m
 from services.core.cluster import ClusterMap, Member
+from services.core.packed_bodies import encode_body
 from services.core.wire import OK, Hello, Role
 from services.replicator.membership import Membership
 from services.replicator.memory_map_store import MemoryMapStore, Rows
@@ -62,7 +63,7 @@ class World:
         hello = Hello(Role.NODE, who.node_id, 1, bytes(32), bytes.fromhex(who.store_id), life)
         peer = HandPeer(hello)
         self.asked += 1
-        self.registrations.register(peer, self.asked, m.encode_body(who))
+        self.registrations.register(peer, self.asked, encode_body(who))
         await wait_until(lambda: self.asked in peer.replies, "the registration is answered")
         kind, body = peer.replies[self.asked]
         return kind, body.decode(errors="replace")

@@ -10,10 +10,13 @@ import pytest
 from services.core import messages as m
 from services.core import operations as o
 from services.core.ballots import PREPARE, READ
+from services.core.declarations import NamespacesTold, NamespaceTold
+from services.core.deletions import PrefixDeletion
 from services.core.errors import RetryLater
 from services.core.hlc import version_bytes
 from services.core.key import namespace_prefix
 from services.core.namespaces import NamespacesPage, NamespacesQuery
+from services.core.packed_bodies import decode_body, encode_body
 from services.core.record import expires_at_ms, is_tombstone, meta, value
 from services.core.wire import OK, Role
 from services.replicator import batch, requests
@@ -175,8 +178,8 @@ def test_each_action_on_a_key_does_what_it_says(front: Front) -> None:
         (o.BATCH, o.encode_batch([(o.BATCH, o.encode_batch([]))])),
         (o.BATCH, o.encode_batch([(o.DELETE_PREFIX, b"")])),
         (o.DELETE_PREFIX, b"\xc1"),
-        (o.DELETE_PREFIX, m.encode_body(o.PrefixDeletion(prefix, b""))),
-        (o.DELETE_PREFIX, m.encode_body(o.PrefixDeletion(b"x", b"a"))),
+        (o.DELETE_PREFIX, encode_body(PrefixDeletion(prefix, b""))),
+        (o.DELETE_PREFIX, encode_body(PrefixDeletion(b"x", b"a"))),
     ],
     ids=range(16),
 )
@@ -194,7 +197,7 @@ def test_garbage_is_never_more_than_malformed_or_done(front: Front) -> None:
         (o.PUT, o.encode_put(key, b"value", 5, b"\1" + bytes(9))),
         (o.CHANGE, changed(o.ChangeRequest(o.Action.PUT, key, b"x", versions=(bytes(12),)))),
         (o.BATCH, o.encode_batch([(o.FETCH, key), (o.DELETE, key)])),
-        (o.DELETE_PREFIX, m.encode_body(o.PrefixDeletion(prefix, b"key"))),
+        (o.DELETE_PREFIX, encode_body(PrefixDeletion(prefix, b"key"))),
     ]
     asked: list[Asked] = []
     for kind, body in good:
@@ -429,8 +432,8 @@ def test_nothing_strong_is_done_to_a_cache_and_everything_eventual_is(front: Fro
     assert front.told(o.PUT, o.encode_put(cached_key, b"value")).kind == o.CHANGED
     assert value(front.record(cached_key)) == b"value"
     assert front.told(o.DELETE, cached_key).kind == o.CHANGED
-    deletion = o.PrefixDeletion(cached, b"k")
-    assert front.told(o.DELETE_PREFIX, m.encode_body(deletion)).kind == OK
+    deletion = PrefixDeletion(cached, b"k")
+    assert front.told(o.DELETE_PREFIX, encode_body(deletion)).kind == OK
     # A namespace that is a store goes on beside it, and so does one of the same name elsewhere.
     for other in (key, namespace_prefix(8, b"cached") + b"key"):
         assert front.told(o.FETCH, other).answers == [(OK, b"")]
@@ -458,26 +461,26 @@ def test_a_namespace_is_described_with_its_keys_and_what_it_was_declared(front: 
     )
     front.told(o.PUT, o.encode_put(cached + b"key", b"value"))
     front.told(o.PUT, o.encode_put(key, b"value"))
-    store = o.NamespaceTold(b"default", 1, len(key) - len(prefix) + 5, None)
-    cache, empty = o.NamespaceTold(b"cached", 1, 8, 100), o.NamespaceTold(b"empty", 0, 0, None)
+    store = NamespaceTold(b"default", 1, len(key) - len(prefix) + 5, None)
+    cache, empty = NamespaceTold(b"cached", 1, 8, 100), NamespaceTold(b"empty", 0, 0, None)
     for space, expected in ((cached, cache), (prefix, store)):
         asked = front.told(o.DESCRIBE_NAMESPACE, space)
-        assert asked.answers == [(OK, m.encode_body(expected))]
+        assert asked.answers == [(OK, encode_body(expected))]
     absent = front.told(o.DESCRIBE_NAMESPACE, namespace_prefix(7, b"cache"))
     assert invalid(absent.answers[0]) == "not_found"
     assert front.told(o.DESCRIBE_NAMESPACE, b"short").kind == m.MALFORMED
 
-    def listed(start: bytes = b"", limit: int = 1_000) -> o.NamespacesTold:
-        asked = front.told(o.LIST_NAMESPACES, m.encode_body(NamespacesQuery(7, start, limit)))
-        return m.decode_body(asked.body, o.NamespacesTold)
+    def listed(start: bytes = b"", limit: int = 1_000) -> NamespacesTold:
+        asked = front.told(o.LIST_NAMESPACES, encode_body(NamespacesQuery(7, start, limit)))
+        return decode_body(asked.body, NamespacesTold)
 
-    assert listed() == o.NamespacesTold([cache, store, empty], None)
-    assert listed(limit=1) == o.NamespacesTold([cache], b"default")
-    assert listed(b"default", 1) == o.NamespacesTold([store], b"empty")
-    assert listed(b"empty", 1) == o.NamespacesTold([empty], None)
+    assert listed() == NamespacesTold([cache, store, empty], None)
+    assert listed(limit=1) == NamespacesTold([cache], b"default")
+    assert listed(b"default", 1) == NamespacesTold([store], b"empty")
+    assert listed(b"empty", 1) == NamespacesTold([empty], None)
     # Who knows nothing of declarations reads the same answer.
-    asked = front.told(o.LIST_NAMESPACES, m.encode_body(NamespacesQuery(7)))
-    assert [found.name for found in m.decode_body(asked.body, NamespacesPage).found] == [
+    asked = front.told(o.LIST_NAMESPACES, encode_body(NamespacesQuery(7)))
+    assert [found.name for found in decode_body(asked.body, NamespacesPage).found] == [
         b"cached",
         b"default",
         b"empty",
