@@ -101,6 +101,10 @@ schema: $(INSTALLED) ## Write migrations/schema.sql anew, from the revisions
 sim: $(COMPILED) ## Simulate: SEEDS=300 runs, or SEED=7 alone
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
+.PHONY: vendor
+vendor: $(INSTALLED) ## Fetch the scripts that pages use anew, at the versions of web/vendor.toml
+	@$(BIN)/python -m web.refresh_vendor
+
 .PHONY: bench
 bench: $(COMPILED) ## Measure, beside what each figure is compared with
 	@$(BIN)/python -m bench $(ARGS)

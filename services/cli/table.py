@@ -43,6 +43,16 @@ class UpSettings(DatabaseSettings):
     cluster_size: int = setting(
         "CLUSTER_SIZE", values.integer(1, nodes_max), default="3", help="Nodes of a new cluster"
     )
+    public_url: str | None = setting(
+        "PUBLIC_URL",
+        values.url,
+        help="Where people reach the user manager, as documents say",
+    )
+    cors_origins: tuple[str, ...] | None = setting(
+        "CORS_ORIGINS",
+        values.origins,
+        help="Origins whose pages may call the API, or *; unset: none",
+    )
 
 
 def service_command(*words: str) -> tuple[str, ...]:
@@ -53,14 +63,16 @@ def service_command(*words: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", *words)
 
 
-def service_table(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
+def service_table(
+    settings: UpSettings, ports: PortPlan, *, has_demo: bool = False
+) -> tuple[Row, ...]:
     """Every row, for these settings. Each finds its secrets in the environment or in DATA_DIR."""
     return (
         *_database(settings),
         _migration(),
         *_nodes(settings, ports),
         *_replicators(settings, ports),
-        _user_manager(settings, ports),
+        _user_manager(settings, ports, has_demo=has_demo),
         _keygen(settings, ports),
         _gateway(settings, ports),
     )
@@ -138,7 +150,7 @@ def _replicators(settings: UpSettings, ports: PortPlan) -> tuple[Row, ...]:
     )
 
 
-def _user_manager(settings: UpSettings, ports: PortPlan) -> Row:
+def _user_manager(settings: UpSettings, ports: PortPlan, *, has_demo: bool) -> Row:
     return _service(
         settings,
         Stage.ACCOUNTS,
@@ -148,6 +160,9 @@ def _user_manager(settings: UpSettings, ports: PortPlan) -> Row:
         {
             "USERMANAGER_PORT": str(ports.usermanager),
             "REPLICATOR_URLS": _replicator_urls(settings, ports),
+            "GATEWAY_URL": _url(settings, ports.gateway),
+            "KEYGEN_URL": _url(settings, ports.keygen),
+            "SHOW_DEMO": "true" if has_demo else "false",
         },
     )
 
@@ -182,8 +197,22 @@ def _gateway(settings: UpSettings, ports: PortPlan) -> Row:
             "USERMANAGER_URL": _url(settings, ports.usermanager),
             "REPLICATOR_URLS": _replicator_urls(settings, ports),
             "KEYGEN_URL": _url(settings, ports.keygen),
+            "CORS_ORIGINS": ",".join(_page_origins(settings, ports)),
         },
     )
+
+
+def _page_origins(settings: UpSettings, ports: PortPlan) -> tuple[str, ...]:
+    """Whose pages may call the gateway: those that are allowed anyway, and the user manager's,
+    which have something to try on them."""
+    named = settings.cors_origins or ()
+    if "*" in named:
+        return ("*",)
+    # People write either.
+    own = [_url(settings, ports.usermanager), f"http://localhost:{ports.usermanager}"]
+    if settings.public_url is not None:
+        own.append(values.origin(settings.public_url))
+    return tuple(dict.fromkeys((*named, *own)))
 
 
 def _service(

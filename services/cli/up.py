@@ -58,7 +58,7 @@ def up(
             nodes=nodes or settings.cluster_size,
             replicators=replicators,
         )
-        rows = service_table(settings, ports)
+        rows = service_table(settings, ports, has_demo=not no_demo)
         demo = partial(find_demo, directory.path, environment, wanted=not no_demo)
         asyncio.run(
             supervise(

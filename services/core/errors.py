@@ -94,6 +94,7 @@ CATALOGUE: Mapping[str, ErrorCode] = {
         overloaded="Overloaded",
         auth_unavailable="API key could not be checked",
         database_unavailable="Database is unavailable",
+        gateway_unavailable="Data service is unavailable",
         keygen_unavailable="ID service is unavailable",
         clock_skew="Clock skew is too large",
         cluster_forming="Cluster is still forming",

@@ -25,7 +25,7 @@ from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.console_requests import tenant_header
 from services.runtime.endpoints import Access, Call, Endpoint
-from services.runtime.signing import SignedAuth, Signer
+from services.runtime.signed_client import signed_client
 
 # Keygen serves from memory; it waits for PostgreSQL only where a pool has run dry.
 asked_s: Final = 5.0
@@ -59,14 +59,14 @@ class IdSource:
         self._url = keygen_url
         # Said once when it goes and once when it comes back, however many ask meanwhile.
         self._is_away = False
-        self._client = httpx.AsyncClient(
+        self._client = signed_client(
+            cluster_secret,
+            clock,
             base_url=keygen_url,
-            auth=SignedAuth(Signer(cluster_secret, clock)),
-            timeout=httpx.Timeout(asked_s, connect=connect_s),
-            limits=httpx.Limits(max_connections=connections_max),
+            answer_s_max=asked_s,
+            connect_s_max=connect_s,
+            connections_max=connections_max,
             transport=transport,
-            # What the environment says of proxies is not meant for this.
-            trust_env=False,
         )
 
     async def close(self) -> None:

@@ -24,7 +24,7 @@ from services.keygen.return_store import Name
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Access, Call, Endpoint
-from services.runtime.signing import SignedAuth, Signer
+from services.runtime.signed_client import signed_client
 
 path_of_held: Final = "/held"
 # It waits for a reservation that is under way, at most.
@@ -49,13 +49,13 @@ class Owners:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._pools = pools
-        self._client = httpx.AsyncClient(
-            auth=SignedAuth(Signer(cluster_secret, clock)),
-            timeout=httpx.Timeout(asked_s, connect=connect_s),
-            limits=httpx.Limits(max_connections=connections_max),
+        self._client = signed_client(
+            cluster_secret,
+            clock,
+            answer_s_max=asked_s,
+            connect_s_max=connect_s,
+            connections_max=connections_max,
             transport=transport,
-            # What the environment says of proxies is not meant for this.
-            trust_env=False,
         )
 
     async def close(self) -> None:

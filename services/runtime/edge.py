@@ -11,13 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import ClientError, InternalError
 from services.runtime import telemetry
 from services.runtime.metrics import Histogram, Metrics
-from services.runtime.problem import problem_response
+from services.runtime.problem import Refuse, as_problem
 
 # Long enough for a UUID with a prefix or two; ids stand in every log line.
 request_id_chars_max = 128
@@ -73,8 +73,16 @@ class RequestCounters:
 class RequestEdge:
     """Middleware that gives a request its id and turns any escaped exception into a 500."""
 
-    def __init__(self, app: ASGIApp, counters: RequestCounters, *, access_log: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        counters: RequestCounters,
+        *,
+        access_log: bool,
+        refuse: Refuse = as_problem,
+    ) -> None:
         self._app = app
+        self._refuse = refuse
         self._counters = counters
         self._access_log = access_log
         self._log = telemetry.logger("services.http")
@@ -103,7 +111,7 @@ class RequestEdge:
             if refusal is not error:
                 self._log.exception("bug", method=scope["method"], path=scope["path"])
             if not exchange.started:
-                await problem_response(refusal)(scope, receive, exchange.send)
+                await self._refuse(Request(scope), refusal)(scope, receive, exchange.send)
             # An answer that has begun can't be taken back: uvicorn closes the connection.
 
     def _count(self, scope: Scope, exchange: _Exchange) -> None:

@@ -60,6 +60,7 @@ advice: Final[Mapping[str, str]] = {
     "auth_unavailable": "An API key that is not known here cannot be checked just now. It may be "
     "good: keep it, and try again.",
     "database_unavailable": "The database cannot be reached just now; nothing was done.",
+    "gateway_unavailable": "The console cannot reach the gateway; nothing was changed. Try again.",
     "keygen_unavailable": "The ID service cannot be reached just now. Keys and values are not "
     "concerned.",
     "clock_skew": "The clock of a machine of ours is wrong; nothing is written until it is right.",

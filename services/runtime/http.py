@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
-from services.core.errors import ClientError
 from services.runtime.edge import RequestCounters, RequestEdge
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness, probe_routes
-from services.runtime.problem import answer_client_error, answer_framework_error
+from services.runtime.problem import Refuse, as_problem, exception_handlers
 from services.runtime.request_body import BodyLimit, body_bytes_default, body_s_default
 
 
@@ -36,26 +34,25 @@ def application(
     counters: RequestCounters | None = None,
     body_bytes_max: int = body_bytes_default,
     body_s_max: float = body_s_default,
+    refuse: Refuse = as_problem,
 ) -> Starlette:
     """A Starlette application with everything that services share around the routes.
 
     `body_bytes_max` is the largest body that any route takes; a route that takes less adds a
     BodyLimit of its own. `middleware` stands between the limit on bodies and the routes. `counters`
-    are given by who answers requests beside the application, and counts them too.
+    are given by who answers requests beside the application, and counts them too. `refuse` shows
+    errors, of whatever layer.
     """
     counters = counters or RequestCounters()
     counters.add_to(metrics)
     app = Starlette(
         routes=[*probe_routes(service, readiness, metrics, health), *routes],
         middleware=[
-            Middleware(RequestEdge, counters=counters, access_log=access_log),
+            Middleware(RequestEdge, counters=counters, access_log=access_log, refuse=refuse),
             Middleware(BodyLimit, bytes_max=body_bytes_max, seconds_max=body_s_max),
             *middleware,
         ],
-        exception_handlers={
-            ClientError: answer_client_error,
-            HTTPException: answer_framework_error,
-        },
+        exception_handlers=exception_handlers(refuse),
         lifespan=lifespan,
     )
     # /health/ is a mistake to be told of, not a redirect to follow.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ExceptionHandler
 
 from services.core.errors import ClientError, FixRequest, InternalError
 from services.runtime import telemetry
@@ -32,6 +34,14 @@ _framework_codes: Mapping[int, str] = {
 }
 
 
+# How a service shows an error: as a problem, unless people look at its answers too.
+Refuse = Callable[[Request, ClientError], Response]
+
+
+def as_problem(_: Request, error: ClientError) -> Response:
+    return problem_response(error)
+
+
 def problem_response(error: ClientError) -> Response:
     return Response(
         msgspec.json.encode(error.problem(telemetry.request_id.get())),
@@ -53,22 +63,29 @@ def problem_parts(error: ClientError, request_id: bytes) -> tuple[int, bytes, by
     return error.status, problem_lines + lines, body
 
 
-async def answer_client_error(_: Request, error: Exception) -> Response:
-    """Starlette's handler for our own tree."""
-    if not isinstance(error, ClientError):
-        raise error
-    return problem_response(error)
+def exception_handlers(refuse: Refuse) -> dict[Any, ExceptionHandler]:
+    """Starlette's handlers for our own tree, and for what Starlette raises."""
+
+    async def answer_client_error(request: Request, error: Exception) -> Response:
+        if not isinstance(error, ClientError):
+            raise error
+        return refuse(request, error)
+
+    async def answer_framework_error(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        if error.status_code < 400:
+            return Response(status_code=error.status_code, headers=error.headers)
+        return refuse(request, _of_framework(request, error))
+
+    return {ClientError: answer_client_error, HTTPException: answer_framework_error}
 
 
-async def answer_framework_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for what Starlette raises: no such route, wrong method, a bad form."""
-    if not isinstance(error, HTTPException):
-        raise error
-    if error.status_code < 400:
-        return Response(status_code=error.status_code, headers=error.headers)
+def _of_framework(request: Request, error: HTTPException) -> ClientError:
+    """No such route, wrong method, a bad form."""
     code = _framework_codes.get(error.status_code)
     if code is None:
-        return problem_response(InternalError())
+        return InternalError()
     detail = error.detail
     path = request.url.path[:path_chars_max]
     if code == "not_found":
@@ -76,4 +93,4 @@ async def answer_framework_error(request: Request, error: Exception) -> Response
     elif code == "method_not_allowed":
         allowed = (error.headers or {}).get("Allow", "")
         detail = f"{request.method} is not possible at {path}, only {allowed}"
-    return problem_response(FixRequest(code, detail, headers=dict(error.headers or {})))
+    return FixRequest(code, detail, headers=dict(error.headers or {}))

@@ -267,6 +267,12 @@ def origins(text: str) -> tuple[str, ...]:
     return tuple(origin.lower() for origin in found)
 
 
+def origin(url: str) -> str:
+    """The origin that a URL is of, as browsers name it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
 def secret(text: str) -> str:
     """A secret that cannot be guessed: long, varied, and not made of well-known words."""
     advice = f"use at least {secret_chars_min} random characters; `ydht init` makes such secrets"

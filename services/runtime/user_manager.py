@@ -29,7 +29,7 @@ from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
 from services.runtime.request_body import decode_json
 from services.runtime.shares import ShareLimit, Shares
-from services.runtime.signing import SignedAuth, Signer
+from services.runtime.signed_client import signed_client
 
 T = TypeVar("T")
 
@@ -77,15 +77,16 @@ class UserManager:
 
     def __init__(self, url: str, cluster_secret: str, clock: Clock) -> None:
         self.url = url
-        self._client = httpx.AsyncClient(
+        self._client = signed_client(
+            cluster_secret,
+            clock,
             base_url=url,
-            auth=SignedAuth(Signer(cluster_secret, clock)),
+            answer_s_max=None,
+            connect_s_max=connect_s_max,
+            connections_max=connections_max,
+            idle_s_max=idle_s_max,
             # Compressed, a short answer could become any long one.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(None, connect=connect_s_max),
-            limits=httpx.Limits(max_connections=connections_max, keepalive_expiry=idle_s_max),
-            # No proxy of the environment is on the way to a service of our own.
-            trust_env=False,
         )
         self._validations = Shares(validations)
         # Whether the last API key that was asked about could not be looked up.

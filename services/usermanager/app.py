@@ -35,6 +35,7 @@ from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
 from services.usermanager.known_networks import KnownNetworks
 from services.usermanager.last_used import LastUsed
+from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.partitions import Partitions
 from services.usermanager.passwords import Passwords
 from services.usermanager.readiness import DatabaseWatch
@@ -47,6 +48,7 @@ from services.usermanager.tokens import Tokens
 from services.usermanager.upkeep import Upkeep
 from services.usermanager.usage import Usage
 from services.usermanager.usage_query import UsageReader
+from services.usermanager.web import Web
 
 
 class UserManager:
@@ -86,6 +88,9 @@ class UserManager:
                 settings.replicator_urls, self._station(settings), admit=only_replicators
             ),
             draw,
+        )
+        self.calls = PlatformCalls(
+            settings.gateway_url, settings.keygen_url, settings.cluster_secret, clock
         )
         deletion_store = DeletionStore(self.database, audit)
         self.deletion = Deletion(deletion_store, TenantData(self.replicators), clock, draw)
@@ -133,6 +138,7 @@ class UserManager:
         await stack.enter_async_context(self.database)
         # Behind the loops, so that nothing is marked any more when the last marks are written.
         stack.push_async_callback(self.last_used.close)
+        stack.push_async_callback(self.calls.close)
         self.replicators.start()
         stack.push_async_callback(self.replicators.close)
         await stack.enter_async_context(loops)
@@ -142,6 +148,19 @@ class UserManager:
         loops.start("key lookups", self.key_lookups.run)
         loops.start("last used", self.last_used.run)
         loops.start("deletion", self.watch.once_found(self.deletion.run))
+
+    def web(self, settings: UserManagerSettings, addresses: ClientAddresses) -> Web:
+        return Web(
+            settings,
+            accounts=self.accounts,
+            sessions=self.sessions,
+            api_keys=self.api_keys,
+            key_validation=self.key_validation,
+            usage=self.usage_reader,
+            calls=self.calls,
+            addresses=addresses,
+            before=self.watch.require,
+        )
 
     def _station(self, settings: UserManagerSettings) -> Station:
         identity = Identity(
@@ -164,18 +183,22 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
             await manager.open(stack, loops)
             yield
 
+    addresses = ClientAddresses(settings.trusted_proxies or ())
+    web = manager.web(settings, addresses)
+    api = every_route(
+        manager.endpoints(),
+        before=manager.watch.require,
+        authenticate=manager.sessions.authenticate,
+        verifier=manager.verifier,
+        addresses=addresses,
+        public_url=settings.public_url,
+    )
     return application(
         settings.service,
-        every_route(
-            manager.endpoints(),
-            before=manager.watch.require,
-            authenticate=manager.sessions.authenticate,
-            verifier=manager.verifier,
-            addresses=ClientAddresses(settings.trusted_proxies or ()),
-            public_url=settings.public_url,
-        ),
+        [*web.routes(), *api],
         metrics=service.metrics,
         readiness=service.readiness,
         lifespan=lifespan,
         access_log=settings.access_log,
+        refuse=web.refuse,
     )

@@ -51,6 +51,14 @@ _HOLD_SESSION: Final = """
 _SPEND: Final = """
     UPDATE refresh_tokens SET used_at = now() WHERE token_hash = $1 AND used_at IS NULL
 """
+# A token that was used just now, and the one that followed, which nobody has used.
+_FOLLOWS: Final = """
+    SELECT EXISTS (
+        SELECT FROM refresh_tokens AS spent JOIN refresh_tokens AS next USING (session_id)
+        WHERE spent.token_hash = $1 AND spent.used_at > now() - $3::interval
+            AND next.token_hash = $2 AND next.used_at IS NULL
+    )
+"""
 # Of a token that is presented after this long nothing is known but that it is not good.
 _FORGET_SPENT: Final = """
     DELETE FROM refresh_tokens WHERE session_id = $1 AND used_at < now() - $2::interval
@@ -138,6 +146,13 @@ async def hold(connection: Connection, token_hash: bytes) -> HeldSession | None:
 async def spend(connection: Connection, token_hash: bytes) -> bool:
     """Use the refresh token of a session that is held; False if it has been used before."""
     return bool(await connection.execute(_SPEND, token_hash) != "UPDATE 0")
+
+
+async def follows(
+    connection: Connection, token_hash: bytes, next_hash: bytes, within: timedelta
+) -> bool:
+    """Whether a token was used so lately, for this next one, and that is still good."""
+    return bool(await connection.fetchval(_FOLLOWS, token_hash, next_hash, within))
 
 
 async def extend(

@@ -10,6 +10,11 @@ other is answered. A client therefore refreshes one at a time. One that never he
 a refresh may send it again: if the first did not happen, the second does; if it did, the session
 ends, and the client has to log in again.
 
+A browser cannot do one at a time: two pages that are opened at once both come with the token that
+the cookie has. For `pages_grace` they get the same next token, which is made of the one before. A
+thief who comes within that time is found when one of the two next comes with a token that the other
+has used long ago.
+
 A login is refused in the same words, for the same price and in the same time, whether there is
 no such account or the password is wrong. Only who has the right password of a disabled account is
 told that it is disabled, and that costs the same.
@@ -70,6 +75,9 @@ longest: Final = timedelta(days=180)
 # More devices than anybody has; a program that logs in without ever logging out ends its own.
 sessions_max: Final = page_max
 tidied_at_once: Final = 10_000
+# How long a page that was asked for with the cookies of before may take to get here. Less than an
+# access token lives for, so that the next token is not used yet.
+pages_grace: Final = timedelta(seconds=30)
 
 _token_bytes: Final = 32
 _token_form: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
@@ -193,7 +201,13 @@ class Sessions:
         return self._logged_in(account, session_id, refresh_token)
 
     async def refresh(self, call: Call[None, None, Refresh]) -> LoggedIn:
-        token = call.body.refresh_token
+        return await self._refresh(call.body.refresh_token, call.client, None)
+
+    async def refresh_in_browser(self, token: str, client: Client) -> LoggedIn:
+        """As `refresh`, for several pages at once."""
+        return await self._refresh(token, client, self._tokens.next_refresh_token(token))
+
+    async def _refresh(self, token: str, client: Client, following: str | None) -> LoggedIn:
         if not _token_form.fullmatch(token):
             raise _refused_refresh()
         token_hash = _hash(token)
@@ -205,7 +219,7 @@ class Sessions:
         if account is None:
             raise _refused_refresh()
         await self._throttle.take(refresh_of_account, str(account.id))
-        rotated = await self._rotate(token_hash, call.client)
+        rotated = await self._rotate(token_hash, client, following)
         if rotated is None:
             raise _refused_refresh()
         self.counters.refreshes += 1
@@ -279,7 +293,9 @@ class Sessions:
             tries=((try_from_address, network_of(address)), (try_of_account_from_site, there)),
         )
 
-    async def _rotate(self, token_hash: bytes, client: Client) -> tuple[int, str] | None:
+    async def _rotate(
+        self, token_hash: bytes, client: Client, following: str | None
+    ) -> tuple[int, str] | None:
         """The session and its next refresh token; None if the one given is not, or no longer,
         good. That a session has been ended for it is committed."""
         async with self._database.transaction() as connection:
@@ -288,7 +304,11 @@ class Sessions:
                 return None
             if await store.spend(connection, token_hash):
                 await store.extend(connection, session.id, idle, longest)
-                return session.id, await self._add_token(connection, session.id)
+                return session.id, await self._add_token(connection, session.id, following)
+            if following is not None and await store.follows(
+                connection, token_hash, _hash(following), pages_grace
+            ):
+                return session.id, following
             await store.end(connection, session.id, session.user_id)
             note = Note("refresh_token_reused", audit.nobody, client, {"session_id": session.id})
             await self._audit.write(connection, session.user_id, note)
@@ -303,8 +323,10 @@ class Sessions:
             await self._audit.write(connection, caller.user_id, note)
         return True
 
-    async def _add_token(self, connection: Connection, session_id: int) -> str:
-        token = secrets.token_urlsafe(_token_bytes)
+    async def _add_token(
+        self, connection: Connection, session_id: int, given: str | None = None
+    ) -> str:
+        token = given or secrets.token_urlsafe(_token_bytes)
         await store.add_token(connection, _hash(token), session_id)
         return token
 

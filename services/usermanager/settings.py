@@ -49,6 +49,21 @@ class UserManagerSettings(DatabaseSettings):
     gateway_public_url: str | None = setting(
         "GATEWAY_PUBLIC_URL", values.url, help="Where clients reach the gateway, as documents say"
     )
+    gateway_url: str = setting(
+        "GATEWAY_URL",
+        values.url,
+        default="http://127.0.0.1:8080",
+        help="The gateway, which pages ask for data",
+    )
+    keygen_url: str = setting(
+        "KEYGEN_URL", values.url, default="http://127.0.0.1:8086", help="Where IDs come from"
+    )
+    demo_shown: bool = setting(
+        "SHOW_DEMO",
+        values.boolean,
+        default="false",
+        help="Show browsers on this machine the API key of DATA_DIR/demo.json, as `ydht up` does",
+    )
     trusted_proxies: tuple[values.Network, ...] | None = setting(
         "TRUSTED_PROXIES",
         values.networks,
@@ -60,6 +75,16 @@ class UserManagerSettings(DatabaseSettings):
         default="http://127.0.0.1:8085",
         help="Replicators, by the URLs of their HTTP ports",
     )
+
+    @property
+    def clients_gateway_url(self) -> str:
+        """Where clients reach the gateway, as far as anybody has said."""
+        return self.gateway_public_url or self.gateway_url
+
+    @property
+    def is_https(self) -> bool:
+        """Whether people reach the pages by https."""
+        return self.public_url is not None and self.public_url.lower().startswith("https:")
 
     def check(self) -> None:
         check_distinct(

@@ -13,6 +13,8 @@ good for longer than any can be, was not issued by us, whatever its signature sa
 
 from __future__ import annotations
 
+import base64
+import hmac
 import re
 import secrets
 from typing import Annotated, Final, Literal
@@ -21,6 +23,7 @@ import jwt
 import msgspec
 
 from services.core.errors import FixRequest
+from services.core.subkey import subkey
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Caller
 from services.usermanager.row_ids import id_max
@@ -34,6 +37,7 @@ kind: Final = "access"
 leeway_s: Final = 60
 # No token is good for longer, whatever a user manager is told.
 longest_s: Final = expiration_ms_max // 1000
+purpose_next: Final = b"ydht next refresh token"
 # Ours have about 340; what is longer is not worth decoding.
 token_chars_max: Final = 512
 
@@ -62,6 +66,7 @@ class Tokens:
 
     def __init__(self, jwt_secret: str, expiration_ms: int, clock: Clock) -> None:
         self._key = jwt_secret.encode()
+        self._next_key = subkey(jwt_secret, purpose_next)
         self._expiration_s = max(1, expiration_ms // 1000)
         self._clock = clock
 
@@ -82,6 +87,12 @@ class Tokens:
             jti=secrets.token_hex(16),
         )
         return jwt.encode(msgspec.to_builtins(claims), self._key, algorithm)
+
+    def next_refresh_token(self, token: str) -> str:
+        """The one refresh token that may follow another where several ask for it at once. To know
+        it takes our secret; whoever has one token learns nothing of the next."""
+        digest = hmac.digest(self._next_key, token.encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
     def check(self, token: str) -> Caller:
         """Whom the token was issued to; `unauthorized` if it was not by us, or has expired."""

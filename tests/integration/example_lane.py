@@ -19,7 +19,6 @@ from typing import Any, ClassVar, cast
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -34,7 +33,7 @@ from services.runtime.exchange import Exchange, Headers, Lane
 from services.runtime.fastlane import FastLane
 from services.runtime.lane_route import LaneRoute
 from services.runtime.probes import probe_routes
-from services.runtime.problem import answer_client_error, answer_framework_error, problem_type
+from services.runtime.problem import as_problem, exception_handlers, problem_type
 from services.runtime.request_body import BodyLimit
 from services.runtime.service import Service, main
 from services.runtime.settings import ServiceSettings, setting
@@ -186,10 +185,7 @@ def application(
             Middleware(RequestEdge, counters=counters, access_log=access_log),
             Middleware(BodyLimit, bytes_max=4 * body_bytes_max),
         ],
-        exception_handlers={
-            ClientError: answer_client_error,
-            HTTPException: answer_framework_error,
-        },
+        exception_handlers=exception_handlers(as_problem),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

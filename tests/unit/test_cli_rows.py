@@ -204,6 +204,9 @@ def test_the_user_manager_is_on_its_port_and_starts_behind_the_replicators_it_kn
     assert row.environment == {
         "USERMANAGER_PORT": "8081",
         "REPLICATOR_URLS": f"{rows['replicator'].url},{rows['replicator-2'].url}",
+        "GATEWAY_URL": rows["gateway"].url,
+        "KEYGEN_URL": rows["keygen"].url,
+        "SHOW_DEMO": "false",
     }
     assert row.url == "http://127.0.0.1:8081"
     assert set(row.ports()) == {8081, 9081}
@@ -219,9 +222,31 @@ def test_the_gateway_is_the_last_to_start_and_knows_all_that_it_asks() -> None:
         "USERMANAGER_URL": rows["usermanager"].url,
         "REPLICATOR_URLS": f"{rows['replicator'].url},{rows['replicator-2'].url}",
         "KEYGEN_URL": "http://127.0.0.1:8086",
+        "CORS_ORIGINS": "http://127.0.0.1:8081,http://localhost:8081",
     }
     assert row.url == "http://127.0.0.1:8080"
     assert not row.redundant, "nobody else does its work"
+
+
+@pytest.mark.parametrize(
+    ("environ", "allowed"),
+    [
+        ({"CORS_ORIGINS": "*"}, "*"),
+        (
+            {"CORS_ORIGINS": "https://app.example"},
+            "https://app.example,http://127.0.0.1:8081,http://localhost:8081",
+        ),
+        (
+            {"PUBLIC_URL": "https://Ydht.example/people"},
+            "http://127.0.0.1:8081,http://localhost:8081,https://ydht.example",
+        ),
+    ],
+)
+def test_pages_of_the_user_manager_may_call_the_gateway_besides_those_that_may_anyway(
+    environ: dict[str, str], allowed: str
+) -> None:
+    row = _table(nodes=3, replicators=1, **environ)["gateway"]
+    assert row.environment["CORS_ORIGINS"] == allowed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""Coming and going: sign-up, log-in and log-out by forms.
+
+The rules, the words of refusals and the throttles are those of `Accounts` and `Sessions`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from starlette.responses import Response
+
+from services.core.errors import FixRequest, RetryLater
+from services.usermanager.accounts import Accounts
+from services.usermanager.messages_accounts import Signup
+from services.usermanager.messages_sessions import LoggedIn, Login
+from services.usermanager.pages.browser_session import SignedIn
+from services.usermanager.pages.local_path import local_path
+from services.usermanager.pages.page import Audience, Page, Visit, errors_of
+from services.usermanager.sessions import Sessions
+
+home: Final = "/console"
+welcome: Final = "/console/welcome"
+
+
+class NextQuery(msgspec.Struct, frozen=True):
+    next: str | None = None
+
+
+class Entrance:
+    def __init__(self, accounts: Accounts, sessions: Sessions) -> None:
+        self._accounts = accounts
+        self._sessions = sessions
+
+    def pages(self) -> list[Page]:
+        anybody = Audience.ANYBODY
+        return [
+            Page("GET", "/signup", self.show_signup, anybody),
+            Page("POST", "/signup", self.sign_up, anybody, beside_api=True),
+            Page("GET", "/login", self.show_login, anybody),
+            Page("POST", "/login", self.log_in, anybody, beside_api=True),
+            Page("POST", "/logout", self.log_out, anybody, beside_api=True),
+        ]
+
+    async def show_signup(self, visit: Visit) -> Response:
+        if visit.signed_in is not None:
+            return visit.redirect(home)
+        return self._signup(visit)
+
+    async def sign_up(self, visit: Visit) -> Response:
+        try:
+            body = await visit.form(Signup)
+            await self._accounts.sign_up(visit.call(body))
+        except FixRequest as error:
+            return self._signup(visit, error.status, await visit.fields(), errors_of(error))
+        except RetryLater as error:
+            return self._signup(visit, error.status, await visit.fields(), waiting=error)
+        tokens = await self._sessions.log_in(visit.call(Login(body.email, body.password)))
+        await self._begin(visit, tokens)
+        return visit.redirect(welcome)
+
+    async def show_login(self, visit: Visit) -> Response:
+        goal = self._goal(visit)
+        return visit.redirect(goal) if visit.signed_in is not None else self._login(visit, goal)
+
+    async def log_in(self, visit: Visit) -> Response:
+        fields = await visit.fields()
+        goal = local_path(fields.get("next"), home)
+        try:
+            tokens = await self._sessions.log_in(visit.call(await visit.form(Login)))
+        except FixRequest as error:
+            return self._login(visit, goal, error.status, fields, errors_of(error))
+        except RetryLater as error:
+            return self._login(visit, goal, error.status, fields, waiting=error)
+        await self._begin(visit, tokens)
+        return visit.redirect(goal)
+
+    async def log_out(self, visit: Visit) -> Response:
+        if visit.signed_in is not None:
+            await self._sessions.log_out(visit.call())
+        visit.ends = True
+        visit.say("You are logged out", "note")
+        return visit.redirect("/")
+
+    async def _begin(self, visit: Visit, tokens: LoggedIn) -> None:
+        caller = await self._sessions.authenticate(tokens.access_token)
+        visit.begins = SignedIn(caller, tokens.user, tokens)
+
+    def _goal(self, visit: Visit) -> str:
+        try:
+            return local_path(visit.query(NextQuery).next, home)
+        except FixRequest:
+            # A link that was cut is no reason to keep anybody out.
+            return home
+
+    def _signup(
+        self,
+        visit: Visit,
+        status: int = 200,
+        fields: dict[str, str] | None = None,
+        errors: dict[str, str] | None = None,
+        waiting: RetryLater | None = None,
+    ) -> Response:
+        response = visit.render(
+            "signup.html", status, fields=fields or {}, errors=errors or {}, waiting=waiting
+        )
+        return _told_to_wait(response, waiting)
+
+    def _login(
+        self,
+        visit: Visit,
+        goal: str,
+        status: int = 200,
+        fields: dict[str, str] | None = None,
+        errors: dict[str, str] | None = None,
+        waiting: RetryLater | None = None,
+    ) -> Response:
+        response = visit.render(
+            "login.html",
+            status,
+            goal=goal,
+            fields=fields or {},
+            errors=errors or {},
+            waiting=waiting,
+        )
+        return _told_to_wait(response, waiting)
+
+
+def _told_to_wait(response: Response, waiting: RetryLater | None) -> Response:
+    if waiting is not None:
+        response.headers["Retry-After"] = str(waiting.retry_after_s)
+    return response

@@ -1,0 +1,15 @@
+"""The first page: what this is, on one screen, with something to try at once."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from services.usermanager.pages.page import Audience, Page, Visit
+
+
+class Landing:
+    def pages(self) -> list[Page]:
+        return [Page("GET", "/", self.show, Audience.ANYBODY)]
+
+    async def show(self, visit: Visit) -> Response:
+        return visit.render("landing.html")

@@ -1,0 +1,87 @@
+"""The wiring of the pages: each noun that has some, and what all of them share.
+
+A noun of pages joins by one line in `every_page`, and by one in pages/navigation.py if the console
+is to lead there.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from services.core.errors import ClientError
+from services.runtime.client_address import ClientAddresses
+from services.runtime.endpoints import Before
+from services.runtime.setting_values import origin
+from services.usermanager.accounts import Accounts
+from services.usermanager.api_keys import ApiKeys
+from services.usermanager.key_validation import KeyValidation
+from services.usermanager.pages.account import AccountPages
+from services.usermanager.pages.assets import Assets, web_directory
+from services.usermanager.pages.browser_session import BrowserSessions
+from services.usermanager.pages.cookies import Cookies
+from services.usermanager.pages.csrf import Csrf
+from services.usermanager.pages.entrance import Entrance
+from services.usermanager.pages.gateway_calls import PlatformCalls
+from services.usermanager.pages.landing import Landing
+from services.usermanager.pages.page import Page
+from services.usermanager.pages.render import Place, Templates
+from services.usermanager.pages.security_headers import security_headers
+from services.usermanager.pages.site import Site
+from services.usermanager.sessions import Sessions
+from services.usermanager.settings import UserManagerSettings
+from services.usermanager.usage_query import UsageReader
+
+
+class Web:
+    """All pages of a user manager. What they ask of others is asked by `calls`."""
+
+    def __init__(
+        self,
+        settings: UserManagerSettings,
+        *,
+        accounts: Accounts,
+        sessions: Sessions,
+        api_keys: ApiKeys,
+        key_validation: KeyValidation,
+        usage: UsageReader,
+        calls: PlatformCalls,
+        addresses: ClientAddresses,
+        before: Before,
+    ) -> None:
+        self._accounts = accounts
+        self._sessions = sessions
+        self._api_keys = api_keys
+        self._key_validation = key_validation
+        self._usage = usage
+        self._calls = calls
+        directory = web_directory()
+        self._assets = Assets(directory / "static")
+        gateway_url = settings.clients_gateway_url
+        cookies = Cookies(is_https=settings.is_https)
+        public_origin = None if settings.public_url is None else origin(settings.public_url)
+        self._site = Site(
+            templates=Templates(directory / "templates", self._assets, Place(gateway_url)),
+            sessions=BrowserSessions(sessions, accounts, cookies),
+            cookies=cookies,
+            forms=Csrf(settings.jwt_secret, public_origin),
+            headers=security_headers(gateway_url, is_https=settings.is_https),
+            addresses=addresses,
+            before=before,
+        )
+
+    def every_page(self) -> list[Page]:
+        return [
+            *Landing().pages(),
+            *Entrance(self._accounts, self._sessions).pages(),
+            *AccountPages(self._accounts, self._sessions).pages(),
+        ]
+
+    def routes(self) -> list[BaseRoute]:
+        """To stand before the routes of the JSON API, which take what is no form."""
+        return [*self._assets.routes(), *self._site.routes(self.every_page())]
+
+    def refuse(self, request: Request, error: ClientError) -> Response:
+        """An error of any route of the service."""
+        return self._site.refuse(request, error)

@@ -1,0 +1,1 @@
+"""What the pages are made of: templates, style sheets, scripts and images, installed as data."""

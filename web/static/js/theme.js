@@ -1,0 +1,13 @@
+// Before anything is drawn: light or dark, if its reader has chosen. Not a module, so that it runs
+// while the head is read.
+(function () {
+  "use strict";
+  try {
+    var chosen = localStorage.getItem("theme");
+    if (chosen === "light" || chosen === "dark") {
+      document.documentElement.dataset.theme = chosen;
+    }
+  } catch (error) {
+    // Storage is switched off: the system's choice stands.
+  }
+})();

@@ -1,0 +1,41 @@
+// Short messages at the edge of the page, read aloud by screen readers. From a script:
+//   toast("The key was revoked")      toast("It failed", "bad")
+// From an answer to htmx: the header HX-Trigger (Visit.toast), or an element put into #toasts.
+const stays_ms = 6000;
+const place = document.getElementById("toasts");
+
+export function toast(text, kind = "good") {
+  const shown = document.createElement("div");
+  shown.className = `toast toast-${kind}`;
+  const words = document.createElement("p");
+  words.textContent = text;
+  shown.append(words);
+  place?.append(shown);
+}
+
+function watch(shown) {
+  let timer;
+  const leave = () => shown.remove();
+  const wait = () => {
+    timer = setTimeout(leave, shown.classList.contains("toast-bad") ? 2 * stays_ms : stays_ms);
+  };
+  shown.addEventListener("mouseenter", () => clearTimeout(timer));
+  shown.addEventListener("mouseleave", wait);
+  shown.addEventListener("click", (event) => {
+    if (!event.target.closest("a")) leave();
+  });
+  wait();
+}
+
+if (place) {
+  for (const shown of place.children) watch(shown);
+  new MutationObserver((changes) => {
+    for (const change of changes) {
+      for (const node of change.addedNodes) {
+        if (node.classList?.contains("toast")) watch(node);
+      }
+    }
+  }).observe(place, { childList: true });
+}
+
+document.addEventListener("toast", (event) => toast(event.detail.text, event.detail.kind));
