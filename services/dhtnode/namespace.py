@@ -14,10 +14,15 @@ from services.dhtnode.index import Index
 from services.dhtnode.recency import Recency
 from services.dhtnode.runs import run_keys
 
-# So many keys and a quarter of what there is may vanish before an index is brought up to date
+# So many keys and a share of what there is may vanish before an index is brought up to date
 # without a listing that needs it. It bounds the memory of a namespace whose keys come and go, and
 # that of very many such namespaces. More at a time are merged at less cost for each.
 _removed_min = run_keys // 4
+# Keys of stores vanish when they are collected, which costs many times what merging does, and is
+# there to have memory back: of keys with 100 bytes each this holds less than 4 % of what is left.
+_removed_share = 8
+# Keys of a cache may vanish as fast as others come.
+_removed_share_of_cache = 4
 # The names of a tenant that has no more are sorted whenever they are asked for, in 0.2 ms; an
 # order that is kept would take a kilobyte for each of very many tenants with one namespace.
 _unordered_max = 1_000
@@ -138,7 +143,8 @@ class Namespace(Counts):
 
     @property
     def index_lags(self) -> bool:
-        return self.index.removed > _removed_min + self.records // 4
+        share = _removed_share if self.recency is None else _removed_share_of_cache
+        return self.index.removed > _removed_min + self.records // share
 
 
 class Namespaces:
