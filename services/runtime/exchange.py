@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
+from time import monotonic_ns
 from typing import Protocol
 
 from services.core.errors import ClientError
@@ -54,10 +55,11 @@ class Exchange(ABC):
 
     `path` is in origin form, still percent-encoded and without the query, whatever form the
     target had. `body` is empty as long as the request is not whole: where the lane is asked for
-    the words of a refusal.
+    the words of a refusal. `began_ns` is when the lane was handed it, by time.monotonic_ns(), and
+    `took_ns` how long it took from there to the reply, once there is one.
     """
 
-    __slots__ = ("address", "body", "headers", "method", "path", "query")
+    __slots__ = ("address", "began_ns", "body", "headers", "method", "path", "query", "took_ns")
 
     def __init__(
         self,
@@ -75,6 +77,8 @@ class Exchange(ABC):
         self.body = body
         # Of the connection's other end, be that a client or a proxy.
         self.address = address
+        self.began_ns = monotonic_ns()
+        self.took_ns = 0
 
     @abstractmethod
     def reply(self, status: int, lines: bytes, body: bytes) -> None:

@@ -5,7 +5,6 @@ On the hot path, like fastlane.py. What `reply` does is measured by `make bench 
 
 from __future__ import annotations
 
-import time
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -37,10 +36,7 @@ class Connection(Protocol):
 
 
 class FastExchange(Exchange):
-    __slots__ = ("began_s", "connection", "persistence")
-
-    # When it got its turn, by time.perf_counter().
-    began_s: float
+    __slots__ = ("connection", "counted", "persistence")
 
     def __init__(
         self, connection: Connection, method: bytes, path: bytes, query: bytes, headers: Headers
@@ -52,6 +48,9 @@ class FastExchange(Exchange):
         self.headers = headers
         self.body = b""
         self.address = connection.address
+        self.began_ns = self.took_ns = 0
+        # Whether it is one of those under way: what is answered at once never is.
+        self.counted = False
         # The header line that says whether the connection goes on; without one it does.
         self.persistence = b""
         # None once it is answered.
@@ -86,14 +85,13 @@ class FastExchange(Exchange):
 
     def log(self, status: int, lines: bytes) -> None:
         """The line of the access log, as the edge of an application writes it."""
-        elapsed_ms = (time.perf_counter() - self.began_s) * 1000
         token = telemetry.request_id.set(_request_id_in(lines) or telemetry.no_request_id)
         _log.info(
             "request",
             method=self.method.decode("ascii"),
             path=self._readable_path,
             status=status,
-            ms=round(elapsed_ms, 3),
+            ms=round(self.took_ns / 1e6, 3),
             client=self.address,
         )
         telemetry.request_id.reset(token)

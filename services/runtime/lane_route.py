@@ -8,6 +8,7 @@ the header `X-Request-ID`: here it is the one that the edge of the application a
 from __future__ import annotations
 
 import asyncio
+from time import monotonic_ns
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -49,6 +50,7 @@ class LaneRoute:
             except ClientError as error:
                 lane.refuse(exchange, error)
             else:
+                exchange.began_ns = monotonic_ns()
                 (lane.begin if whole else lane.too_large)(exchange)
             await exchange.answer(receive, send, whole=whole)
 
@@ -99,6 +101,7 @@ class _RouteExchange(Exchange):
             return
         if self._replied.done():
             raise RuntimeError("this exchange has been answered")
+        self.took_ns = monotonic_ns() - self.began_ns
         self._replied.set_result((status, lines, body))
 
     @property

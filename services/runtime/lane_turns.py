@@ -14,7 +14,8 @@ import contextvars
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
-from time import perf_counter
+from math import inf
+from time import monotonic_ns
 from typing import Any, Final
 
 from uvicorn.config import Config
@@ -67,6 +68,8 @@ class LaneTurns(ServiceProtocol):
         # The room of large bodies, until their requests are answered.
         self._rooms: dict[FastExchange, tuple[int, Hashable]] = {}
         self._idle_since = self.server_state.idle_since
+        # Since when we stand there, if an answer was the last that has put us there.
+        self._idle_s = -inf
         self._context = contextvars.copy_context()
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -148,9 +151,10 @@ class LaneTurns(ServiceProtocol):
 
     def _begin(self, exchange: FastExchange, act: Act) -> None:
         self._turn = exchange
+        exchange.counted = True
         self._counters.in_flight += 1
         self._idle_since.pop(self, None)
-        exchange.began_s = perf_counter()
+        exchange.began_ns = monotonic_ns()
         try:
             act(exchange)
         except Exception:
@@ -179,10 +183,12 @@ class LaneTurns(ServiceProtocol):
         lost = self.transport.is_closing()
         if lost:
             status = status_client_left
-        counters.in_flight -= 1
-        elapsed_ms = (perf_counter() - exchange.began_s) * 1000
+        if exchange.counted:
+            counters.in_flight -= 1
+        exchange.took_ns = took_ns = monotonic_ns() - exchange.began_ns
         # As Histogram.observe does, without the call.
         latency_ms = counters.latency_ms
+        elapsed_ms = took_ns / 1e6
         latency_ms.buckets[bisect_left(latency_ms.bounds, elapsed_ms)] += 1
         latency_ms.total += elapsed_ms
         counters.by_status[_status_words[status]] += 1
@@ -201,7 +207,11 @@ class LaneTurns(ServiceProtocol):
         if persistence is close_line:
             self._end()
             return
-        self._idle_since[self] = state.now_s
+        now_s = state.now_s
+        if exchange.counted or now_s != self._idle_s:
+            self._idle_s = now_s
+            self._idle_since.pop(self, None)
+            self._idle_since[self] = now_s
         if self.pipeline or self._held or self._mid_message or self._half_closed:
             self._advance()
 

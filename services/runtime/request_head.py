@@ -44,9 +44,13 @@ class Head:
         "expects",
         "headers",
         "length",
+        "method",
+        "path",
+        "query",
         "sent",
         "tail_bytes",
         "version",
+        "whole",
     )
 
     def __init__(self, sent: list[tuple[bytes, bytes]], version: str) -> None:
@@ -64,6 +68,10 @@ class Head:
         # As it was sent, from the version on, and how long that and the body are: see `keep`.
         self.block = b""
         self.tail_bytes = sys.maxsize
+        # The last request that came with it again and had no body, and what its target was: a
+        # client may ask for the same thing over and over.
+        self.whole = b""
+        self.method = self.path = self.query = b""
         hosts = 0
         for name, value in fields:
             if name not in _telling:
