@@ -164,7 +164,7 @@ class ApiKeys:
                 "/apikeys",
                 "createApiKey",
                 "Make an API key, which is shown this once",
-                self._create,
+                self.create_own,
                 body_type=CreateKey,
                 status=201,
                 answer_type=CreatedKey,
@@ -176,7 +176,7 @@ class ApiKeys:
                 "/apikeys",
                 "listApiKeys",
                 "List API keys, the newest first",
-                self._list,
+                self.list_own,
                 query_type=KeyListQuery,
                 answer_type=KeyPage,
                 errors=("invalid_cursor",),
@@ -187,7 +187,7 @@ class ApiKeys:
                 "/apikeys/{key_id}",
                 "revokeApiKey",
                 "Revoke an API key, everywhere within a second",
-                self._revoke,
+                self.revoke_own,
                 path_type=KeyPath,
                 status=204,
                 errors=("not_found",),
@@ -198,7 +198,7 @@ class ApiKeys:
                 "/apikeys/{key_id}/rotate",
                 "rotateApiKey",
                 "Make another API key like this one, which ends when an overlap is over",
-                self._rotate,
+                self.rotate_own,
                 path_type=KeyPath,
                 body_type=RotateKey,
                 body_optional=True,
@@ -209,19 +209,19 @@ class ApiKeys:
             ),
         ]
 
-    async def _create(self, call: Call[None, None, CreateKey]) -> CreatedKey:
+    async def create_own(self, call: Call[None, None, CreateKey]) -> CreatedKey:
         user_id = call.caller.user_id
         await self._throttle.take(keys_made, str(user_id))
         return await self.create(user_id, call.body, actor=audit.user(user_id), client=call.client)
 
-    async def _list(self, call: Call[None, KeyListQuery, None]) -> KeyPage:
+    async def list_own(self, call: Call[None, KeyListQuery, None]) -> KeyPage:
         return await self.page(call.caller.user_id, call.query.limit, call.query.cursor)
 
-    async def _revoke(self, call: Call[KeyPath, None, None]) -> None:
+    async def revoke_own(self, call: Call[KeyPath, None, None]) -> None:
         user_id = call.caller.user_id
         await self.revoke(user_id, call.path.key_id, actor=audit.user(user_id), client=call.client)
 
-    async def _rotate(self, call: Call[KeyPath, None, RotateKey]) -> CreatedKey:
+    async def rotate_own(self, call: Call[KeyPath, None, RotateKey]) -> CreatedKey:
         user_id = call.caller.user_id
         await self._throttle.take(keys_made, str(user_id))
         return await self.rotate(

@@ -149,7 +149,9 @@ class UserManager:
         loops.start("last used", self.last_used.run)
         loops.start("deletion", self.watch.once_found(self.deletion.run))
 
-    def web(self, settings: UserManagerSettings, addresses: ClientAddresses) -> Web:
+    def web(
+        self, settings: UserManagerSettings, service: Service, addresses: ClientAddresses
+    ) -> Web:
         return Web(
             settings,
             accounts=self.accounts,
@@ -158,6 +160,8 @@ class UserManager:
             key_validation=self.key_validation,
             usage=self.usage_reader,
             calls=self.calls,
+            readiness=service.readiness,
+            clock=service.clock,
             addresses=addresses,
             before=self.watch.require,
         )
@@ -184,7 +188,7 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
             yield
 
     addresses = ClientAddresses(settings.trusted_proxies or ())
-    web = manager.web(settings, addresses)
+    web = manager.web(settings, service, addresses)
     api = every_route(
         manager.endpoints(),
         before=manager.watch.require,

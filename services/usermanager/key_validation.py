@@ -46,6 +46,12 @@ class KeyValidation:
             event_id=key.event_id,
         )
 
+    async def is_good(self, key: str) -> bool:
+        """Whether a key is good now; to ask does not count as using it. RetryLater."""
+        return well_formed(key) and (
+            await self._lookups.find(lookup_hash(self._pepper_subkey, key)) is not None
+        )
+
     def endpoints(self) -> list[Endpoint]:
         return [
             Endpoint(

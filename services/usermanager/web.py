@@ -12,7 +12,9 @@ from starlette.routing import BaseRoute
 
 from services.core.errors import ClientError
 from services.runtime.client_address import ClientAddresses
+from services.runtime.clock import Clock
 from services.runtime.endpoints import Before
+from services.runtime.probes import Readiness
 from services.runtime.setting_values import origin
 from services.usermanager.accounts import Accounts
 from services.usermanager.api_keys import ApiKeys
@@ -22,13 +24,16 @@ from services.usermanager.pages.assets import Assets, web_directory
 from services.usermanager.pages.browser_session import BrowserSessions
 from services.usermanager.pages.cookies import Cookies
 from services.usermanager.pages.csrf import Csrf
+from services.usermanager.pages.demo_key import DemoKey
 from services.usermanager.pages.entrance import Entrance
 from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.pages.landing import Landing
 from services.usermanager.pages.page import Page
+from services.usermanager.pages.platform_status import PlatformStatus
 from services.usermanager.pages.render import Place, Templates
 from services.usermanager.pages.security_headers import security_headers
 from services.usermanager.pages.site import Site
+from services.usermanager.pages.welcome import Welcome
 from services.usermanager.sessions import Sessions
 from services.usermanager.settings import UserManagerSettings
 from services.usermanager.usage_query import UsageReader
@@ -47,15 +52,18 @@ class Web:
         key_validation: KeyValidation,
         usage: UsageReader,
         calls: PlatformCalls,
+        readiness: Readiness,
+        clock: Clock,
         addresses: ClientAddresses,
         before: Before,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
         self._api_keys = api_keys
-        self._key_validation = key_validation
         self._usage = usage
         self._calls = calls
+        self._status = PlatformStatus(calls, readiness, clock)
+        self._demo = DemoKey(settings.data_dir, key_validation, is_shown=settings.demo_shown)
         directory = web_directory()
         self._assets = Assets(directory / "static")
         gateway_url = settings.clients_gateway_url
@@ -73,8 +81,10 @@ class Web:
 
     def every_page(self) -> list[Page]:
         return [
-            *Landing().pages(),
+            *Landing(self._demo).pages(),
+            *self._status.pages(),
             *Entrance(self._accounts, self._sessions).pages(),
+            *Welcome(self._api_keys).pages(),
             *AccountPages(self._accounts, self._sessions).pages(),
         ]
 

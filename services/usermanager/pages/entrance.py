@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from services.core.errors import FixRequest, RetryLater
+from services.core.errors import ClientError, FixRequest, RetryLater
 from services.usermanager.accounts import Accounts
 from services.usermanager.messages_accounts import Signup
 from services.usermanager.messages_sessions import LoggedIn, Login
@@ -55,7 +55,12 @@ class Entrance:
             return self._signup(visit, error.status, await visit.fields(), errors_of(error))
         except RetryLater as error:
             return self._signup(visit, error.status, await visit.fields(), waiting=error)
-        tokens = await self._sessions.log_in(visit.call(Login(body.email, body.password)))
+        try:
+            tokens = await self._sessions.log_in(visit.call(Login(body.email, body.password)))
+        except ClientError:
+            # It was opened all the same.
+            visit.say("Your account is there. Log in to go on", "note")
+            return visit.redirect("/login")
         await self._begin(visit, tokens)
         return visit.redirect(welcome)
 

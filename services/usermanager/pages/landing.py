@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
+from services.usermanager.pages.demo_key import DemoKey
 from services.usermanager.pages.page import Audience, Page, Visit
 
 
 class Landing:
+    def __init__(self, demo: DemoKey) -> None:
+        self._demo = demo
+
     def pages(self) -> list[Page]:
         return [Page("GET", "/", self.show, Audience.ANYBODY)]
 
     async def show(self, visit: Visit) -> Response:
-        return visit.render("landing.html")
+        return visit.render("landing.html", demo_key=await self._demo.for_visit(visit))

@@ -189,5 +189,6 @@ def errors_of(error: FixRequest) -> dict[str, str]:
     none of them in particular."""
     listed = error.members.get("errors")
     if not listed:
-        return {str(error.members.get("member", "")): error.detail}
+        member = str(error.members.get("member", ""))
+        return {member: error.detail.removeprefix(f"{member}: ")}
     return {one["member"]: one["detail"] for one in listed}

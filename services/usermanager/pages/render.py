@@ -22,6 +22,7 @@ from markupsafe import Markup
 from services.usermanager.pages import csrf
 from services.usermanager.pages.assets import Assets
 from services.usermanager.pages.navigation import links_for
+from services.usermanager.pages.user_agents import shown_agent
 
 if TYPE_CHECKING:
     from services.usermanager.pages.page import Visit
@@ -49,7 +50,11 @@ class Templates:
         )
         self._environment.globals.update(asset=assets.url, place=place)
         self._environment.filters.update(
-            size=shown_size, count=shown_count, moment=shown_moment, iso=iso_moment
+            size=shown_size,
+            count=shown_count,
+            moment=shown_moment,
+            iso=iso_moment,
+            agent=shown_agent,
         )
 
     def render(self, template: str, visit: Visit, context: Mapping[str, object]) -> str:
