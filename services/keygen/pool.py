@@ -6,7 +6,9 @@ Taking one is a hot path: 110 ns, and every 128th time what it takes to make as 
 (CPython 3.11, 2.1 GHz). What was returned goes out before what is new.
 
 How much is to be reserved next follows from how fast the pool has emptied: a range should last for
-minutes, and one that was used once costs a few keys.
+minutes, and one that was used once costs a few keys. Where a crowd waits the first one is not that
+small, and the next refill begins sooner: the key of every client that waits takes as long as a
+transaction, and at the start of a burst these are the slowest hundredth of all.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Pool:
         "_permutation",
         "_range_size",
         "_refilled_s",
+        "askers",
         "left",
         "left_at_look",
         "look_first",
@@ -86,8 +89,9 @@ class Pool:
         self.low_water = 0
         # Whether keys may have been returned, which are to go out before those that are here.
         self.look_first = False
-        # Keys that are waited for; the refill that is under way; when another may be tried.
-        self.waiting = 0
+        # Keys that are waited for, and by how many requests; the refill that is under way; when
+        # another may be tried.
+        self.waiting = self.askers = 0
         self.refilling: asyncio.Task[object] | None = None
         self.retry_at_s = float("-inf")
         # What was left when somebody last looked whether this pool is in use.
@@ -96,6 +100,11 @@ class Pool:
         self.left_at_look = 0
         self._refilled_s = 0.0
         self._left_then = 0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether more wait than somebody who tries it out would send."""
+        return self.askers > first_range_keys
 
     def take(self) -> bytes:
         """The next key, of which there must be one: `ready` is not empty."""
@@ -145,7 +154,7 @@ class Pool:
             self._lots.append(reserved)
             self.left += reserved.left
             self.range_keys = planned
-            self.low_water = planned // 2
+            self.low_water = planned - planned // 4 if self.is_crowded else planned // 2
             self._refilled_s = now_s
             self._left_then = self.left
         if not self.ready:
@@ -154,7 +163,8 @@ class Pool:
     def next_range_keys(self, now_s: float) -> int:
         """How many to reserve, judged by what has become of those before."""
         if not self.range_keys:
-            return min(first_range_keys, self._range_size)
+            few = self._range_size if self.is_crowded else first_range_keys
+            return min(few, self._range_size)
         measured_s = max(now_s - self._refilled_s, _measured_s_min)
         lasting = int((self._left_then - self.left) / measured_s * range_lasts_s)
         most = min(growth_max * self.range_keys, range_keys_max)

@@ -235,10 +235,12 @@ class Pools:
             if self._is_usable(pool, count):
                 return pool.take_many(count)
             pool.waiting += count
+            pool.askers += 1
             try:
                 error = await self._refilled(pool)
             finally:
                 pool.waiting -= count
+                pool.askers -= 1
             if error is None:
                 continue
             if pool.left >= count and self._clock.monotonic_s() < self.usable_until_s:

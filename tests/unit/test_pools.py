@@ -92,6 +92,30 @@ async def test_those_who_come_together_wait_for_one_refill() -> None:
         assert world.ranges.refills <= 3
 
 
+async def test_a_crowd_does_not_wait_for_a_visitors_range_first() -> None:
+    async with pool_world() as world:
+        world.ranges.hold()
+        waiting = [asyncio.create_task(world.take()) for _ in range(64)]
+        await world.settle()
+        world.ranges.go_on()
+        await asyncio.gather(*waiting)
+        assert world.ranges.refills == 1
+        [reserved] = world.ranges.ranges
+        pool = world.pools.pool(7, 7)
+        assert (reserved.count, pool.left) == (1_000, 1_000 - 64)
+        assert pool.low_water == 750, "the next one begins sooner"
+        await world.take(200)
+        await world.settle()
+        assert pool.low_water == pool.range_keys // 2 > 750, "and in time: nobody waited"
+
+
+async def test_a_batch_is_no_crowd() -> None:
+    async with pool_world() as world:
+        await world.take(15)
+        await world.settle()
+        assert world.ranges.ranges[0].count == first_range_keys
+
+
 async def test_a_client_who_leaves_does_not_take_the_refill_along() -> None:
     async with pool_world() as world:
         world.ranges.hold()
