@@ -104,7 +104,9 @@ def _lines(fate: Fate) -> list[str]:
         f"  to            {owner}",
         f"  reserved      {_time(fate.reserved_at)}, with its range",
     ]
-    if fate.closed_at is None:
+    if fate.returned_at is not None:
+        lines.append("  given out     since then, for it was returned")
+    elif fate.closed_at is None:
         lines.append("  given out     then or since, or still to be: its range is in use")
     else:
         closed = _time(fate.closed_at)

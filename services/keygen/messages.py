@@ -67,7 +67,8 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class QuotaAnswer(msgspec.Struct, frozen=True):
-    """Of this API key on this day. Without a limit `limit` is null."""
+    """Of this API key on this day. Without a limit `limit` is null. `used` counts what keygens have
+    set aside for it too, for some seconds."""
 
     used: int
     limit: int | None

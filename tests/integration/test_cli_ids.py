@@ -52,6 +52,25 @@ async def test_it_is_said_what_became_of_an_id(
         assert "without an API key" in (await shell.done("ids", "inspect", key)).out
 
 
+async def test_what_was_returned_was_given_out_for_certain(
+    shell: Shell, database_address: DatabaseAddress
+) -> None:
+    key = (await shell.done("ids", "new")).out.strip()
+    assert "or never" in (await shell.done("ids", "inspect", key)).out
+    connection = await asyncpg.connect(**database_address.asyncpg())
+    await connection.execute(
+        "INSERT INTO returned_keys (size, index, tenant, range_id, is_free) "
+        "SELECT size, first, tenant, id, true FROM key_ranges"
+    )
+    await connection.close()
+    shown = (await shell.done("ids", "inspect", key)).out
+    assert "for it was returned" in shown
+    assert "or never" not in shown
+    (told,) = (await shell.done("ids", "inspect", key, "--json")).json
+    assert (told["certain"], told["reissued"]) == (True, False)
+    assert told["returned_at"] is not None
+
+
 async def test_what_was_never_given_out_is_told_from_what_is_no_id(shell: Shell) -> None:
     await shell.done("ids", "new")
     for never in ("zzzzzzz", "0" * 16):
