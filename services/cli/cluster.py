@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from services.cli.cluster_health import Health, age_in_words, health_of, node_urls
 from services.cli.front_desk import UnreachableError
 from services.cli.options import Duration, data_dir_option, json_option
-from services.cli.replicator_desk import Document, ReplicatorDesk, Told
+from services.cli.replicator_desk import ReplicatorDesk
+from services.core.cluster_health import Document, Health, Told, age_in_words, health_of
 from services.core.ring import slot_count
 from services.runtime.clock import SystemClock
+from services.runtime.survey import Survey, survey
 
 not_well_code: Final = 1
 poll_s: Final = 0.25
@@ -47,8 +48,8 @@ def cluster() -> None:
 def status(*, as_json: bool, data_dir: Path) -> None:
     """Show nodes, repair and collection, and say what is not well."""
     desk = ReplicatorDesk.open(data_dir)
-    told, of_nodes = asyncio.run(_looked_at(desk))
-    health = health_of(told, SystemClock().wall_ms(), of_nodes)
+    found = asyncio.run(_looked_at(desk))
+    health = health_of(found.told, SystemClock().wall_ms(), found.of_nodes)
     if as_json:
         click.echo(json.dumps(health.document))
     else:
@@ -92,15 +93,11 @@ def repair(slots: tuple[int, ...], *, timeout_s: float, as_json: bool, data_dir:
         sys.exit(not_well_code)
 
 
-async def _looked_at(desk: ReplicatorDesk) -> tuple[list[Told], dict[str, Document]]:
-    """What the replicators tell, and what those nodes tell of themselves that can be asked. From
-    here some may be out of reach; whether they are from where it matters, replicators know."""
-    told = await desk.get("/cluster")
-    _refuse_silence(told)
-    urls = node_urls(told)
-    answers = await desk.of_others(list(urls.values())).get("/ready")
-    found = zip(urls, answers, strict=True)
-    return told, {name: one.document for name, one in found if one.document is not None}
+async def _looked_at(desk: ReplicatorDesk) -> Survey:
+    async with desk.client() as client:
+        found = await survey(client, desk.urls)
+    _refuse_silence(found.told)
+    return found
 
 
 def _refuse_silence(told: Sequence[Told]) -> None:

@@ -19,10 +19,10 @@ from services.cli.options import data_dir_option, json_option
 from services.cli.replicator_desk import (
     ClusterToolSettings,
     ReplicatorDesk,
-    Told,
     told_by_up,
     up_name,
 )
+from services.core.cluster_health import Told
 from services.runtime import setting_values as values
 from services.runtime.settings import load
 

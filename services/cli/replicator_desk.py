@@ -6,32 +6,31 @@ directory, by its `up.json`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
 from services.cli.front_desk import UnreachableError
+from services.core.cluster_health import Document, Told
 from services.core.errors import FatalError
 from services.runtime import setting_values as values
 from services.runtime.clock import SystemClock
 from services.runtime.settings import data_dir_setting, load, setting
-from services.runtime.signing import SignedAuth, Signer
+from services.runtime.signed_client import signed_client
+from services.runtime.survey import ask_all
 
 # What they tell comes from memory.
 answer_s_max: Final = 5.0
-# How much of an answer that is an error is worth a line.
-reason_chars_max: Final = 200
+# One for each process that is asked.
+connections_max: Final = 256
 up_name: Final = "up.json"
 _replicator: Final = re.compile(r"replicator(-\d+)?")
-
-Document = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +50,10 @@ class ClusterToolSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a replicator has answered, or why it has not."""
-
-    url: str
-    document: Document | None
-    trouble: str | None = None
-
-
 class ReplicatorDesk:
     def __init__(self, urls: Sequence[str], cluster_secret: str) -> None:
         self.urls = tuple(urls)
         self._cluster_secret = cluster_secret
-        self._auth = SignedAuth(Signer(cluster_secret, SystemClock()))
 
     @classmethod
     def open(cls, data_dir: Path) -> ReplicatorDesk:
@@ -73,9 +62,15 @@ class ReplicatorDesk:
         urls = settings.replicator_urls or _urls_of_up(settings.data_dir)
         return cls(urls, settings.cluster_secret)
 
-    def of_others(self, urls: Sequence[str]) -> ReplicatorDesk:
-        """For others who have the cluster's secret, such as nodes."""
-        return ReplicatorDesk(urls, self._cluster_secret)
+    def client(self) -> httpx.AsyncClient:
+        """For whoever has the cluster's secret."""
+        return signed_client(
+            self._cluster_secret,
+            SystemClock(),
+            answer_s_max=answer_s_max,
+            connect_s_max=answer_s_max,
+            connections_max=connections_max,
+        )
 
     async def get(self, path: str) -> list[Told]:
         """What each of them tells, in the order of their URLs."""
@@ -87,44 +82,8 @@ class ReplicatorDesk:
     async def _all(
         self, method: str, path: str, content: Mapping[str, object] | None
     ) -> list[Told]:
-        # Proxies of the environment are for the world outside.
-        async with httpx.AsyncClient(
-            auth=self._auth, timeout=answer_s_max, trust_env=False
-        ) as client:
-            asked = (self._ask(client, method, url, path, content) for url in self.urls)
-            return await asyncio.gather(*asked)
-
-    async def _ask(
-        self,
-        client: httpx.AsyncClient,
-        method: str,
-        url: str,
-        path: str,
-        content: Mapping[str, object] | None,
-    ) -> Told:
-        try:
-            answer = await client.request(method, url + path, json=content)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return Told(url, None, f"it cannot be asked: {str(error) or type(error).__name__}")
-        if answer.is_success:
-            try:
-                found = answer.json()
-            except ValueError:
-                found = None
-            if isinstance(found, dict):
-                return Told(url, found)
-            return Told(url, None, "it answers what no replicator would")
-        return Told(url, None, f"it answers {answer.status_code}: {_reason(answer)}")
-
-
-def _reason(answer: httpx.Response) -> str:
-    """What an error says of itself, in a line."""
-    try:
-        document = answer.json()
-    except ValueError:
-        document = None
-    text = document.get("detail") or document.get("error") if isinstance(document, dict) else None
-    return " ".join(str(text or answer.text).split())[:reason_chars_max]
+        async with self.client() as client:
+            return await ask_all(client, method, self.urls, path, content)
 
 
 def _urls_of_up(data_dir: Path) -> list[str]:

@@ -9,6 +9,7 @@ A replicator compares the slots of its own share alone: who wants all of them as
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Annotated, Final
 
@@ -82,6 +83,7 @@ def cluster_document(replicator: Replicator) -> dict[str, object]:
             "state": "forming",
             "cluster_size": replicator.settings.cluster_size,
             "missing": membership.missing,
+            "map": None,
             "nodes": {},
         }
     slots = _slots(fleet.map)
@@ -89,6 +91,8 @@ def cluster_document(replicator: Replicator) -> dict[str, object]:
     return {
         **document,
         "state": "joint" if fleet.map.is_joint else "stable",
+        # For who has to know where keys are: what nodes and gateways route by.
+        "map": json.loads(fleet.map.encode()),
         "replication_factor": fleet.map.replication_factor,
         "slots_without_quorum": slots_without_quorum(fleet),
         "nodes": {

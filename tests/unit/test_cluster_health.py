@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.cluster_health import age_in_words, health_of, node_urls
-from services.cli.replicator_desk import Told
+from services.core.cluster_health import Told, age_in_words, health_of, node_urls
 from services.core.hlc import rfc3339
 
 now_ms = 1_790_000_000_000

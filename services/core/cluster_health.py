@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from services.cli.replicator_desk import Document, Told
 from services.core.hlc import rfc3339
+
+Document = Mapping[str, Any]
 
 # From well to unwell.
 _states: Final = ("live", "catching_up", "silent", "unreachable")
@@ -43,9 +44,18 @@ _collection_sums: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a service has answered, or why it has not."""
+
+    url: str
+    document: Document | None
+    trouble: str | None = None
+
+
 @dataclass(slots=True, frozen=True)
 class Health:
-    """What `ydht cluster status` shows. `document` is all of it for programs."""
+    """What `ydht cluster status` and the console show. `document` is all of it for programs."""
 
     document: dict[str, Any]
     reasons: list[str]
