@@ -29,6 +29,8 @@ from services.runtime.signed_client import signed_client
 # The gateway gives a request 5 s; more than that is a gateway that is gone.
 answer_s_max: Final = 10.0
 connect_s_max: Final = 1.0
+# What a replicator or a node shows of itself takes it milliseconds; one that hangs is told as one.
+inside_answer_s_max: Final = 2.0
 connections_max: Final = 64
 # What a request of a page may do.
 reading: Final[tuple[Scope, ...]] = ("read",)
@@ -66,25 +68,30 @@ class PlatformCalls:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.gateway, self.keygen = (
+        self.gateway, self.keygen, self.inside = (
             Service(
                 name,
                 signed_client(
                     cluster_secret,
                     clock,
                     base_url=url,
-                    answer_s_max=answer_s_max,
+                    answer_s_max=answer_s,
                     connect_s_max=connect_s_max,
                     connections_max=connections_max,
                     transport=transport,
                 ),
             )
-            for name, url in (("data service", gateway_url), ("ID service", keygen_url))
+            for name, url, answer_s in (
+                ("data service", gateway_url, answer_s_max),
+                ("ID service", keygen_url, answer_s_max),
+                # Replicators and nodes, by whole URLs.
+                ("cluster", "", inside_answer_s_max),
+            )
         )
 
     async def close(self) -> None:
-        await self.gateway.client.aclose()
-        await self.keygen.client.aclose()
+        for service in (self.gateway, self.keygen, self.inside):
+            await service.client.aclose()
 
     def of(self, tenant: int) -> TenantCalls:
         """The gateway, asked in this tenant's name."""
@@ -146,8 +153,8 @@ class TenantCalls:
     ) -> httpx.Response:
         """`sent` is as httpx has it: params, content, json. Of the scopes, prefix deletes and
         namespaces take `administering`, whatever else changes something `writing`."""
-        claims = self._claims(scopes)
-        return await self.gateway.ask(method, target, headers={**claims, **(headers or {})}, **sent)
+        whole = self._headers(scopes, headers)
+        return await self.gateway.ask(method, target, headers=whole, **sent)
 
     @asynccontextmanager
     async def stream(
@@ -159,12 +166,17 @@ class TenantCalls:
         headers: Mapping[str, str] | None = None,
         **sent: Any,
     ) -> AsyncIterator[httpx.Response]:
-        claims = {**self._claims(scopes), **(headers or {})}
-        async with self.gateway.stream(method, target, headers=claims, **sent) as answer:
+        whole = self._headers(scopes, headers)
+        async with self.gateway.stream(method, target, headers=whole, **sent) as answer:
             yield answer
 
-    def _claims(self, scopes: Collection[Scope]) -> dict[str, str]:
-        return {tenant_header: str(self.tenant), scope_header: ",".join(scopes)}
+    def _headers(
+        self, scopes: Collection[Scope], headers: Mapping[str, str] | None
+    ) -> list[tuple[bytes, bytes]]:
+        """In bytes: names of namespaces and metadata are UTF-8, which httpx takes no text of."""
+        claims = {tenant_header: str(self.tenant), scope_header: ",".join(scopes)}
+        both = {**claims, **(headers or {})}
+        return [(name.encode("ascii"), value.encode()) for name, value in both.items()]
 
 
 def check(answer: httpx.Response) -> httpx.Response:
