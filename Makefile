@@ -21,6 +21,7 @@ ROUNDS ?= 200
 FAULT_SECONDS ?= 300
 KILL_SECONDS ?= 60
 TRAFFIC_SECONDS ?= 30
+REPAIR_KEYS ?= 100000
 FUZZ_REQUESTS ?= 200000
 KEYS ?= 1000000
 KILLS ?= 0
@@ -47,7 +48,7 @@ test: $(COMPILED) ## Run every test, sized for a shared two-core machine
 
 .PHONY: proof
 proof: $(COMPILED) ## Run the tests at full size, then the figures (long)
-	@HYPOTHESIS_PROFILE=proof ROUNDS=200 TRAFFIC_SECONDS=30 FUZZ_REQUESTS=200000 $(BIN)/python -m pytest --timeout 3600 $(ARGS)
+	@HYPOTHESIS_PROFILE=proof ROUNDS=200 TRAFFIC_SECONDS=30 REPAIR_KEYS=100000 FUZZ_REQUESTS=200000 $(BIN)/python -m pytest --timeout 3600 $(ARGS)
 	@$(BIN)/python -m tests.simulation --seeds 50000
 	@$(BIN)/python -m bench.strace_replies
 	@$(MAKE) --no-print-directory bench
@@ -67,6 +68,10 @@ database-kills: $(COMPILED) ## Kill PostgreSQL under a user manager at work, for
 .PHONY: traffic
 traffic: $(COMPILED) ## Kill and pause replicas and replicators under 64 customers, and load a gateway slowly, for 30 s
 	@TRAFFIC_SECONDS=$(TRAFFIC_SECONDS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/gateway_turmoil
+
+.PHONY: repairs
+repairs: $(COMPILED) ## Delete a fifth of 100,000 keys under faults, and miss 50,000 writes, and look for differences
+	@REPAIR_KEYS=$(REPAIR_KEYS) $(BIN)/python -m pytest -s --timeout 3600 tests/cluster/test_collected.py tests/cluster/test_missed_writes.py
 
 .PHONY: fuzz
 fuzz: $(COMPILED) ## Send a gateway 200,000 requests that are none, or hardly

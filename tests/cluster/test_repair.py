@@ -10,15 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.core.comparison import decode_digests, digests_max, encode_digests_asked
-from services.core.messages import DIGESTS
 from services.core.operations import CHANGED, DELETE, PUT, encode_put
-from services.core.ring import slot_count
-from services.core.wire import OK, Role
+from services.core.wire import Role
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.signing import SignedAuth, Signer
-from tests.integration.node_process import NodeProcess, node_client, prefix, secret
+from tests.cluster.replica_view import are_equal
+from tests.integration.node_process import node_client, prefix, secret
 from tests.integration.replicator_process import (
     ClusterProcesses,
     cluster_processes,
@@ -75,21 +73,6 @@ async def delete(cluster: ClusterProcesses, numbers: range) -> None:
     assert {kind for kind, _ in answers} == {CHANGED}
 
 
-async def summaries(node: NodeProcess) -> list[bytes]:
-    found: list[bytes] = []
-    async with node_client(node, "tool", Role.TOOL) as client:
-        for first in range(0, slot_count, digests_max):
-            kind, body = await client.ask(DIGESTS, encode_digests_asked(first, digests_max))
-            assert kind == OK
-            found += [digest.summary for digest in decode_digests(body)]
-    return found
-
-
-async def are_equal(cluster: ClusterProcesses) -> bool:
-    one, *others = [await summaries(node) for node in cluster.nodes]
-    return all(other == one for other in others)
-
-
 async def test_a_node_that_missed_more_than_hints_hold_is_equal_before_it_has_caught_up(
     cluster: ClusterProcesses,
 ) -> None:
@@ -107,7 +90,7 @@ async def test_a_node_that_missed_more_than_hints_hold_is_equal_before_it_has_ca
     await until_metrics(away, catching_up=0)
     found = await cluster.replicator.metrics()
     assert found["repair_records_sent"] > 0
-    assert await are_equal(cluster), "it was told that it has caught up, and lacks something"
+    assert await are_equal(cluster.nodes), "it was told that it has caught up, and lacks something"
     shown = (await cluster.replicator.cluster())["nodes"]["node-3"]
     assert (shown["overflowed"], shown["state"]) == (False, "live")
     assert cluster.replicator.said.count("replicas were compared") == 1
@@ -124,7 +107,7 @@ async def test_a_replicator_that_lost_its_directory_has_all_replicas_compared(
     shutil.rmtree(cluster.replicator.directory)
     await asyncio.gather(cluster.replicator.serve(), away.serve())
     await well(cluster)
-    assert await are_equal(cluster)
+    assert await are_equal(cluster.nodes)
     assert (await cluster.replicator.metrics())["repair_records_sent"] >= 200
     assert not any((await cluster.replicator.cluster())["repair"]["owing"].values())
 
@@ -145,7 +128,7 @@ async def test_a_regular_pass_finds_what_nobody_knows_of(cluster: ClusterProcess
     await well(cluster)
 
     async def equal() -> bool | None:
-        return await are_equal(cluster) or None
+        return await are_equal(cluster.nodes) or None
 
     await until_told(equal, "a pass has found it")
 
@@ -191,5 +174,5 @@ async def test_deleted_keys_wait_for_the_node_that_is_away_and_are_gone_after_it
     await order(cluster)
     found = await cluster.replicator.metrics()
     assert (found["tombstones_held"], found["collection_blocked"]) == (0, 0)
-    assert await are_equal(cluster)
+    assert await are_equal(cluster.nodes)
     assert {(await node.metrics())["key_count"] for node in cluster.nodes} == {100}
