@@ -1,6 +1,6 @@
 """Digests: what two replicas compare to learn where they differ.
 
-    leaf:     XOR over its keys of blake2b-64(storage key · version), keyed
+    leaf:     XOR over its keys of blake2b-64(storage key · version), keyed by salt and person
     leaves:   slot → 64 x u64 big-endian        of a key: the 6 bits of its hash behind the slot
     summary:  blake2b-64 of a slot's leaves
 
@@ -8,9 +8,11 @@ XOR makes a leaf follow each change in O(1), and independent of the order of cha
 key keeps a tenant from choosing keys whose hashes cancel out. Digests depend on keys and versions
 alone: dropping the value of an expired record leaves them as they are.
 
-`toggle` is on the path of every write, and twice on that of an overwrite. Copying a keyed state
-took 0.41 µs in CPython 3.11 where making one took 0.62 µs; with the arithmetic around it a
-toggle takes 0.6 µs.
+`toggle` is on the path of every write, and twice on that of an overwrite, where it was a fifth of
+what a node does. So the secret stands where blake2b takes a salt and a personal name, which it
+mixes into the state that it starts from. As its `key` it would be a block to be hashed before each
+of ours, which fits one block itself: 1.37 µs instead of 0.82 µs, in CPython 3.11 on a busy machine.
+A state that is copied is half as dear as one that is made.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ leaf_bytes = 8
 leaves_bytes = leaf_count * leaf_bytes
 digests_bytes = slot_count * leaves_bytes
 summary_bytes = 8
-digest_key_bytes = 32
+digest_key_bytes = blake2b.SALT_SIZE + blake2b.PERSON_SIZE
 
 _zeros = bytes(leaves_bytes)
 _leaves = Struct(f">{leaf_count}Q")
@@ -52,7 +54,8 @@ class Digests:
     def __init__(self, key: bytes, memory: memoryview | None = None) -> None:
         if len(key) != digest_key_bytes:
             raise ValueError(f"the key of digests is {digest_key_bytes} bytes, not {len(key)}")
-        self._keyed = blake2b(digest_size=leaf_bytes, key=key)
+        salt, person = key[: blake2b.SALT_SIZE], key[blake2b.SALT_SIZE :]
+        self._keyed = blake2b(digest_size=leaf_bytes, salt=salt, person=person)
         self._leaves = (memory or memoryview(bytearray(digests_bytes))).cast("Q")
 
     def hash_of(self, storage_key: bytes, version: Version) -> int:

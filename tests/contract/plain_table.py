@@ -173,7 +173,12 @@ class PlainTable:
         for key, record in self._in(slot).items():
             if prefix_of(key) not in self._limits:
                 data = key + records.version(record)
-                digest = blake2b(data, digest_size=8, key=self._digest_key).digest()
+                digest = blake2b(
+                    data,
+                    digest_size=8,
+                    salt=self._digest_key[:16],
+                    person=self._digest_key[16:],
+                ).digest()
                 leaves[place_of(key) % leaf_count] ^= int.from_bytes(digest, "big")
         return self._loaded.get(slot, encode_leaves(leaves))
 

@@ -29,7 +29,9 @@ def plain_leaves(slot: int, held: dict[bytes, bytes]) -> list[int]:
     leaves = [0] * leaf_count
     for key, version in held.items():
         if slot_of(key) == slot:
-            digest = blake2b(key + version, digest_size=8, key=secret).digest()
+            digest = blake2b(
+                key + version, digest_size=8, salt=secret[:16], person=secret[16:]
+            ).digest()
             leaves[place_of(key) & leaf_count - 1] ^= int.from_bytes(digest, "big")
     return leaves
 
