@@ -14,6 +14,9 @@ A record may be empty: nothing. A LEARN without one means what was accepted at i
 spares sending every value twice. In Seen a `record_len` of `same` stands for a record that is the
 cell. `grows` tells a replica that is full what it may refuse before anything is at stake.
 
+What is decoded comes as plain tuples: each that has names takes a call of the interpreter to make,
+0.2 µs, and a change brings nine of them to its replicas.
+
 UNLEARNED asks for keys that somebody has to finish. Whoever is told of one is given it for as long
 as `age_ms`: those that cannot be finished go to the end of the list, and hide no others.
 """
@@ -21,7 +24,7 @@ as `age_ms`: those that cannot be finished go to the end of the list, and hide n
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from services.core.errors import PeerError
 from services.core.hlc import Version
@@ -58,17 +61,12 @@ def encode_prepare(epoch: int, ballot: Version, key: bytes, *, grows: bool) -> b
     return _prepare_head.pack(epoch, ballot, grows) + key
 
 
-class Prepare(NamedTuple):
-    ballot: Version
-    grows: bool
-    key: bytes
-
-
-def decode_prepare(body: bytes) -> Prepare:
+def decode_prepare(body: bytes) -> tuple[Version, bool, bytes]:
+    """The ballot, `grows`, and the key."""
     if len(body) < _prepare_head.size:
         raise PeerError(f"a PREPARE of {len(body)} bytes is cut short")
     _, ballot, grows = _prepare_head.unpack_from(body)
-    return Prepare(ballot, bool(grows), body[_prepare_head.size :])
+    return ballot, bool(grows), body[_prepare_head.size :]
 
 
 def encode_accept(
@@ -77,41 +75,30 @@ def encode_accept(
     return _accept_head.pack(epoch, ballot, operation, len(key)) + key + record
 
 
-class Accept(NamedTuple):
-    ballot: Version
-    operation: Version
-    key: bytes
-    record: bytes
-
-
-def decode_accept(body: bytes) -> Accept:
+def decode_accept(body: bytes) -> tuple[Version, Version, bytes, bytes]:
+    """The ballot, the operation, the key and the record."""
     if len(body) < _accept_head.size:
         raise PeerError(f"an ACCEPT of {len(body)} bytes is cut short")
     _, ballot, operation, size = _accept_head.unpack_from(body)
     end = _accept_head.size + size
     if end > len(body):
         raise PeerError(f"an ACCEPT of {len(body)} bytes ends inside of its key")
-    return Accept(ballot, operation, body[_accept_head.size : end], body[end:])
+    return ballot, operation, body[_accept_head.size : end], body[end:]
 
 
 def encode_learn(epoch: int, ballot: Version, key: bytes, record: bytes) -> bytes:
     return _learn_head.pack(epoch, ballot, len(key)) + key + record
 
 
-class Learn(NamedTuple):
-    ballot: Version
-    key: bytes
-    record: bytes
-
-
-def decode_learn(body: bytes) -> Learn:
+def decode_learn(body: bytes) -> tuple[Version, bytes, bytes]:
+    """The ballot, the key and the record."""
     if len(body) < _learn_head.size:
         raise PeerError(f"a LEARN of {len(body)} bytes is cut short")
     _, ballot, size = _learn_head.unpack_from(body)
     end = _learn_head.size + size
     if end > len(body):
         raise PeerError(f"a LEARN of {len(body)} bytes ends inside of its key")
-    return Learn(ballot, body[_learn_head.size : end], body[end:])
+    return ballot, body[_learn_head.size : end], body[end:]
 
 
 def encode_seen(

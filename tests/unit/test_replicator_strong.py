@@ -395,7 +395,7 @@ def test_what_is_unknown_is_told_by_the_id_of_its_own_operation(world: World) ->
     ids: set[Version] = set()
 
     def fail(peer: Peer, request_id: int, body: bytes) -> None:
-        ids.add(decode_accept(body).operation)
+        ids.add(decode_accept(body)[1])
         peer.reply(request_id, FAILED, b"")
 
     asked = Asked()
