@@ -8,11 +8,11 @@ XOR makes a leaf follow each change in O(1), and independent of the order of cha
 key keeps a tenant from choosing keys whose hashes cancel out. Digests depend on keys and versions
 alone: dropping the value of an expired record leaves them as they are.
 
-`toggle` is on the path of every write, and twice on that of an overwrite, where it was a fifth of
-what a node does. So the secret stands where blake2b takes a salt and a personal name, which it
-mixes into the state that it starts from. As its `key` it would be a block to be hashed before each
-of ours, which fits one block itself: 1.37 µs instead of 0.82 µs, in CPython 3.11 on a busy machine.
-A state that is copied is half as dear as one that is made.
+`toggle` is on the path of every write, and twice on that of an overwrite, where hashing was a sixth
+of what a node computes. So the secret stands where blake2b takes a salt and a personal name, which
+it mixes into the state that it starts from. As its `key` it would be a block to be hashed before
+ours, which is one block itself: 0.43 µs instead of 0.28 µs in CPython 3.11. To copy a state costs
+half of what it costs to make one.
 """
 
 from __future__ import annotations
