@@ -32,8 +32,8 @@ import enum
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from services.core.cluster import Placement
 from services.core.hlc import Version, version_bytes, version_ms, version_zero
+from services.core.placement import Placement
 from services.core.record import expired, tombstone_body
 
 no_operation: Final = version_zero
@@ -83,6 +83,9 @@ class Seen(NamedTuple):
     floor: Version
     record: bytes
     cell: bytes
+
+
+nothing_seen: Final = Seen(version_zero, no_operation, version_zero, b"", b"")
 
 
 class Step(enum.Enum):
@@ -166,7 +169,7 @@ class Proposal:
         self.placement = placement
         self._preparing = True
         self._voted = self._failed = 0
-        self._highest = nothing_promised
+        self._highest = nothing_seen
         self._newest_cell = b""
         self._top_floor = version_zero
         # Of those that promised, by their bits: what their cells hold.
@@ -177,7 +180,7 @@ class Proposal:
         if not self._preparing:
             return Step.WAIT
         if seen.ballot > self._highest.ballot:
-            self._highest = Promise(self.ballot, seen.ballot, seen.operation, seen.record)
+            self._highest = seen
         if seen.cell > self._newest_cell:
             self._newest_cell = seen.cell
         if seen.floor > self._top_floor:
@@ -228,7 +231,7 @@ class Proposal:
 
     def _propose(self) -> Step:
         """Choose what to have accepted, now that a quorum has shown what there is."""
-        _, _, operation, current = self._highest
+        operation, current = self._highest.operation, self._highest.record
         if self._newest_cell > current:
             operation, current = no_operation, self._newest_cell
         if current[:version_bytes] >= self.ballot:

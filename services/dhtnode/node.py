@@ -36,6 +36,7 @@ from services.dhtnode.upkeep import Upkeep
 from services.runtime import telemetry
 from services.runtime.disk import Disk
 from services.runtime.disk_failure import disk_failure
+from services.runtime.histogram import Histogram
 from services.runtime.kept_map import KeptMap
 from services.runtime.link import Link, LinkServer, Station
 from services.runtime.link_limits import LinkCounters
@@ -44,7 +45,6 @@ from services.runtime.log.frame import store_id_bytes
 from services.runtime.log.log import Batch, Log
 from services.runtime.log.preparation import passing_errors
 from services.runtime.loops import Loops
-from services.runtime.metrics import Histogram
 from services.runtime.opening import Identity
 from services.runtime.peer import Peer
 from services.runtime.replicators import links_to_replicators

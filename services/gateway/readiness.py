@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from services.core.cluster import Placement
+from services.core.placement import Placement
 from services.core.ring import slot_count
 from services.gateway.cluster import Cluster
 from services.runtime.fleet import Fleet, node_state

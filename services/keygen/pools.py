@@ -29,7 +29,8 @@ from services.keygen.pool import Pool
 from services.keygen.range_store import Leavings, Refill, Unconfirmed, Wish
 from services.runtime import telemetry
 from services.runtime.clock import Clock
-from services.runtime.metrics import Histogram, Metrics
+from services.runtime.histogram import Histogram
+from services.runtime.metrics import Metrics
 
 # Of tenants and sizes; up to 10 KB each. Whoever serves more at once reserves a little more often.
 pools_max: Final = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.core.operations import UNKNOWN
-from services.runtime.metrics import Histogram
+from services.runtime.histogram import Histogram
 
 # From a fast disk's sync to the time an operation may take at all.
 latency_s: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2)

@@ -13,7 +13,8 @@ from services.replicator.replicator import Replicator
 from services.replicator.requests import bytes_max, requests_max
 from services.replicator.retries import retrying_max
 from services.replicator.strong import waiting_max
-from services.runtime.metrics import Histogram, Metrics
+from services.runtime.histogram import Histogram
+from services.runtime.metrics import Metrics
 
 # Of what a queue may hold; past it, requests are about to be refused.
 nearly_full: Final = 0.8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from services.core.cluster import Placement
+from services.core.placement import Placement
 from services.core.ring import slot_count
 from services.replicator.replicator import Replicator
 from services.runtime.fleet import Fleet

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from services.core.cluster import Placement
 from services.core.messages import encode_write_many, items_max, many_bytes_max, u16, u32, u64
+from services.core.placement import Placement
 from services.core.ring import slot_of
 from services.replicator.answers import Done, Failures
 from services.runtime.fleet import FleetNode, Owner, Route

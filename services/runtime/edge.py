@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import ClientError, InternalError
 from services.runtime import telemetry
-from services.runtime.metrics import Histogram, Metrics
+from services.runtime.histogram import Histogram
+from services.runtime.metrics import Metrics
 from services.runtime.problem import Refuse, as_problem
 
 # Long enough for a UUID with a prefix or two; ids stand in every log line.

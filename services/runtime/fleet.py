@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from services.core.cluster import ClusterMap, Member, Placement
+from services.core.cluster import ClusterMap, Member
+from services.core.placement import Placement
 from services.core.ring import slot_count
 from services.core.wire import Hello, Role
 from services.runtime.clock import Clock

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import chain
 
-from services.core.cluster import ClusterMap, Placement
+from services.core.cluster import ClusterMap
+from services.core.placement import Placement
 from services.core.ring import slot_count
 from services.runtime.fleet import Fleet, FleetNode
 

@@ -13,11 +13,11 @@ from typing import Any
 from unittest.mock import patch
 
 from services.core import collecting, paxos
-from services.core.cluster import Placement
 from services.core.collecting import Settled, Verdict
 from services.core.hlc import Version, version_bytes, version_ms, version_zero
 from services.core.messages import Status
 from services.core.paxos import Promise, Proposal, Reading, Seen, Step
+from services.core.placement import Placement
 from services.core.record import expired
 from services.core.sessions import Compared, ended
 from services.dhtnode import sessions

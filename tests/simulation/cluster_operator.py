@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from services.core.ballots import READ, decode_seen, encode_read
-from services.core.cluster import ClusterMap, Placement
+from services.core.cluster import ClusterMap
 from services.core.messages import u16
 from services.core.paxos import Seen
+from services.core.placement import Placement
 from services.core.ring import slot_of
 from services.core.wire import OK, Role
 from services.dhtnode import frame

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from services.core.cluster import ClusterMap, Member, Placement
+from services.core.cluster import ClusterMap, Member
 from services.core.digest import digest_key
 from services.core.hlc import Version, pack_version
 from services.core.key import namespace_prefix
 from services.core.messages import WRITE, WRITE_MANY, encode_write
 from services.core.operations import CHANGED, decode_changed
 from services.core.paxos import Change
+from services.core.placement import Placement
 from services.core.record import tombstone_body, value_body
 from services.core.ring import slot_of
 from services.core.wire import OK, Hello, Role

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from services.core.cluster import (
     ClusterMap,
     Member,
-    Placement,
     epoch_max,
     map_bytes_max,
     members_max,
     slots_in_a_piece,
 )
 from services.core.errors import PeerError
+from services.core.placement import Placement
 from services.core.ring import Owners, Ring, RingMember, slot_count
 
 

@@ -6,7 +6,8 @@ from itertools import combinations
 
 import pytest
 
-from services.core.cluster import ClusterMap, Member, Placement
+from services.core.cluster import ClusterMap, Member
+from services.core.placement import Placement
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.fleet import Fleet
 from tests.unit.test_replicator_membership import Away

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 
 from services.runtime.accept import choose
 from services.runtime.descriptors import connections_most, connections_within, reserve_max
+from services.runtime.histogram import Histogram
 from services.runtime.metrics import (
-    Histogram,
     Metrics,
     add_process_metrics,
     listed_descriptors,

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from services.core import paxos
 from services.core.change import Changed, read
-from services.core.cluster import Placement
 from services.core.hlc import Version, pack_version, version_bytes, version_zero
 from services.core.paxos import (
     Promise,
@@ -22,6 +21,7 @@ from services.core.paxos import (
     no_operation,
     nothing_promised,
 )
+from services.core.placement import Placement
 from services.core.record import is_tombstone, tombstone_body, value, value_body
 from services.core.wire import OK
 
