@@ -175,8 +175,9 @@ class Connection(asyncio.Protocol):
         if size > body_bytes_max:
             raise ValueError(f"a body of {size} bytes; a frame holds {body_bytes_max}")
         queued_bytes = self._queued_bytes + size
-        if self._congested or not self._room(queued_bytes):
-            # Nothing else bounds messages: no answer tells how many of them are under way.
+        if self._congested or (queued_bytes > gathered_bytes_max and not self._room(queued_bytes)):
+            # Nothing else bounds messages: no answer tells how many of them are under way. What is
+            # unsent counts as soon as it congests, also while little is queued.
             self._counters.overloaded += 1
             return False
         self._queued_bytes = queued_bytes
