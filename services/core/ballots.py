@@ -14,8 +14,8 @@ A record may be empty: nothing. A LEARN without one means what was accepted at i
 spares sending every value twice. In Seen a `record_len` of `same` stands for a record that is the
 cell. `grows` tells a replica that is full what it may refuse before anything is at stake.
 
-What is decoded comes as plain tuples: each that has names takes a call of the interpreter to make,
-0.2 µs, and a change brings nine of them to its replicas.
+What an acceptor decodes are plain tuples, which compiled code does not even make; one with names
+takes a call of the interpreter, and a change has one in each of its eight messages.
 
 UNLEARNED asks for keys that somebody has to finish. Whoever is told of one is given it for as long
 as `age_ms`: those that cannot be finished go to the end of the list, and hide no others.

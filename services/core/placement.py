@@ -1,7 +1,7 @@
 """The owners of a slot, and how many of them make a quorum.
 
-A coordinator asks this about every answer of a replica, seven times for a strong change: compiled
-it is a fifteenth of what a replicator spends on that, and was a tenth.
+A coordinator asks that about every answer of a replica, seven times for a strong change, so this is
+apart from the map, which cannot be compiled: each time took the interpreter 0.1 µs.
 """
 
 from __future__ import annotations
