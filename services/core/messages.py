@@ -258,12 +258,8 @@ class Reader:
         self._position = 0
 
     def take(self, size: int) -> bytes:
-        end = self._position + size
-        if end > len(self._body):
-            raise PeerError(f"a message of {len(self._body)} bytes ends inside of a field")
-        taken = self._body[self._position : end]
-        self._position = end
-        return taken
+        begin = self._passed(size)
+        return self._body[begin : self._position]
 
     def rest(self) -> bytes:
         return self.take(self.left)
@@ -275,13 +271,16 @@ class Reader:
         return slot
 
     def u8(self) -> int:
-        return self.take(1)[0]
+        return self._body[self._passed(1)]
 
     def u16(self) -> int:
-        return int.from_bytes(self.take(2), "big")
+        at = self._passed(2)
+        return self._body[at] << 8 | self._body[at + 1]
 
     def u32(self) -> int:
-        return int.from_bytes(self.take(4), "big")
+        at = self._passed(4)
+        body = self._body
+        return body[at] << 24 | body[at + 1] << 16 | body[at + 2] << 8 | body[at + 3]
 
     def u64(self) -> int:
         return int.from_bytes(self.take(8), "big")
@@ -298,6 +297,15 @@ class Reader:
         if count > items_max:
             raise PeerError(f"{count} items in one message; at most {items_max} are allowed")
         return count
+
+    def _passed(self, size: int) -> int:
+        """Where the next field of that many bytes begins, which is passed now."""
+        begin = self._position
+        end = begin + size
+        if end > len(self._body):
+            raise PeerError(f"a message of {len(self._body)} bytes ends inside of a field")
+        self._position = end
+        return begin
 
     @property
     def left(self) -> int:
