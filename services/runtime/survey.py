@@ -37,13 +37,20 @@ class Survey(NamedTuple):
 
 async def survey(client: httpx.AsyncClient, urls: Sequence[str]) -> Survey:
     """Ask these replicators, and the nodes that any of them is connected to."""
-    told = await ask_all(client, "GET", urls, "/cluster")
+    told = [_of_cluster(one) for one in await ask_all(client, "GET", urls, "/cluster")]
     places = node_urls(told)
     listed = list(places.values())
     ready, figures = await asyncio.gather(
         ask_all(client, "GET", listed, "/ready"), ask_all(client, "GET", listed, "/metrics")
     )
     return Survey(told, _by_name(places, ready), _by_name(places, figures))
+
+
+def _of_cluster(one: Told) -> Told:
+    """What is told, if a replicator tells it: another service may have taken the address."""
+    if one.document is None or "replicator_id" in one.document:
+        return one
+    return Told(one.url, None, "it answers what no replicator would")
 
 
 async def ask_all(

@@ -28,6 +28,7 @@ from services.usermanager.account_store import PostgresAccountStore
 from services.usermanager.accounts import Accounts
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.audit import Audit
+from services.usermanager.cluster_looks import ClusterLooks
 from services.usermanager.deletion import Deletion
 from services.usermanager.deletion_store import DeletionStore
 from services.usermanager.key_events import KeyEvents
@@ -92,6 +93,7 @@ class UserManager:
         self.calls = PlatformCalls(
             settings.gateway_url, settings.keygen_url, settings.cluster_secret, clock
         )
+        self.cluster = ClusterLooks(settings.replicator_urls, settings.cluster_secret, clock)
         deletion_store = DeletionStore(self.database, audit)
         self.deletion = Deletion(deletion_store, TenantData(self.replicators), clock, draw)
         self.upkeep = Upkeep(
@@ -139,6 +141,7 @@ class UserManager:
         # Behind the loops, so that nothing is marked any more when the last marks are written.
         stack.push_async_callback(self.last_used.close)
         stack.push_async_callback(self.calls.close)
+        stack.push_async_callback(self.cluster.close)
         self.replicators.start()
         stack.push_async_callback(self.replicators.close)
         await stack.enter_async_context(loops)
@@ -160,6 +163,7 @@ class UserManager:
             key_validation=self.key_validation,
             usage=self.usage_reader,
             calls=self.calls,
+            cluster=self.cluster,
             readiness=service.readiness,
             clock=service.clock,
             addresses=addresses,

@@ -18,10 +18,13 @@ from services.runtime.probes import Readiness
 from services.runtime.setting_values import origin
 from services.usermanager.accounts import Accounts
 from services.usermanager.api_keys import ApiKeys
+from services.usermanager.cluster_looks import ClusterLooks
 from services.usermanager.key_validation import KeyValidation
 from services.usermanager.pages.account import AccountPages
 from services.usermanager.pages.assets import Assets, web_directory
 from services.usermanager.pages.browser_session import BrowserSessions
+from services.usermanager.pages.console_cluster import ClusterPages
+from services.usermanager.pages.console_data_pages import data_pages
 from services.usermanager.pages.cookies import Cookies
 from services.usermanager.pages.csrf import Csrf
 from services.usermanager.pages.demo_key import DemoKey
@@ -52,6 +55,7 @@ class Web:
         key_validation: KeyValidation,
         usage: UsageReader,
         calls: PlatformCalls,
+        cluster: ClusterLooks,
         readiness: Readiness,
         clock: Clock,
         addresses: ClientAddresses,
@@ -62,11 +66,15 @@ class Web:
         self._api_keys = api_keys
         self._usage = usage
         self._calls = calls
+        self._cluster = cluster
         self._status = PlatformStatus(calls, readiness, clock)
         self._demo = DemoKey(settings.data_dir, key_validation, is_shown=settings.demo_shown)
         directory = web_directory()
         self._assets = Assets(directory / "static")
         gateway_url = settings.clients_gateway_url
+        self._data = data_pages(
+            calls, clock, gateway_url=gateway_url, replicator_urls=settings.replicator_urls
+        )
         cookies = Cookies(is_https=settings.is_https)
         public_origin = None if settings.public_url is None else origin(settings.public_url)
         self._site = Site(
@@ -85,6 +93,8 @@ class Web:
             *self._status.pages(),
             *Entrance(self._accounts, self._sessions).pages(),
             *Welcome(self._api_keys).pages(),
+            *ClusterPages(self._cluster).pages(),
+            *self._data,
             *AccountPages(self._accounts, self._sessions).pages(),
         ]
 

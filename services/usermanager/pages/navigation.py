@@ -29,7 +29,10 @@ class Link:
     is_here: bool
 
 
-entries: Final[Sequence[Entry]] = (Entry("Account", "/console/account", "person"),)
+entries: Final[Sequence[Entry]] = (
+    Entry("Cluster", "/console/cluster", "nodes", operators_only=True),
+    Entry("Account", "/console/account", "person"),
+)
 
 
 def links_for(visit: Visit) -> list[Link]:
