@@ -6,7 +6,10 @@
     X-Ydht-Ids-Per-Day: 1000                 and how many it has: a number, or `unlimited`
     ──► 200 {"ids": ["0k3Zq1a", …]}
 
-Without the last header the quota is that of the least plan.
+Without the last header the quota is that of the least plan. How much of it is used they ask by
+
+    GET /ids/quota                           with the same headers
+    ──► 200 {"used": 3, "limit": 1000, "resets_at": …}
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from msgspec import Meta
 from services.core.plans import free
 
 path_of_ids: Final = "/ids"
+path_of_quota: Final = "/ids/quota"
 key_id_header: Final = "X-Ydht-Key-Id"
 ids_per_day_header: Final = "X-Ydht-Ids-Per-Day"
 unlimited_text: Final = "unlimited"

@@ -31,6 +31,8 @@ class Get(KeyCall):
             raise FixRequest("invalid_header", "If-Match is for changes; reads take If-None-Match")
         if options.strong:
             self.check_no_cache()
+            # It takes longer than the others, and is counted apart from them.
+            self.operation += "_strong"
             self.ask(FETCH, storage_key, slot)
         else:
             self.platform.reads.start(storage_key, slot, self._found, self._nobody)

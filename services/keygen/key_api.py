@@ -8,7 +8,14 @@ from typing import Final
 import msgspec
 
 from services.core.hlc import rfc3339
-from services.core.id_requests import Ids, IdsQuery, count_max, ids_per_day_told, path_of_ids
+from services.core.id_requests import (
+    Ids,
+    IdsQuery,
+    count_max,
+    ids_per_day_told,
+    path_of_ids,
+    path_of_quota,
+)
 from services.core.permute import number_spelled
 from services.keygen.issuing import Issuing
 from services.keygen.lots import Drawn
@@ -111,6 +118,18 @@ class KeyApi:
                 errors=errors_of_giving,
                 tag="Internal",
             ),
+            Endpoint(
+                "GET",
+                path_of_quota,
+                "getQuotaOfTenant",
+                "Tell a service how many keys a tenant may have on this day, and has had",
+                self._tell_quota_of_tenant,
+                access=Access.INTERNAL,
+                header_type=Claims,
+                answer_type=QuotaAnswer,
+                errors=("database_unavailable", "overloaded", "shutting_down"),
+                tag="Internal",
+            ),
         ]
 
     async def _give(self, call: Call[CountPath, KeyQuery, None]) -> Encoded:
@@ -126,18 +145,22 @@ class KeyApi:
         return Encoded(b"[" + b",".join(parts) + b"]")
 
     async def _give_to_gateway(self, call: Call[None, IdsQuery, None]) -> Ids:
-        claims: Claims = call.headers
-        try:
-            limit = ids_per_day_told(claims.ids_per_day or None)
-        except ValueError as error:
-            raise refusal([Wrong("X-Ydht-Ids-Per-Day", str(error), "invalid_header")]) from error
-        account = self._quotas.account(claims.tenant, claims.key_id, limit)
-        query = call.query
-        drawn = await self._issuing.issue(claims.tenant, account, query.size, query.count)
+        account, query = self._account_claimed(call.headers), call.query
+        drawn = await self._issuing.issue(account.tenant, account, query.size, query.count)
         return Ids([key.decode("ascii") for one in drawn for key in one.keys])
 
     async def _tell_quota(self, call: Call[None, None, None]) -> QuotaAnswer:
         return QuotaAnswer(*await self._quotas.quota(self._account(call.credential)))
+
+    async def _tell_quota_of_tenant(self, call: Call[None, None, None]) -> QuotaAnswer:
+        return QuotaAnswer(*await self._quotas.quota(self._account_claimed(call.headers)))
+
+    def _account_claimed(self, claims: Claims) -> Account:
+        try:
+            limit = ids_per_day_told(claims.ids_per_day or None)
+        except ValueError as error:
+            raise refusal([Wrong("X-Ydht-Ids-Per-Day", str(error), "invalid_header")]) from error
+        return self._quotas.account(claims.tenant, claims.key_id, limit)
 
     def _account(self, credential: Credential) -> Account:
         return self._quotas.account(credential.tenant, credential.key_id, credential.ids_per_day)

@@ -37,12 +37,15 @@ from services.usermanager.messages_usage import (
     UsageStats,
 )
 from services.usermanager.row_ids import id_max
-from services.usermanager.usage_spans import Span, spans, stats_span
+from services.usermanager.usage_series import UsageSeries, series_of
+from services.usermanager.usage_spans import Span, Step, spans, stats_span
 from services.usermanager.usage_store import Position
 
 # Some seconds of one processor: a month of a tenant that uses thirty pairs of API key and
 # operation in every single minute.
 rows_read_max: Final = 1_500_000
+# Some ten milliseconds; it is asked again and again while somebody takes the first steps.
+rows_looked_through_max: Final = 20_000
 # They share connections and processors with those who log in.
 questions_at_once: Final = 2
 questions_waiting_max: Final = 20
@@ -135,6 +138,34 @@ class UsageReader:
             )
         _check_read(found)
         return _stats(start, end, found)
+
+    async def series(
+        self,
+        user_id: int,
+        start: datetime | None,
+        end: datetime | None,
+        step: Step,
+        key_id: int | None = None,
+    ) -> UsageSeries:
+        """The same for charts: sums of each step, and of each operation, status and API key."""
+        start, end = period(start, end, spans[step], self._now())
+        async with self._turn(user_id) as connection:
+            found = await store.series(
+                connection,
+                user_id,
+                start,
+                end,
+                step=step,
+                rows_read_max=rows_read_max + 1,
+                key_id=key_id,
+            )
+        _check_read(found)
+        return await series_of(start, end, step, found)
+
+    async def succeeded(self, user_id: int) -> set[str]:
+        """Which operations this account has ever been successful with, of those that are known."""
+        async with self._turn(user_id) as connection:
+            return await store.succeeded(connection, user_id, rows_looked_through_max)
 
     def endpoints(self) -> list[Endpoint]:
         return [

@@ -117,6 +117,33 @@ _TOTALS: Final = """
     GROUP BY operation
     ORDER BY operation
 """
+# Of each step, of each step and operation, of each step and status, and of each key. Every row
+# that is read counts in all four.
+_SERIES: Final = """
+    SELECT
+        grouping(start, operation, status, key_id) AS sum_of, start, operation, status, key_id,
+        least(sum(requests), $6)::bigint AS requests,
+        least(coalesce(sum(requests) FILTER (WHERE status >= 400), 0), $6)::bigint AS failed,
+        least(coalesce(sum(requests) FILTER (WHERE status = 429), 0), $6)::bigint AS limited,
+        least(sum(bytes_in), $6)::bigint AS bytes_in,
+        least(sum(bytes_out), $6)::bigint AS bytes_out,
+        least(sum(latency_us), $6)::bigint AS latency_us,
+        (sum(count(*)) OVER () / 4)::bigint AS rows_read
+    FROM (
+        SELECT date_trunc($5, minute, 'UTC') AS start, usage_rollups.* FROM usage_rollups
+        WHERE user_id = $1 AND minute >= $2 AND minute < $3
+            AND ($7::bigint IS NULL OR key_id = $7)
+        LIMIT $4
+    ) AS own
+    GROUP BY GROUPING SETS ((start), (start, operation), (start, status), (key_id))
+    ORDER BY start, operation, status, key_id
+"""
+# Of the earliest minutes that are kept; a busy tenant has done in those whatever it does.
+_SUCCEEDED: Final = """
+    SELECT DISTINCT operation FROM (
+        SELECT operation FROM usage_rollups WHERE user_id = $1 AND status < 400 LIMIT $2
+    ) AS own
+"""
 
 
 async def claim(connection: Connection, sender: str, sequence: int) -> bool:
@@ -204,3 +231,26 @@ async def totals(
         _TOTALS, user_id, start, end, rows_read_max, count_max, key_id
     )
     return rows
+
+
+async def series(
+    connection: Connection,
+    user_id: int,
+    start: datetime,
+    end: datetime,
+    *,
+    step: str,
+    rows_read_max: int,
+    key_id: int | None = None,
+) -> list[asyncpg.Record]:
+    """Sums for charts (usage_series.py); the rows of each kind in their order."""
+    rows: list[asyncpg.Record] = await connection.fetch(
+        _SERIES, user_id, start, end, rows_read_max, step, count_max, key_id
+    )
+    return rows
+
+
+async def succeeded(connection: Connection, user_id: int, rows_read_max: int) -> set[str]:
+    """Operations that were successful, as far as so many rows tell."""
+    rows = await connection.fetch(_SUCCEEDED, user_id, rows_read_max)
+    return {row["operation"] for row in rows}

@@ -25,6 +25,10 @@ from services.usermanager.pages.assets import Assets, web_directory
 from services.usermanager.pages.browser_session import BrowserSessions
 from services.usermanager.pages.console_cluster import ClusterPages
 from services.usermanager.pages.console_data_pages import data_pages
+from services.usermanager.pages.console_ids import IdPages
+from services.usermanager.pages.console_keys import KeyPages
+from services.usermanager.pages.console_overview import OverviewPages
+from services.usermanager.pages.console_usage import UsagePages
 from services.usermanager.pages.cookies import Cookies
 from services.usermanager.pages.csrf import Csrf
 from services.usermanager.pages.demo_key import DemoKey
@@ -95,6 +99,10 @@ class Web:
             *Welcome(self._api_keys).pages(),
             *ClusterPages(self._cluster).pages(),
             *self._data,
+            *OverviewPages(self._usage, self._api_keys, self._calls).pages(),
+            *KeyPages(self._api_keys).pages(),
+            *UsagePages(self._usage, self._api_keys).pages(),
+            *IdPages(self._calls).pages(),
             *AccountPages(self._accounts, self._sessions).pages(),
         ]
 

@@ -30,6 +30,11 @@ class Link:
 
 
 entries: Final[Sequence[Entry]] = (
+    Entry("Overview", "/console", "home"),
+    Entry("Data", "/console/data", "database"),
+    Entry("API keys", "/console/keys", "key"),
+    Entry("Usage", "/console/usage", "chart"),
+    Entry("IDs", "/console/ids", "hash"),
     Entry("Cluster", "/console/cluster", "nodes", operators_only=True),
     Entry("Account", "/console/account", "person"),
 )

@@ -1,0 +1,239 @@
+"""Usage of a period: totals, charts, tables, and all of its rows as CSV.
+
+The period is one of a few, which end now, or whatever somebody enters, in UTC. What is counted is
+what API keys ask for: pages of the console are not.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from services.core.errors import FixRequest
+from services.runtime.request_body import invalid_members
+from services.usermanager.api_keys import ApiKeys
+from services.usermanager.messages_api_keys import page_keys_max
+from services.usermanager.messages_usage import UsageQuery, UsageRow
+from services.usermanager.pages.page import Page, Visit, errors_of
+from services.usermanager.pages.render import iso_moment
+from services.usermanager.pages.usage_figures import (
+    chart_of,
+    key_lines,
+    operation_lines,
+    status_lines,
+)
+from services.usermanager.row_ids import id_max
+from services.usermanager.usage_query import UsageReader
+from services.usermanager.usage_series import UsageSeries
+from services.usermanager.usage_spans import Step
+
+here: Final = "/console/usage"
+columns: Final = (
+    "start", "api_key_id", "api_key", "operation", "status",
+    "requests", "bytes_in", "bytes_out", "average_latency_ms",
+)  # fmt: skip
+# With these a spreadsheet takes what follows for a formula, and runs it.
+_formula_signs: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+RangeName = Literal["1h", "24h", "7d", "30d", "90d", "custom"]
+
+
+@dataclass(slots=True, frozen=True)
+class Range:
+    name: RangeName
+    words: str
+    length: timedelta
+    step: Step
+
+
+ranges: Final = (
+    Range("1h", "1 hour", timedelta(hours=1), "minute"),
+    Range("24h", "24 hours", timedelta(hours=24), "hour"),
+    Range("7d", "7 days", timedelta(days=7), "hour"),
+    Range("30d", "30 days", timedelta(days=30), "day"),
+    Range("90d", "90 days", timedelta(days=90), "day"),
+)
+
+
+class UsageView(msgspec.Struct, frozen=True, rename={"from_": "from", "until": "to"}):
+    """What is looked at. Times and the key are as a form sends them, empty if nobody has filled
+    them in."""
+
+    range: RangeName = "24h"
+    from_: str = ""
+    until: str = ""
+    key: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Period:
+    start: datetime
+    # None: now.
+    end: datetime | None
+    step: Step
+    key_id: int | None
+
+
+class UsagePages:
+    def __init__(self, usage: UsageReader, api_keys: ApiKeys) -> None:
+        self._usage = usage
+        self._api_keys = api_keys
+
+    def pages(self) -> list[Page]:
+        return [
+            Page("GET", here, self.show),
+            Page("GET", f"{here}.csv", self.download),
+        ]
+
+    async def show(self, visit: Visit) -> Response:
+        view = visit.query(UsageView)
+        names = await self._key_names(visit)
+        try:
+            wanted = period_of(view, datetime.now(UTC))
+            series = await self._usage.series(
+                visit.user.id, wanted.start, wanted.end, wanted.step, wanted.key_id
+            )
+        except FixRequest as error:
+            known: dict[str, Any] = {"series": None, "errors": errors_of(error)}
+            return self._page(visit, view, names, error.status, **known)
+        return self._page(visit, view, names, errors={}, **_figures(series, names))
+
+    async def download(self, visit: Visit) -> Response:
+        """Row by row, as they are read. What is wrong with the question is told before."""
+        view = visit.query(UsageView)
+        wanted = period_of(view, datetime.now(UTC))
+        query = UsageQuery(wanted.start, wanted.end, wanted.step, wanted.key_id)
+        names = await self._key_names(visit)
+        first = await self._usage.page(visit.user.id, query)
+
+        async def text() -> AsyncIterator[str]:
+            page = first
+            yield _csv([columns])
+            while True:
+                yield _csv(_row(row, names) for row in page.rows)
+                if page.next is None:
+                    return
+                page = await self._usage.page(visit.user.id, page.next)
+
+        name = f"usage-{view.range}.csv"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return StreamingResponse(text(), media_type="text/csv; charset=utf-8", headers=headers)
+
+    async def _key_names(self, visit: Visit) -> dict[int, str]:
+        found = (await self._api_keys.page(visit.user.id, page_keys_max, None)).api_keys
+        return {key.id: key.name for key in found}
+
+    def _page(
+        self,
+        visit: Visit,
+        view: UsageView,
+        names: Mapping[int, str],
+        status: int = 200,
+        /,
+        **context: object,
+    ) -> Response:
+        return visit.render(
+            "console/usage.html",
+            status,
+            view=view,
+            ranges=ranges,
+            choices=[
+                ("", "All API keys"),
+                *((str(key_id), name) for key_id, name in names.items()),
+            ],
+            link=lambda **changed: f"{here}?{_query_of(view, **changed)}",
+            csv_link=f"{here}.csv?{_query_of(view)}",
+            **context,
+        )
+
+
+def period_of(view: UsageView, now: datetime) -> Period:
+    """FixRequest names the fields that are wrong."""
+    wrong: list[tuple[str, str]] = []
+    key_id = None
+    if view.key:
+        is_number = (
+            view.key.isascii() and view.key.isdecimal() and len(view.key) <= len(str(id_max))
+        )
+        if is_number and 0 < int(view.key) <= id_max:
+            key_id = int(view.key)
+        else:
+            wrong.append(("key", "is not the number of an API key"))
+    times = {}
+    for each in ranges:
+        if each.name == view.range:
+            if wrong:
+                raise invalid_members(wrong, "invalid_query")
+            return Period(now - each.length, None, each.step, key_id)
+    for name, text in (("from", view.from_), ("to", view.until)):
+        try:
+            # As <input type="datetime-local"> has it.
+            times[name] = datetime.fromisoformat(text).replace(tzinfo=UTC)
+        except ValueError:
+            wrong.append((name, "enter a date and a time, in UTC"))
+    if wrong:
+        raise invalid_members(wrong, "invalid_query")
+    start, end = times["from"], times["to"]
+    return Period(start, end, _step_for(end - start), key_id)
+
+
+def _step_for(length: timedelta) -> Step:
+    """As fine as a chart can show."""
+    if length <= timedelta(hours=3):
+        return "minute"
+    return "hour" if length <= timedelta(days=8) else "day"
+
+
+def _figures(series: UsageSeries, names: Mapping[int, str]) -> dict[str, Any]:
+    return {
+        "series": series,
+        "chart": msgspec.json.encode(chart_of(series)).decode(),
+        "rows": [
+            (time, sums)
+            for time, sums in zip(series.times(), series.points(), strict=True)
+            if sums.requests
+        ],
+        "by_operation": operation_lines(series),
+        "by_status": status_lines(series),
+        "by_key": key_lines(series, names),
+    }
+
+
+def _query_of(view: UsageView, **changed: str) -> str:
+    members = {**msgspec.to_builtins(view), **changed}
+    if members["range"] != "custom":
+        members["from"] = members["to"] = ""
+    return urlencode({name: value for name, value in members.items() if value})
+
+
+def _row(row: UsageRow, names: Mapping[int, str]) -> tuple[object, ...]:
+    return (
+        iso_moment(row.start),
+        row.key_id,
+        unformulated(names.get(row.key_id, "")),
+        row.operation,
+        row.status,
+        row.requests,
+        row.bytes_in,
+        row.bytes_out,
+        row.average_latency_ms,
+    )
+
+
+def unformulated(text: str) -> str:
+    """What people have named something, as a spreadsheet shows and does not run it."""
+    return f"'{text}" if text.startswith(_formula_signs) else text
+
+
+def _csv(rows: Iterable[Iterable[object]]) -> str:
+    written = io.StringIO()
+    csv.writer(written).writerows(rows)
+    return written.getvalue()
