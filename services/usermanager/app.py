@@ -203,7 +203,7 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
     )
     return application(
         settings.service,
-        [*web.routes(), *api],
+        [*web.routes(), *api, web.last_route()],
         metrics=service.metrics,
         readiness=service.readiness,
         lifespan=lifespan,

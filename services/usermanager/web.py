@@ -110,6 +110,10 @@ class Web:
         """To stand before the routes of the JSON API, which take what is no form."""
         return [*self._assets.routes(), *self._site.routes(self.every_page())]
 
+    def last_route(self) -> BaseRoute:
+        """To stand behind all others."""
+        return self._site.nothing_here()
+
     def refuse(self, request: Request, error: ClientError) -> Response:
         """An error of any route of the service."""
         return self._site.refuse(request, error)

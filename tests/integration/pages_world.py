@@ -30,6 +30,7 @@ from services.runtime.probes import Readiness
 from services.runtime.settings import load
 from services.runtime.signing import Verifier
 from services.usermanager.api_keys import ApiKeys
+from services.usermanager.cluster_looks import ClusterLooks
 from services.usermanager.key_events import KeyEvents
 from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
@@ -130,6 +131,7 @@ async def pages_world(
         pepper = lookup_subkey(settings.key_pepper)
         database, clock = accounts.database, accounts.clock
         calls = PlatformCalls(nowhere, nowhere, settings.cluster_secret, clock)
+        cluster = ClusterLooks([nowhere], settings.cluster_secret, clock)
         readiness = Readiness()
         web = Web(
             settings,
@@ -141,6 +143,7 @@ async def pages_world(
             key_validation=KeyValidation(KeyLookups(database), LastUsed(database, clock), pepper),
             usage=UsageReader(database, clock),
             calls=calls,
+            cluster=cluster,
             readiness=readiness,
             clock=clock,
             addresses=addresses,
@@ -155,7 +158,7 @@ async def pages_world(
         )
         app = application(
             "usermanager",
-            [*web.routes(), *api],
+            [*web.routes(), *api, web.last_route()],
             metrics=Metrics(),
             readiness=readiness,
             refuse=web.refuse,
@@ -167,6 +170,7 @@ async def pages_world(
             for browser in world.browsers:
                 await browser.client.aclose()
             await calls.close()
+            await cluster.close()
 
 
 def form_path(path: str) -> str:

@@ -272,6 +272,7 @@ async def test_errors_are_pages_for_people_and_problems_for_programs(ada: Browse
     answer = await ada.get(f"/{markup}")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
     assert "There is nothing here" in answer.text
+    assert "To the console" in answer.text, "it is known who asks"
     assert markup not in answer.text
     problem = await ada.get("/nothing", Accept="*/*")
     assert problem.headers["content-type"] == "application/problem+json"

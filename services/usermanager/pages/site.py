@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from services.core.errors import ClientError, FixRequest, RetryLater
 from services.runtime.client_address import ClientAddresses
 from services.runtime.endpoints import Before, Client, calls_of_caller, user_agent_chars_max
-from services.runtime.problem import problem_response
+from services.runtime.problem import path_chars_max, problem_response
 from services.runtime.request_body import BodyLimit
 from services.runtime.shares import Shares
 from services.usermanager.pages import csrf
@@ -67,6 +67,11 @@ class Site:
             methods[page.method] = page
         return [_PageRoute(path, _Pages(self, methods)) for path, methods in by_path.items()]
 
+    def nothing_here(self) -> BaseRoute:
+        """To stand behind all others: what people ask for in vain is a page like the others, which
+        knows who they are."""
+        return _Unfound(_Pages(self, {"GET": Page("GET", "", _nothing, Audience.ANYBODY)}))
+
     async def answer(self, page: Page, request: Request) -> Response:
         visit = await self._visit(page, request)
         if visit.signed_in is None or page.audience is Audience.ANYBODY:
@@ -109,7 +114,7 @@ class Site:
         if page.audience is not Audience.ANYBODY and visit.signed_in is None:
             return self._sent_to_login(visit)
         if page.audience is Audience.OPERATORS and not visit.user.is_operator:
-            raise FixRequest("not_found", f"Nothing is at {visit.request.url.path[:200]}")
+            return await _nothing(visit)
         if visit.request.method not in _safe_methods:
             await self._check_form(visit)
         return await page.handler(visit)
@@ -180,6 +185,10 @@ class Site:
         return Client(self._addresses.of(request.scope), shown)
 
 
+async def _nothing(visit: Visit) -> Response:
+    raise FixRequest("not_found", f"Nothing is at {visit.request.url.path[:path_chars_max]}")
+
+
 class _Pages:
     """The pages at one path, by their methods."""
 
@@ -218,6 +227,16 @@ class _PageRoute(Route):
             if page.beside_api and not is_form(scope):
                 return Match.NONE, {}
         return match, child
+
+
+class _Unfound(Route):
+    def __init__(self, pages: _Pages) -> None:
+        super().__init__("/{path:path}", pages, methods=["GET"])
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        is_for_people = match is Match.FULL and wants_html(Request(scope))
+        return (match, child) if is_for_people else (Match.NONE, {})
 
 
 def is_form(scope: Scope) -> bool:
