@@ -7,8 +7,8 @@ Taking one is a hot path: 110 ns, and every 128th time what it takes to make as 
 
 How much is to be reserved next follows from how fast the pool has emptied: a range should last for
 minutes, and one that was used once costs a few keys. Where a crowd waits the first one is not that
-small, and the next refill begins sooner: the key of every client that waits takes as long as a
-transaction, and at the start of a burst these are the slowest hundredth of all.
+small, and the next refill begins sooner: what clients wait for at the start of a burst makes the
+slowest hundredth of it, so that is one transaction and not three.
 """
 
 from __future__ import annotations
@@ -162,9 +162,10 @@ class Pool:
 
     def next_range_keys(self, now_s: float) -> int:
         """How many to reserve, judged by what has become of those before."""
+        if self.is_crowded and self.range_keys <= self._range_size:
+            return min(growth_max * self._range_size, range_keys_max)
         if not self.range_keys:
-            few = self._range_size if self.is_crowded else first_range_keys
-            return min(few, self._range_size)
+            return min(first_range_keys, self._range_size)
         measured_s = max(now_s - self._refilled_s, _measured_s_min)
         lasting = int((self._left_then - self.left) / measured_s * range_lasts_s)
         most = min(growth_max * self.range_keys, range_keys_max)

@@ -102,11 +102,12 @@ async def test_a_crowd_does_not_wait_for_a_visitors_range_first() -> None:
         assert world.ranges.refills == 1
         [reserved] = world.ranges.ranges
         pool = world.pools.pool(7, 7)
-        assert (reserved.count, pool.left) == (1_000, 1_000 - 64)
-        assert pool.low_water == 750, "the next one begins sooner"
-        await world.take(200)
+        assert (reserved.count, pool.left) == (8_000, 8_000 - 64)
+        assert pool.low_water == 6_000, "the next one begins sooner"
+        await world.take(2_000)
         await world.settle()
-        assert pool.low_water == pool.range_keys // 2 > 750, "and in time: nobody waited"
+        assert world.ranges.refills == 2
+        assert pool.low_water == pool.range_keys // 2 > 6_000, "and in time: nobody waited"
 
 
 async def test_a_batch_is_no_crowd() -> None:
