@@ -96,6 +96,10 @@ async def _disturb(
     for number in range(1, plan.kills + 1):
         # There are keys to be had until the last kill.
         crowd.allowed = plan.keys * number // (plan.kills + 1)
+        # Nor are all kills over while most of the keys are still to come.
+        while crowd.total < plan.keys * (number - 1) // (plan.kills + 1):
+            await _until_more(crowd)
+            told(outcome)
         await asyncio.sleep(draw.uniform(*pause_s))
         victim = draw.choice(crowd.keygens)
         await victim.kill()
