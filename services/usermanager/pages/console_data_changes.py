@@ -1,0 +1,108 @@
+"""What the data pages send to the gateway for one key: conditions, expiry, and what is kept beside
+a value, checked before it becomes headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import httpx
+import msgspec
+
+from services.core.errors import FixRequest
+from services.core.record import Metadata
+from services.usermanager.pages.console_data_links import consistency_header, namespace_header
+
+metadata_mark: Final = "x-metadata-"
+# A condition that no etag is: there must be no value yet.
+absent: Final = "absent"
+
+
+@dataclass(slots=True, frozen=True)
+class Facts:
+    """A value but for its bytes, as the gateway tells in headers."""
+
+    etag: str
+    size: int
+    updated: str
+    expires_at: str
+    content_type: str
+    metadata: dict[str, str]
+    node_id: str
+
+
+def facts_of(answer: httpx.Response) -> Facts:
+    headers = answer.headers
+    return Facts(
+        etag=headers.get("etag", "").strip('"'),
+        size=int(headers.get("content-length", "0")),
+        updated=headers.get("last-modified", ""),
+        expires_at=headers.get("x-expires-at", ""),
+        content_type=headers.get("content-type", ""),
+        metadata={
+            name.decode("ascii").lower().removeprefix(metadata_mark): text_of(value)
+            for name, value in headers.raw
+            if name.lower().startswith(metadata_mark.encode())
+        },
+        node_id=headers.get("x-node-id", ""),
+    )
+
+
+def text_of(value: bytes) -> str:
+    """What a header says: UTF-8, as these pages write it, or else what all of them once were."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def where(namespace: str, consistency: str = "") -> dict[str, str]:
+    headers = {namespace_header: namespace}
+    if consistency:
+        headers[consistency_header] = consistency
+    return headers
+
+
+def conditioned(condition: str) -> dict[str, str]:
+    """`condition` is an etag, or `absent`, or nothing."""
+    if not condition:
+        return {}
+    return {"If-None-Match": "*"} if condition == absent else {"If-Match": f'"{condition}"'}
+
+
+def kept_beside(content_type: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The headers of what is kept with a value; FixRequest if it cannot be."""
+    if not content_type.isascii():
+        raise FixRequest("invalid_header", "A content type has only characters of ASCII")
+    lower = {name.lower(): text for name, text in metadata.items()}
+    if len(lower) != len(metadata):
+        raise FixRequest("invalid_header", "Names of metadata differ by more than capital letters")
+    Metadata(
+        content_type=content_type.encode(),
+        user=tuple((name.encode(), text.encode()) for name, text in lower.items()),
+    )
+    headers = {f"X-Metadata-{name}": text for name, text in lower.items()}
+    return {**headers, "Content-Type": content_type} if content_type else headers
+
+
+def metadata_of(text: str) -> dict[str, str]:
+    """Metadata as a script sends it: a JSON object of texts, or nothing."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, str]) if text else {}
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FixRequest("invalid_query", f"metadata: {error}") from None
+
+
+def ttl_of(ttl: str, expires_at: datetime | None, now_ms: int) -> str:
+    """The time to live of a value; of one that keeps its expiry, what is left of it. FixRequest if
+    that is nothing."""
+    if expires_at is None:
+        return ttl
+    left_ms = round(expires_at.timestamp() * 1000) - now_ms
+    if left_ms <= 0:
+        raise FixRequest(
+            "invalid_ttl", "The expiry to keep has passed meanwhile: choose another one"
+        )
+    return f"{left_ms}ms"

@@ -1,0 +1,172 @@
+"""Listings as the data pages show them: a page of keys, and the namespaces there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import httpx
+import msgspec
+
+from services.core.errors import ClientError
+from services.usermanager.pages.console_data_links import (
+    link,
+    namespace_default,
+    namespace_header,
+    shown,
+)
+from services.usermanager.pages.gateway_calls import TenantCalls, administering, check
+
+T = TypeVar("T")
+
+# What fits a screen or two. A page costs the nodes the same wherever in a namespace it is.
+page_keys: Final = 100
+namespaces_shown_max: Final = 1000
+service_unclear: Final = "the data service answered what these pages do not understand"
+
+
+class ListedKey(msgspec.Struct, frozen=True):
+    key: str
+    size: int
+    etag: str
+    updated_at: datetime
+    expires_at: datetime | None
+
+
+class Listing(msgspec.Struct, frozen=True):
+    keys: list[ListedKey]
+    prefixes: list[str]
+    cursor: str | None
+
+
+class Namespace(msgspec.Struct, frozen=True):
+    name: str
+    kind: str
+    max_items: int | None
+    keys: int
+    bytes: int
+
+    @property
+    def shown(self) -> str:
+        return shown(self.name)
+
+
+class Namespaces(msgspec.Struct, frozen=True):
+    namespaces: list[Namespace]
+    cursor: str | None
+
+
+@dataclass(slots=True, frozen=True)
+class Row:
+    """A key in a list, or a group of keys in a tree."""
+
+    # What is shown of it, and what it is called as a whole.
+    name: str
+    title: str
+    url: str
+    # Of a group: where its own rows come from.
+    level_url: str = ""
+    key: ListedKey | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class View:
+    """What somebody looks at: all that stands in the address but for the cursor."""
+
+    namespace: str
+    prefix: str
+    view: str
+    delimiter: str
+
+    def link(self, **more: str) -> str:
+        members = {"namespace": self.namespace, "prefix": self.prefix}
+        members |= {"view": self.view, "delimiter": self.delimiter}
+        return link(**{**members, **more})
+
+    def crumbs(self) -> list[tuple[str, str]]:
+        """The prefix in steps, each with where it leads."""
+        steps, begins = [], ""
+        for part in self.prefix.split(self.delimiter)[:-1]:
+            begins += part + self.delimiter
+            steps.append((shown(part) + self.delimiter, self.link(prefix=begins)))
+        return steps
+
+    def rows(self, listing: Listing) -> list[Row]:
+        """Keys and groups in one order, which is that of their bytes."""
+        begins = self._level
+        rows = [
+            (key.key, Row(self._name(key.key, begins), shown(key.key), self._key_url(key), key=key))
+            for key in listing.keys
+        ]
+        rows += [
+            (
+                prefix,
+                Row(
+                    self._name(prefix, begins),
+                    shown(prefix),
+                    self.link(prefix=prefix),
+                    self.link(prefix=prefix, part="level"),
+                ),
+            )
+            for prefix in listing.prefixes
+        ]
+        return [row for _, row in sorted(rows, key=lambda each: each[0].encode())]
+
+    @property
+    def _level(self) -> str:
+        """What need not be said again of each key: the prefix up to its last delimiter."""
+        if self.view == "list":
+            return ""
+        return self.prefix[: self.prefix.rfind(self.delimiter) + 1]
+
+    @staticmethod
+    def _name(key: str, begins: str) -> str:
+        return shown(key.removeprefix(begins)) or "(nothing behind the prefix)"
+
+    def _key_url(self, key: ListedKey) -> str:
+        return link("/key", namespace=self.namespace, key=key.key)
+
+
+async def list_keys(
+    calls: TenantCalls,
+    namespace: str,
+    prefix: str,
+    *,
+    delimiter: str = "",
+    limit: int = page_keys,
+    cursor: str = "",
+) -> Listing:
+    asked: dict[str, Any] = {"prefix": prefix, "limit": limit}
+    asked |= {"delimiter": delimiter} if delimiter else {}
+    asked |= {"cursor": cursor} if cursor else {}
+    headers = {namespace_header: namespace}
+    return told(check(await calls.get("/v1/kv", params=asked, headers=headers)), Listing)
+
+
+async def list_namespaces(calls: TenantCalls, cursor: str = "") -> Namespaces:
+    asked: dict[str, Any] = {"limit": namespaces_shown_max}
+    asked |= {"cursor": cursor} if cursor else {}
+    answer = await calls.get("/v1/namespaces", params=asked, scopes=administering)
+    return told(check(answer), Namespaces)
+
+
+async def known_namespaces(calls: TenantCalls, named: str) -> tuple[list[Namespace], str]:
+    """All there are, the default one and the one that is named among them; and, if they cannot be
+    told now, why. Keys can be read while nobody tells of namespaces."""
+    trouble = ""
+    try:
+        found = (await list_namespaces(calls)).namespaces
+    except ClientError as error:
+        found, trouble = [], error.detail
+    missing = {namespace_default, named} - {namespace.name for namespace in found}
+    found += [Namespace(name, "store", None, 0, 0) for name in missing]
+    return sorted(found, key=lambda each: (each.name != namespace_default, each.name)), trouble
+
+
+def told(answer: httpx.Response, of: type[T]) -> T:
+    """The document of an answer that is no refusal."""
+    try:
+        return msgspec.json.decode(answer.content, type=of)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RuntimeError(f"{service_unclear}: {error}") from error

@@ -1,0 +1,39 @@
+"""All pages about what a tenant has stored: the wiring of the nouns that they are of.
+
+console_data             the keys of a namespace          console_data_listing
+console_data_key         one key, and one to be           console_data_changes, …_curl
+console_data_values      the bytes of a value
+console_data_replicas    which nodes hold a key
+console_data_many        count, delete, send in           console_data_export    take out
+console_data_namespaces  the namespaces themselves
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.runtime.clock import Clock
+from services.usermanager.pages.console_data import DataPages
+from services.usermanager.pages.console_data_export import ExportPages
+from services.usermanager.pages.console_data_key import KeyPages
+from services.usermanager.pages.console_data_many import ManyPages
+from services.usermanager.pages.console_data_namespaces import NamespacePages
+from services.usermanager.pages.console_data_replicas import ReplicaPages
+from services.usermanager.pages.console_data_values import ValuePages
+from services.usermanager.pages.gateway_calls import PlatformCalls
+from services.usermanager.pages.page import Page
+
+
+def data_pages(
+    calls: PlatformCalls, clock: Clock, *, gateway_url: str, replicator_urls: Sequence[str]
+) -> list[Page]:
+    """`gateway_url` is where clients reach the gateway, for the lines that a page shows."""
+    return [
+        *DataPages(calls, gateway_url).pages(),
+        *KeyPages(calls, gateway_url).pages(),
+        *ValuePages(calls, clock).pages(),
+        *ReplicaPages(calls, replicator_urls).pages(),
+        *ManyPages(calls, clock).pages(),
+        *ExportPages(calls).pages(),
+        *NamespacePages(calls).pages(),
+    ]

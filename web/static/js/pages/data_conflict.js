@@ -1,0 +1,47 @@
+// Two have changed one value: theirs and mine side by side, and what is to become of them.
+import { ask } from "../requests.js";
+import { formFor, shownAs } from "./data_bytes.js";
+import { address } from "./data_requests.js";
+
+const shown_chars_max = 20_000;
+
+export class Conflict {
+  constructor(dialog, { keepMine }) {
+    this.dialog = dialog;
+    this.problem = dialog.querySelector("[data-problem]");
+    this.condition = "";
+    dialog.querySelector("[data-take-theirs]").addEventListener("click", () => location.reload());
+    dialog.querySelector("[data-keep-mine]").addEventListener("click", async () => {
+      this.problem.textContent = "";
+      try {
+        await keepMine(this.condition);
+        dialog.close();
+      } catch (error) {
+        this.problem.textContent = error.message;
+      }
+    });
+  }
+
+  async show(of, mine) {
+    let theirs = null;
+    try {
+      const answer = await ask(address("/value", { ...of, consistency: "strong" }));
+      theirs = new Uint8Array(await answer.arrayBuffer());
+      this.condition = answer.headers.get("X-Value-ETag");
+    } catch (error) {
+      if (error.code !== "key_not_found") throw error;
+      // There must still be none when mine is put.
+      this.condition = "absent";
+    }
+    const form = formFor(mine) === "hex" || (theirs && formFor(theirs) === "hex") ? "hex" : "text";
+    this.dialog.querySelector("[data-theirs]").textContent = theirs === null ? "(it was deleted)" : words(form, theirs);
+    this.dialog.querySelector("[data-mine]").textContent = words(form, mine);
+    this.problem.textContent = "";
+    if (!this.dialog.open) this.dialog.showModal();
+  }
+}
+
+function words(form, bytes) {
+  const { text } = shownAs(form, bytes.subarray(0, shown_chars_max * 2));
+  return text.length > shown_chars_max ? `${text.slice(0, shown_chars_max)} …` : text;
+}

@@ -1,0 +1,157 @@
+// The page of one key, and the page of a key to be.
+import { ask } from "../requests.js";
+import { toast } from "../toasts.js";
+import { Conflict } from "./data_conflict.js";
+import { Editor } from "./data_editor.js";
+import { address } from "./data_requests.js";
+
+// What the page says once it is there again.
+const said = "data.said";
+const page = document.querySelector(".data-key");
+const fresh = document.querySelector(".data-new");
+if (page) showKey(page);
+if (fresh) showNew(fresh);
+
+// All of the page tells of one version, so another one is another page.
+function showAnew(words, path = location.href) {
+  sessionStorage.setItem(said, words);
+  if (path === location.href) location.reload();
+  else location.assign(path);
+}
+
+if (sessionStorage.getItem(said)) {
+  toast(sessionStorage.getItem(said));
+  sessionStorage.removeItem(said);
+}
+
+function showKey(place) {
+  const data = place.dataset;
+  const of = { key: data.key, namespace: data.namespace };
+  // A cache takes no conditions: there who comes last wins.
+  const isCache = data.kind === "cache";
+  const condition = () => (isCache ? "" : data.etag);
+  const editor = new Editor(place.querySelector("[data-editor]"), Number(data.valueBytesMax));
+  const problem = editor.form.querySelector("[data-problem]");
+  const conflict = new Conflict(document.getElementById("conflict"), { keepMine: (theirs) => save(theirs) });
+
+  async function load() {
+    const part = (name) => place.querySelector(`[data-${name}]`);
+    part("large").hidden = true;
+    part("waiting").hidden = false;
+    try {
+      const answer = await ask(address("/value", { ...of, consistency: data.consistency }));
+      data.etag = answer.headers.get("X-Value-ETag");
+      editor.set(new Uint8Array(await answer.arrayBuffer()));
+      part("loaded").hidden = false;
+    } catch (error) {
+      part("load-problem").textContent = `The value cannot be shown: ${error.message}`;
+    }
+    part("waiting").hidden = true;
+  }
+
+  async function save(under) {
+    const bytes = editor.check();
+    const beside = editor.beside(data.expiresAt);
+    if (!bytes || !beside) throw new Error("Mend what is wrong with the value first");
+    await ask(address("/value", { ...of, ...beside, condition: under }), { method: "PUT", body: bytes });
+    showAnew("Saved");
+  }
+
+  editor.form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    problem.textContent = "";
+    const bytes = editor.check();
+    if (!bytes || !editor.beside(data.expiresAt)) {
+      editor.form.querySelector("[aria-invalid=true]")?.focus();
+      return;
+    }
+    const button = editor.form.querySelector("[data-save]");
+    button.disabled = true;
+    try {
+      await save(condition());
+    } catch (error) {
+      if (error.code === "precondition_failed") await conflict.show(of, bytes).catch((why) => editor.refuse(why));
+      else editor.refuse(error);
+    }
+    button.disabled = false;
+  });
+
+  place.querySelector("[data-load]")?.addEventListener("click", load);
+  if (Number(data.size) <= Number(data.shownBytesMax)) load();
+  smallForms(place, of);
+  deletion(of, condition);
+}
+
+function smallForms(place, of) {
+  const changed = async (path, options, where) => {
+    where.textContent = "";
+    try {
+      const answer = await ask(path, options);
+      return await answer.json();
+    } catch (error) {
+      where.textContent = error.message;
+      return null;
+    }
+  };
+  const expiry = place.querySelector("[data-expiry]");
+  const let_ = async (ttl) => {
+    const where = document.getElementById("expiry-problem");
+    if (await changed(address("/value", { ...of, ttl }), { method: "PATCH" }, where)) showAnew(ttl === "0" ? "It does not expire any more" : "The expiry was set");
+  };
+  expiry?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    let_(document.getElementById("expiry-ttl").value.trim());
+  });
+  expiry?.querySelector("[data-never]")?.addEventListener("click", () => let_("0"));
+  place.querySelector("[data-increment]")?.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const by = document.getElementById("increment-by").value.replace("+", "");
+    const where = document.getElementById("increment-problem");
+    if (await changed(address("/increment", { ...of, by }), { method: "POST" }, where)) showAnew("Counted");
+  });
+}
+
+function deletion(of, condition) {
+  const form = document.querySelector("[data-delete-key]");
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const problem = form.querySelector("[data-problem]");
+    problem.textContent = "";
+    try {
+      await ask(address("/value", { ...of, condition: condition() }), { method: "DELETE" });
+      location.assign(form.dataset.after);
+    } catch (error) {
+      const late = error.code === "precondition_failed";
+      problem.textContent = late ? "It was changed meanwhile, and was not deleted. Load the page again to see it." : error.message;
+    }
+  });
+}
+
+function showNew(place) {
+  const data = place.dataset;
+  const key = document.getElementById("new-key");
+  const keyProblem = document.getElementById("new-key-problem");
+  const editor = new Editor(place.querySelector("[data-editor]"), Number(data.valueBytesMax));
+  editor.form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    keyProblem.textContent = "";
+    editor.form.querySelector("[data-problem]").textContent = "";
+    const bytes = editor.check();
+    const beside = editor.beside("");
+    if (!bytes || !beside) return;
+    const of = { key: key.value, namespace: data.namespace };
+    // Nothing that is there is to be written over by who makes something new.
+    const condition = data.kind === "cache" ? "" : "absent";
+    try {
+      await ask(address("/value", { ...of, ...beside, condition }), { method: "PUT", body: bytes });
+      showAnew("The key is made", `${data.page}&key=${encodeURIComponent(key.value)}`);
+    } catch (error) {
+      const ofKey = ["precondition_failed", "invalid_key", "key_too_long"].includes(error.code);
+      if (!ofKey) editor.refuse(error);
+      else {
+        keyProblem.textContent = error.code === "precondition_failed" ? "There is a key of this name already." : error.message;
+        key.focus();
+      }
+    }
+  });
+}
