@@ -171,6 +171,8 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         return ""
     if high is None:
         return f", from {low}"
+    if high == 0:
+        return ", empty"
     return f", {0 if low is None else low} to {high}"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 
@@ -40,7 +41,7 @@ from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.partitions import Partitions
 from services.usermanager.passwords import Passwords
 from services.usermanager.readiness import DatabaseWatch
-from services.usermanager.routes import every_route
+from services.usermanager.routes import document, every_route
 from services.usermanager.sessions import Sessions
 from services.usermanager.settings import UserManagerSettings
 from services.usermanager.tenant_data import TenantData
@@ -153,8 +154,13 @@ class UserManager:
         loops.start("deletion", self.watch.once_found(self.deletion.run))
 
     def web(
-        self, settings: UserManagerSettings, service: Service, addresses: ClientAddresses
+        self,
+        settings: UserManagerSettings,
+        service: Service,
+        addresses: ClientAddresses,
+        told: Mapping[str, Any],
     ) -> Web:
+        """`told` is the document of the JSON API."""
         return Web(
             settings,
             accounts=self.accounts,
@@ -164,6 +170,7 @@ class UserManager:
             usage=self.usage_reader,
             calls=self.calls,
             cluster=self.cluster,
+            document=told,
             readiness=service.readiness,
             clock=service.clock,
             addresses=addresses,
@@ -192,14 +199,16 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
             yield
 
     addresses = ClientAddresses(settings.trusted_proxies or ())
-    web = manager.web(settings, service, addresses)
+    endpoints = manager.endpoints()
+    told = document(endpoints, settings.public_url)
+    web = manager.web(settings, service, addresses, told)
     api = every_route(
-        manager.endpoints(),
+        endpoints,
+        told,
         before=manager.watch.require,
         authenticate=manager.sessions.authenticate,
         verifier=manager.verifier,
         addresses=addresses,
-        public_url=settings.public_url,
     )
     return application(
         settings.service,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from starlette.routing import BaseRoute
 
 from services.runtime.client_address import ClientAddresses
-from services.runtime.docs_pages import docs_routes
 from services.runtime.endpoints import Authenticate, Before, Endpoint, routes
 from services.runtime.openapi import document_route, openapi_document
 from services.runtime.signing import Verifier
@@ -20,20 +19,18 @@ api_version: Final = "1"
 
 def every_route(
     endpoints: Iterable[Endpoint],
+    told: Mapping[str, Any],
     *,
     before: Before,
     authenticate: Authenticate,
     verifier: Verifier,
     addresses: ClientAddresses,
-    public_url: str | None,
 ) -> list[BaseRoute]:
-    listed = list(endpoints)
-    told = document(listed, public_url)
+    """`told` is the document of these endpoints, which pages show too."""
     return [
         document_route(told),
-        *docs_routes(told),
         *routes(
-            listed,
+            endpoints,
             before=before,
             authenticate=authenticate,
             verifier=verifier,

@@ -6,6 +6,9 @@ is to lead there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -32,6 +35,8 @@ from services.usermanager.pages.console_usage import UsagePages
 from services.usermanager.pages.cookies import Cookies
 from services.usermanager.pages.csrf import Csrf
 from services.usermanager.pages.demo_key import DemoKey
+from services.usermanager.pages.docs import DocsPages
+from services.usermanager.pages.docs_references import References
 from services.usermanager.pages.entrance import Entrance
 from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.pages.landing import Landing
@@ -60,6 +65,7 @@ class Web:
         usage: UsageReader,
         calls: PlatformCalls,
         cluster: ClusterLooks,
+        document: Mapping[str, Any],
         readiness: Readiness,
         clock: Clock,
         addresses: ClientAddresses,
@@ -70,7 +76,10 @@ class Web:
         self._api_keys = api_keys
         self._usage = usage
         self._calls = calls
+        self._clock = clock
         self._cluster = cluster
+        accounts_url = settings.public_url or f"http://localhost:{settings.port}"
+        self._docs = DocsPages(References(document, calls, clock), accounts_url)
         self._status = PlatformStatus(calls, readiness, clock)
         self._demo = DemoKey(settings.data_dir, key_validation, is_shown=settings.demo_shown)
         directory = web_directory()
@@ -95,12 +104,13 @@ class Web:
         return [
             *Landing(self._demo).pages(),
             *self._status.pages(),
+            *self._docs.pages(),
             *Entrance(self._accounts, self._sessions).pages(),
             *Welcome(self._api_keys).pages(),
             *ClusterPages(self._cluster).pages(),
             *self._data,
             *OverviewPages(self._usage, self._api_keys, self._calls).pages(),
-            *KeyPages(self._api_keys).pages(),
+            *KeyPages(self._api_keys, self._clock).pages(),
             *UsagePages(self._usage, self._api_keys).pages(),
             *IdPages(self._calls).pages(),
             *AccountPages(self._accounts, self._sessions).pages(),
