@@ -71,12 +71,19 @@ def where_everything_is(
             "",
             *table,
             "",
+            *_about_pages(rows, down),
             *_about_demo(rows, down, directory, news or DemoNews()),
             f"  data in {directory}, logs in {directory / 'logs'}",
             "  Ctrl-C stops everything; the data stays.",
             "",
         ]
     )
+
+
+def _about_pages(rows: Sequence[Row], down: Mapping[str, str]) -> list[str]:
+    """Where people begin who have a browser."""
+    found = [row.url for row in rows if row.stage is Stage.ACCOUNTS and row.name not in down]
+    return [f"  in a browser: {url}" for url in found] + ([""] if found else [])
 
 
 def _about_demo(

@@ -138,6 +138,14 @@ def test_why_there_is_no_demo_is_announced() -> None:
     assert "password" not in said
 
 
+def test_people_are_told_where_to_begin_in_a_browser_while_that_is_up() -> None:
+    rows = [*_table(nodes=3, replicators=1).values()]
+    said = where_everything_is(rows, {}, {}, {}, Path("data"))
+    assert "\n  in a browser: http://127.0.0.1:8081\n" in said
+    down = {"usermanager": "usermanager: it died"}
+    assert "in a browser" not in where_everything_is(rows, {}, down, {}, Path("data"))
+
+
 def test_who_is_up_and_lacks_something_is_named_and_is_still_ready() -> None:
     rows, lacking = _rows(), {"node-1": "puts: the disk is nearly full"}
     document = up_document(rows, {}, {}, lacking)
