@@ -57,8 +57,10 @@ from services.runtime.fleet import Fleet, FleetNode
 
 # A write that is younger is on its way to all replicas, by itself or as another try.
 young_ms: Final = 3_000
-# Side by side, as long as slots are small; so many versions in all are held at a time.
-slots_at_once_max: Final = 16
+# Side by side, as long as slots are small; so many versions in all are held at a time. Each round
+# of questions waits for the slowest answer: where that takes long, half as many slots at a time
+# take twice as long. A node tells of so many in its turns, beside clients.
+slots_at_once_max: Final = 32
 versions_held_max: Final = 32_768
 # After so many others have their turn: with what they came in, these take about two milliseconds.
 versions_in_a_turn: Final = 1_024
