@@ -18,6 +18,7 @@ import httpx
 
 from services.keygen.returns import in_use
 from services.runtime.database_url import DatabaseAddress
+from tests.cluster.keygen.hard_client import hard_client
 from tests.cluster.keygen.installation import running_keygens
 from tests.integration.keygen_process import KeygenProcess
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process
@@ -148,9 +149,7 @@ async def returning(
     async with (
         usermanager_process(path / "data", address) as usermanager,
         running_keygens(path, address.url(), 3, USERMANAGER_URL=usermanager.url) as keygens,
-        httpx.AsyncClient(
-            timeout=2 * patience_s, trust_env=False, limits=httpx.Limits(max_connections=clients)
-        ) as http,
+        hard_client(clients) as http,
     ):
         api_keys = [await _api_key(usermanager, address) for _ in range(accounts)]
         async with asyncio.TaskGroup() as group:

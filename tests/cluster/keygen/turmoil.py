@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from tests.cluster.keygen.commit_cutter import CommitCutter
 from tests.cluster.keygen.crowd import Crowd
+from tests.cluster.keygen.hard_client import hard_client
 from tests.cluster.keygen.installation import running_keygens, running_postgres
 from tests.cluster.test_database_kills import Postgres
-from tests.waiting import patience_s, wait_until
+from tests.waiting import wait_until
 
 # Between one kill and the next: some hit the growing of pools, some what is steady.
 pause_s = (0.2, 1.0)
@@ -67,11 +66,7 @@ async def turmoil(
         running_keygens(
             directory, cutter.address.url(), plan.keygens, RANGE_SIZE=str(range_size)
         ) as keygens,
-        httpx.AsyncClient(
-            timeout=2 * patience_s,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=plan.clients),
-        ) as http,
+        hard_client(plan.clients) as http,
     ):
         cutter.share = plan.cut_share
         crowd = Crowd(keygens, http, allowed=plan.keys, took=took)
