@@ -36,6 +36,7 @@ from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
 from services.usermanager.last_used import LastUsed
 from services.usermanager.pages.gateway_calls import PlatformCalls
+from services.usermanager.routes import document
 from services.usermanager.settings import UserManagerSettings
 from services.usermanager.usage_query import UsageReader
 from services.usermanager.web import Web
@@ -133,6 +134,7 @@ async def pages_world(
         calls = PlatformCalls(nowhere, nowhere, settings.cluster_secret, clock)
         cluster = ClusterLooks([nowhere], settings.cluster_secret, clock)
         readiness = Readiness()
+        endpoints = [*accounts.accounts.endpoints(), *accounts.sessions.endpoints()]
         web = Web(
             settings,
             accounts=accounts.accounts,
@@ -144,13 +146,14 @@ async def pages_world(
             usage=UsageReader(database, clock),
             calls=calls,
             cluster=cluster,
+            document=document(endpoints, settings.public_url),
             readiness=readiness,
             clock=clock,
             addresses=addresses,
             before=before,
         )
         api = routes(
-            [*accounts.accounts.endpoints(), *accounts.sessions.endpoints()],
+            endpoints,
             authenticate=accounts.sessions.authenticate,
             verifier=Verifier(settings.cluster_secret, clock),
             addresses=addresses,
