@@ -19,7 +19,7 @@ from services.core.record import user_metadata_bytes_max, value_bytes_max
 from services.runtime.listener import head_bytes_max
 from services.usermanager.api_keys import live_keys_max, overlap_ms_max
 from services.usermanager.messages_api_keys import expires_in_days_max
-from services.usermanager.pages.render import shown_count, shown_size
+from services.usermanager.pages.render import shown_count
 from services.usermanager.passwords import password_chars_max, password_chars_min
 
 # Of the gateway: a batch and its answer, each.
@@ -66,21 +66,21 @@ def plan_rows() -> list[PlanRow]:
 
 def _values() -> Iterator[Limit]:
     yield Limit("Key", f"1 to {key_bytes_max} bytes", "key_too_long", "of UTF-8, slashes included")
-    yield Limit("Value", shown_size(value_bytes_max), "value_too_large", "any bytes")
+    yield Limit("Value", _size(value_bytes_max), "value_too_large", "any bytes")
     yield Limit(
         "Metadata",
-        shown_size(user_metadata_bytes_max),
+        _size(user_metadata_bytes_max),
         "metadata_too_large",
         "names and values of X-Metadata-* together",
     )
     yield Limit("Namespace", f"1 to {namespace_bytes_max} bytes", "invalid_namespace")
     yield Limit("Time to live", f"{shown_count(ttl_ms_max // day_ms)} days", "invalid_ttl")
-    yield Limit("Headers of a request", shown_size(head_bytes_max), "headers_too_large")
+    yield Limit("Headers of a request", _size(head_bytes_max), "headers_too_large")
 
 
 def _many() -> Iterator[Limit]:
     yield Limit("Operations of a batch", shown_count(batch_items_max), "invalid_body")
-    yield Limit("Body of a batch, and its answer", shown_size(batch_bytes_max), "body_too_large")
+    yield Limit("Body of a batch, and its answer", _size(batch_bytes_max), "body_too_large")
     yield Limit("Keys on a page of a list", shown_count(list_limit_max), "invalid_query")
     yield Limit(
         "Keys that one prefix delete takes",
@@ -117,3 +117,9 @@ def _plan_row(plan: Plan) -> PlanRow:
         "unlimited" if plan.ids_per_day is None else shown_count(plan.ids_per_day),
         shown_count(plan.caches_max),
     )
+
+
+def _size(size_bytes: int) -> str:
+    """In the units of 1024 that limits are round in."""
+    unit, name = (1 << 20, "MiB") if size_bytes >= 1 << 20 else (1 << 10, "KiB")
+    return f"{size_bytes / unit:g} {name}"
