@@ -90,7 +90,7 @@ class Web:
         )
         cookies = Cookies(is_https=settings.is_https)
         public_origin = None if settings.public_url is None else origin(settings.public_url)
-        self._site = Site(
+        self.site = Site(
             templates=Templates(directory / "templates", self._assets, Place(gateway_url)),
             sessions=BrowserSessions(sessions, accounts, cookies),
             cookies=cookies,
@@ -118,12 +118,12 @@ class Web:
 
     def routes(self) -> list[BaseRoute]:
         """To stand before the routes of the JSON API, which take what is no form."""
-        return [*self._assets.routes(), *self._site.routes(self.every_page())]
+        return [*self._assets.routes(), *self.site.routes(self.every_page())]
 
     def last_route(self) -> BaseRoute:
         """To stand behind all others."""
-        return self._site.nothing_here()
+        return self.site.nothing_here()
 
     def refuse(self, request: Request, error: ClientError) -> Response:
         """An error of any route of the service."""
-        return self._site.refuse(request, error)
+        return self.site.refuse(request, error)

@@ -12,7 +12,7 @@ the page that it has opened last. What only a real browser can show is in tests/
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html import unescape
@@ -36,6 +36,7 @@ from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
 from services.usermanager.last_used import LastUsed
 from services.usermanager.pages.gateway_calls import PlatformCalls
+from services.usermanager.pages.page import Page
 from services.usermanager.routes import document
 from services.usermanager.settings import UserManagerSettings
 from services.usermanager.usage_query import UsageReader
@@ -120,9 +121,14 @@ class PagesWorld:
 
 @asynccontextmanager
 async def pages_world(
-    address: DatabaseAddress, *, before: Before = nothing_before, **environment: str
+    address: DatabaseAddress,
+    *,
+    before: Before = nothing_before,
+    more: Sequence[Page] = (),
+    **environment: str,
 ) -> AsyncIterator[PagesWorld]:
-    """The environment is that of a user manager; `before` can keep its database away."""
+    """The environment is that of a user manager; `before` can keep its database away. `more` are
+    pages of a test's own."""
     settings = load(
         UserManagerSettings,
         {"DATA_DIR": "/nonexistent", "GATEWAY_URL": nowhere, **secrets, **environment},
@@ -161,7 +167,7 @@ async def pages_world(
         )
         app = application(
             "usermanager",
-            [*web.routes(), *api, web.last_route()],
+            [*web.routes(), *web.site.routes(more), *api, web.last_route()],
             metrics=Metrics(),
             readiness=readiness,
             refuse=web.refuse,
