@@ -99,6 +99,7 @@ modules = (
     "services/runtime/log/log.py",
     "services/runtime/metering.py",
     "services/runtime/request_head.py",
+    "services/runtime/request_ids.py",
     "services/runtime/speakers.py",
 )
 

@@ -23,7 +23,7 @@ pure = {
     "collections.abc", "contextlib", "dataclasses", "datetime", "enum", "fractions", "functools",
     "hashlib", "heapq", "hmac", "itertools", "json", "math", "operator", "re", "string", "struct",
     "types", "typing", "unicodedata", "urllib.parse", "zlib",
-    "google_crc32c", "mmh3", "msgspec", "sortedcontainers",
+    "google_crc32c", "librt.vecs", "mmh3", "msgspec", "mypy_extensions", "sortedcontainers",
 }  # fmt: skip
 
 # Calls that reach outside although their module is allowed.
