@@ -16,6 +16,8 @@ from services.core.record import Metadata
 from services.usermanager.pages.console_data_links import consistency_header, namespace_header
 
 metadata_mark: Final = "x-metadata-"
+# What the gateway says of a value that was put without a type.
+type_unsaid: Final = "application/octet-stream"
 # A condition that no etag is: there must be no value yet.
 absent: Final = "absent"
 
@@ -40,7 +42,7 @@ def facts_of(answer: httpx.Response) -> Facts:
         size=int(headers.get("content-length", "0")),
         updated=headers.get("last-modified", ""),
         expires_at=headers.get("x-expires-at", ""),
-        content_type=headers.get("content-type", ""),
+        content_type=headers.get("content-type", "").removesuffix(type_unsaid),
         metadata={
             name.decode("ascii").lower().removeprefix(metadata_mark): text_of(value)
             for name, value in headers.raw

@@ -45,7 +45,7 @@ class NamespacePages:
         fields = await visit.fields()
         name, kind = fields.get("name", ""), fields.get("kind", "")
         try:
-            wanted = _declaration(name, kind, fields.get("max_items", ""))
+            wanted = declaration(name, kind, fields.get("max_items", ""))
             answer = await self._calls.of(visit.tenant).ask(
                 "PUT", namespace_path(name), json=wanted, scopes=administering
             )
@@ -79,7 +79,7 @@ class NamespacePages:
         )
 
 
-def _declaration(name: str, kind: str, max_items: str) -> dict[str, object]:
+def declaration(name: str, kind: str, max_items: str) -> dict[str, object]:
     """What the gateway is asked for; FixRequest names the field that is wrong."""
     if not name:
         raise _wrong("name", "Fill this in")

@@ -16,13 +16,20 @@ export class Editor {
     this.lineEnd = "\n";
     this.kept = null;
     this.listen();
-    this.set(new Uint8Array());
+    // Somebody may have typed before this was there.
+    this.shownForm = this.chosen;
+    this.showTtl();
+    this.check();
+  }
+
+  showTtl() {
+    this.form.querySelector("[data-after]").hidden = this.expiry.value !== "after";
   }
 
   listen() {
     this.form.addEventListener("change", (event) => {
       if (event.target.name === "form") this.turn(event.target.value);
-      if (event.target === this.expiry) this.form.querySelector("[data-after]").hidden = this.expiry.value !== "after";
+      if (event.target === this.expiry) this.showTtl();
       if (event.target.matches("[data-from-file]")) this.fromFile(event.target);
     });
     this.area.addEventListener("input", () => {

@@ -26,7 +26,7 @@ if (sessionStorage.getItem(said)) {
 
 function showKey(place) {
   const data = place.dataset;
-  const of = { key: data.key, namespace: data.namespace };
+  const of = { key: decodeURIComponent(data.key), namespace: decodeURIComponent(data.namespace) };
   // A cache takes no conditions: there who comes last wins.
   const isCache = data.kind === "cache";
   const condition = () => (isCache ? "" : data.etag);
@@ -139,7 +139,7 @@ function showNew(place) {
     const bytes = editor.check();
     const beside = editor.beside("");
     if (!bytes || !beside) return;
-    const of = { key: key.value, namespace: data.namespace };
+    const of = { key: key.value, namespace: decodeURIComponent(data.namespace) };
     // Nothing that is there is to be written over by who makes something new.
     const condition = data.kind === "cache" ? "" : "absent";
     try {

@@ -8,7 +8,7 @@ const deleting = deletion(dialog);
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-delete-namespace]");
   if (!button) return;
-  const namespace = button.dataset.deleteNamespace;
+  const namespace = decodeURIComponent(button.dataset.deleteNamespace);
   name(dialog, { namespace });
   deleting(namespace, "", Number(button.dataset.keys));
   dialog.showModal();
