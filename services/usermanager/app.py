@@ -37,6 +37,7 @@ from services.usermanager.key_lookup import KeyLookups
 from services.usermanager.key_validation import KeyValidation
 from services.usermanager.known_networks import KnownNetworks
 from services.usermanager.last_used import LastUsed
+from services.usermanager.pages.entrance import described
 from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.partitions import Partitions
 from services.usermanager.passwords import Passwords
@@ -200,7 +201,7 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
 
     addresses = ClientAddresses(settings.trusted_proxies or ())
     endpoints = manager.endpoints()
-    told = document(endpoints, settings.public_url)
+    told = document([*endpoints, *described], settings.public_url)
     web = manager.web(settings, service, addresses, told)
     api = every_route(
         endpoints,

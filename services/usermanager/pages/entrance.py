@@ -11,6 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from services.core.errors import ClientError, FixRequest, RetryLater
+from services.runtime.endpoints import Access, Endpoint, Raw
 from services.usermanager.accounts import Accounts
 from services.usermanager.messages_accounts import Signup
 from services.usermanager.messages_sessions import LoggedIn, Login
@@ -21,6 +22,25 @@ from services.usermanager.sessions import Sessions
 
 home: Final = "/console"
 welcome: Final = "/console/welcome"
+
+
+# They stand beside endpoints of the JSON API, whose document says that they are there.
+described: Final = tuple(
+    Endpoint(
+        "GET",
+        path,
+        name,
+        summary,
+        None,
+        Access.OPEN,
+        answer_type=Raw("A page", ("text/html",)),
+        tag="Pages",
+    )
+    for path, name, summary in (
+        ("/signup", "showSignUp", "The form to open an account by"),
+        ("/login", "showLogIn", "The form to begin a session by"),
+    )
+)
 
 
 class NextQuery(msgspec.Struct, frozen=True):
