@@ -99,7 +99,7 @@ class UsageReader:
         has only that part of it. What is counted while somebody goes from page to page may be in
         the later ones; no row is in two of them.
         """
-        start, end = period(query.from_, query.until, spans[query.step], self._now())
+        start, end = period(query.from_, query.until, spans[query.step], self.now())
         after = None if query.cursor is None else position_of(query.cursor)
         async with self._turn(user_id) as connection:
             found = await store.sums(
@@ -126,7 +126,7 @@ class UsageReader:
 
     async def stats(self, user_id: int, query: StatsQuery) -> UsageStats:
         """Totals of a period."""
-        start, end = period(query.from_, query.until, stats_span, self._now())
+        start, end = period(query.from_, query.until, stats_span, self.now())
         async with self._turn(user_id) as connection:
             found = await store.totals(
                 connection,
@@ -148,7 +148,7 @@ class UsageReader:
         key_id: int | None = None,
     ) -> UsageSeries:
         """The same for charts: sums of each step, and of each operation, status and API key."""
-        start, end = period(start, end, spans[step], self._now())
+        start, end = period(start, end, spans[step], self.now())
         async with self._turn(user_id) as connection:
             found = await store.series(
                 connection,
@@ -204,7 +204,8 @@ class UsageReader:
     async def _stats(self, call: Call[None, StatsQuery, None]) -> UsageStats:
         return await self.stats(call.caller.user_id, call.query)
 
-    def _now(self) -> datetime:
+    def now(self) -> datetime:
+        """Where a period ends for which nobody has said it."""
         return datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
 
     @asynccontextmanager

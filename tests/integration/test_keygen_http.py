@@ -14,9 +14,12 @@ import pytest
 import pytest_asyncio
 
 from services.core.permute import number_spelled
+from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
+from services.runtime.signing import SignedAuth, Signer
 from tests.integration.database import SharedServer, fresh_database
 from tests.integration.keygen_process import KeygenProcess, keygen_process
+from tests.integration.node_process import secret
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -232,6 +235,21 @@ async def test_a_service_says_in_whose_name_it_asks(
 ) -> None:
     answer = await desk.keygen.asked_by_service("/ids", **headers)
     assert problem(answer) == (400, code)
+
+
+async def test_a_service_is_told_how_much_of_a_tenants_day_is_used(desk: Desk) -> None:
+    await desk.keygen.ids(tenant=14, count=300, quota="1000")
+    headers = {"X-Ydht-Tenant": "14", "X-Ydht-Key-Id": "1", "X-Ydht-Ids-Per-Day": "1000"}
+    auth = SignedAuth(Signer(secret, SystemClock()))
+    async with httpx.AsyncClient(trust_env=False) as client:
+        url = desk.keygen.url + "/ids/quota"
+        told = await client.get(url, headers=headers, auth=auth)
+        other = await client.get(url, headers={**headers, "X-Ydht-Tenant": "15"}, auth=auth)
+        unsigned = await client.get(url, headers=headers)
+    assert (told.json()["used"], told.json()["limit"]) == (300, 1_000)
+    assert told.json()["resets_at"].endswith("T00:00:00.000Z")
+    assert other.json()["used"] == 0
+    assert problem(unsigned) == (401, "unauthorized")
 
 
 async def test_keys_are_returned_and_what_is_rejected_is_told(desk: Desk) -> None:

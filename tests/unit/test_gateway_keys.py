@@ -25,7 +25,7 @@ from services.core.operations import (
     unknown_answer,
 )
 from services.core.usage_report import UsageReport, UsageTaken
-from services.core.wire import LOST, TIMEOUT, Hello
+from services.core.wire import LOST, OK, TIMEOUT, Hello
 from services.gateway.answers import Dates
 from services.gateway.calls import KeyCall, Places, Platform, asked_s_max, call_s_max
 from services.gateway.changes import Put
@@ -253,6 +253,23 @@ async def test_whose_change_was_not_made_is_told_what_to_do(
         on_answer(*answer)
         assert asked.replies == [status]
         assert told in asked.details[0]
+
+
+@pytest.mark.parametrize("operation", ["get", "head"])
+async def test_strong_reads_are_counted_apart_from_the_others(
+    tmp_path: Path, operation: str
+) -> None:
+    async with lane(tmp_path) as (keys, world):
+        link = Waiting()
+        keys.platform.cluster.replicators = Replicators([link], random.Random(1))
+        call, asked = await call_after(keys, world, Get, 0.0)
+        call.operation = operation
+        call.options = options_of(Headers([(b"x-consistency", b"strong")]))
+        call.start(b"storage key", 0)
+        on_answer, _ = link.asked.pop()
+        on_answer(OK, b"")
+        assert asked.replies == [404]
+        assert list(call.credential.tally or {}) == [(f"{operation}_strong", 404)]
 
 
 async def test_a_lost_link_names_every_change_in_a_few_lines(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -58,7 +59,7 @@ class Quota(msgspec.Struct, frozen=True):
 
     used: int
     limit: int | None
-    resets_at: str
+    resets_at: datetime
 
 
 class _Rejected(msgspec.Struct, frozen=True):
@@ -186,7 +187,7 @@ class IdPages:
             **context,
         }
         if visit.is_htmx:
-            response = visit.render(f"console/_ids_{part}.html", status, **_usual, **known)
+            response = visit.render(f"console/_ids_{part}.html", status, **{**_usual, **known})
             response.headers["HX-Trigger"] = "ids-changed"
         else:
             quota = await self._ids.quota(visit.user)

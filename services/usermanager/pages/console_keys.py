@@ -7,7 +7,6 @@ of its own. A key itself is in one answer only, that to the form which made it, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from services.core.duration import format_duration
 from services.core.errors import ClientError, FixRequest, RetryLater
 from services.core.key_checks import scopes_all
 from services.core.plans import plan_named
+from services.runtime.clock import Clock
 from services.runtime.request_body import invalid_members
 from services.usermanager.api_keys import ApiKeys, live_keys_max, overlap_ms_max
 from services.usermanager.messages_api_keys import (
@@ -33,6 +33,8 @@ from services.usermanager.pages.page import Page, Visit, errors_of
 here: Final = "/console/keys"
 # Digits of the largest number that any of the fields takes.
 digits_max: Final = 10
+# What ends within it is pointed out.
+soon_s: Final = 7 * 86_400
 overlaps: Final = (
     ("0s", "End it at once"),
     ("1h", "1 hour"),
@@ -57,8 +59,9 @@ usual: Final[Mapping[str, str]] = {
 
 
 class KeyPages:
-    def __init__(self, api_keys: ApiKeys) -> None:
+    def __init__(self, api_keys: ApiKeys, clock: Clock) -> None:
         self._api_keys = api_keys
+        self._clock = clock
 
     def pages(self) -> list[Page]:
         one = f"{here}/{{key_id:int}}"
@@ -120,7 +123,7 @@ class KeyPages:
             "ended": [key for key in found if not key.is_active],
             "live_keys_max": live_keys_max,
             "plan": plan,
-            "soon": datetime.now(UTC).timestamp() + 7 * 86_400,
+            "soon": self._clock.wall_ms() / 1000 + soon_s,
         }
 
     async def _find(self, visit: Visit) -> ApiKey:

@@ -97,7 +97,7 @@ class UsagePages:
         view = visit.query(UsageView)
         names = await self._key_names(visit)
         try:
-            wanted = period_of(view, datetime.now(UTC))
+            wanted = period_of(view, self._usage.now())
             series = await self._usage.series(
                 visit.user.id, wanted.start, wanted.end, wanted.step, wanted.key_id
             )
@@ -109,7 +109,7 @@ class UsagePages:
     async def download(self, visit: Visit) -> Response:
         """Row by row, as they are read. What is wrong with the question is told before."""
         view = visit.query(UsageView)
-        wanted = period_of(view, datetime.now(UTC))
+        wanted = period_of(view, self._usage.now())
         query = UsageQuery(wanted.start, wanted.end, wanted.step, wanted.key_id)
         names = await self._key_names(visit)
         first = await self._usage.page(visit.user.id, query)

@@ -24,6 +24,19 @@ const formats = {
   },
 };
 
+// Days are those of UTC, as they are counted; hours and minutes the reader's own.
+const zone = usage?.step === "day" ? "UTC" : undefined;
+const isLong = usage !== null && usage.times.at(-1) - usage.times[0] > 36 * 3600;
+const onAxis = new Intl.DateTimeFormat(
+  undefined,
+  isLong ? { day: "numeric", month: "short", timeZone: zone } : { timeStyle: "short", hour12: false },
+);
+const inLegend = new Intl.DateTimeFormat(
+  undefined,
+  usage?.step === "day" ? { dateStyle: "medium", timeZone: zone } : { dateStyle: "medium", timeStyle: "short", hour12: false },
+);
+const shownTime = (form, seconds) => (seconds === null || seconds === undefined ? "–" : form.format(new Date(seconds * 1000)));
+
 /** @param {string} of @returns {Line[]} */
 function linesOf(of) {
   if (of !== "requests") return usage[of];
@@ -42,28 +55,27 @@ function draw(place) {
   const options = {
     width: place.clientWidth,
     height: height_px,
-    // Days are those of UTC, as they are counted; hours and minutes the reader's own.
-    tzDate: usage.step === "day" ? (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC") : undefined,
+    tzDate: (seconds) => (zone ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000)),
     cursor: { drag: { x: false, y: false } },
     scales: { y: { range: (_, least, most) => [0, Math.max(most * 1.08, 1e-6, of === "latency" ? 0 : 1)] } },
     axes: [
-      axis,
+      { ...axis, values: (_, times) => times.map((time) => shownTime(onAxis, time)) },
       { ...axis, size: 64, values: (_, values) => values.map(shown) },
     ],
     series: [
-      {},
+      { value: (_, time) => shownTime(inLegend, time) },
       ...lines.map((line, number) => ({
         label: line.label,
         stroke: colourOf(series[number]),
         width: 2,
         // Those beside each other are told apart without colours too.
         dash: number % 2 ? [6, 4] : undefined,
-        points: { show: usage.times.length < 60 },
+        // What was not measured leaves a gap; a measurement between two gaps is a point.
+        points: { show: of === "latency" || usage.times.length < 60, size: 5 },
         value: (_, value) => shown(value),
       })),
     ],
   };
-  if (options.tzDate === undefined) delete options.tzDate;
   const chart = new uPlot(options, [usage.times, ...lines.map((line) => line.values)], place);
   drawn.set(place, { chart });
 }

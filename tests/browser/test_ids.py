@@ -1,0 +1,73 @@
+"""IDs by the page: made, copied, downloaded and returned, with the quota beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.browser.accessibility import issues, unguarded
+from tests.browser.conftest import NewVisitor
+from tests.browser.running_platform import Person
+from tests.browser.visitor import Visitor, phone
+
+path = "/console/ids"
+
+
+def test_ids_are_made_downloaded_and_returned(visitor: Visitor, person: Person) -> None:
+    page = visitor.log_in(person, path)
+    quota = page.get_by_role("region", name="Today's quota")
+    expect(quota).to_contain_text("0 of 1,000")
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("[data-size-shown]")).to_have_text("9")
+    expect(page.locator("[data-size-room]")).to_contain_text("10^16")
+    page.get_by_label("How many").fill("25")
+    page.get_by_role("button", name="Make IDs").click()
+    made = page.get_by_role("region", name="The IDs")
+    expect(made).to_be_visible()
+    ids = made.inner_text().split()
+    assert len(set(ids)) == 25
+    assert {len(one) for one in ids} == {9}
+    expect(quota).to_contain_text("25 of 1,000")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert Path(download.value.path()).read_text().split() == ids
+
+    page.get_by_label("IDs", exact=True).fill(", ".join([*ids[:3], ids[0], "zzzzzzz", "<b>no</b>"]))
+    page.get_by_role("button", name="Return them").click()
+    region = page.get_by_role("region", name="Return IDs")
+    expect(region).to_contain_text("3 were taken back")
+    table = page.get_by_role("table", name="IDs that were not taken back")
+    expect(table.get_by_role("row", name=ids[0])).to_contain_text("returned already")
+    expect(table.get_by_role("row", name="zzzzzzz")).to_be_visible()
+    expect(table.get_by_role("row", name="<b>no</b>")).to_contain_text("7 to 16 characters")
+    # Returns do not refund.
+    expect(quota).to_contain_text("25 of 1,000")
+
+
+def test_what_does_not_fit_the_quota_is_refused_whole(visitor: Visitor, person: Person) -> None:
+    visitor.expects("status of 429|Error Code 429")
+    page = visitor.log_in(person, path)
+    page.get_by_label("How many").fill("1001")
+    page.get_by_role("button", name="Make IDs").click()
+    expect(page.get_by_text("Your quota begins anew at midnight UTC")).to_be_visible()
+    expect(page.get_by_role("region", name="Today's quota")).to_contain_text("0 of 1,000")
+    page.get_by_label("How many").fill("1000")
+    page.get_by_role("button", name="Make IDs").click()
+    expect(page.get_by_text("1,000 IDs of 7 characters")).to_be_visible()
+
+
+def test_everybody_can_use_the_page(new_visitor: NewVisitor, person: Person) -> None:
+    page = new_visitor(
+        **unguarded, viewport=phone, color_scheme="dark", reduced_motion="reduce"
+    ).log_in(person, path)
+    page.get_by_role("button", name="Make IDs").click()
+    expect(page.get_by_role("region", name="The IDs")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= phone["width"]
+    assert issues(page) == []
+    page.emulate_media(color_scheme="light")
+    page.reload()
+    assert issues(page) == []
