@@ -26,8 +26,10 @@ _unseen: Final = (
     *range(0x2060, 0x206A),
     0xFEFF,
 )
-_signs: Final = {code: f"\\u{code:04x}" for code in _unseen}
-_signs |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+_signs: Final = {
+    **{code: f"\\u{code:04x}" for code in _unseen},
+    **{ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"},
+}
 
 
 def shown(name: str) -> str:
