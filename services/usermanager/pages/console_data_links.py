@@ -28,7 +28,9 @@ _unseen: Final = (
 )
 _signs: Final = {
     **{code: f"\\u{code:04x}" for code in _unseen},
-    **{ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"},
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    ord("\t"): "\\t",
 }
 
 
