@@ -110,6 +110,10 @@ sim: $(COMPILED) ## Simulate: SEEDS=300 runs, or SEED=7 alone
 vendor: $(INSTALLED) ## Fetch the scripts that pages use anew, at the versions of web/vendor.toml
 	@$(BIN)/python -m web.refresh_vendor
 
+.PHONY: screenshots
+screenshots: $(COMPILED) ## Take the pictures in docs/images anew, from demo data
+	@$(BIN)/python -m tests.browser.screenshots
+
 .PHONY: bench
 bench: $(COMPILED) ## Measure, beside what each figure is compared with
 	@$(BIN)/python -m bench $(ARGS)

@@ -18,11 +18,12 @@ def free_port(span: int = 1) -> int:
     while True:
         first = _draw.randrange(lowest_port, highest_port)
         wanted = range(first, first + span)
-        if all(_is_free(port) and _is_free(port + link_port_offset) for port in wanted):
+        if all(is_free(port) and is_free(port + link_port_offset) for port in wanted):
             return first
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens there just now."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:

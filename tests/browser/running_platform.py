@@ -94,12 +94,13 @@ class RunningPlatform:
 
 
 @contextmanager
-def running_platform(folder: Path) -> Iterator[RunningPlatform]:
-    """A platform with a demo account, in which all services are ready; stopped as by Ctrl-C."""
+def running_platform(folder: Path, port_base: int | None = None) -> Iterator[RunningPlatform]:
+    """A platform with a demo account, in which all services are ready; stopped as by Ctrl-C. Its
+    ports are free ones, unless they have to be those."""
     data_dir = folder / "data"
     log = folder / "up.log"
     command = [sys.executable, "-m", "services.cli", "up", "--data-dir", str(data_dir)]
-    command += ["--port-base", str(free_port(ports_of_up))]
+    command += ["--port-base", str(port_base or free_port(ports_of_up))]
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/"),
