@@ -8,17 +8,21 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import jinja2
 import pytest
 
 from services.core.errors import CATALOGUE
 from services.gateway.messages_batch import batch_bytes_max
 from services.keygen import messages as keygen
+from services.runtime.api_reference import reference_of
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.openapi import openapi_document
 from services.usermanager.pages import docs_limits
+from services.usermanager.pages.assets import web_directory
 from services.usermanager.pages.docs import coded, needs
 from services.usermanager.pages.docs_references import References, away_s, kept_s
 from services.usermanager.pages.gateway_calls import PlatformCalls
+from tests.unit.test_docs_pages import hostile
 from tests.unit.test_openapi import listed
 
 told = openapi_document("ydht gateway", "1", listed)
@@ -97,6 +101,28 @@ async def test_the_own_document_needs_nobody() -> None:
     found = await desk.references.of("usermanager")
     assert found is not None
     assert desk.elsewhere.asked == 0
+
+
+def test_a_chapter_has_everything_of_its_document_and_nothing_in_it_is_markup() -> None:
+    environment = jinja2.Environment(
+        autoescape=True,
+        loader=jinja2.FileSystemLoader(web_directory() / "templates"),
+        undefined=jinja2.StrictUndefined,
+    )
+    document = openapi_document("hostile", "1", [*listed, hostile])
+    shown = environment.get_template("docs/_reference.html").render(
+        reference=reference_of(document), coded=coded, needs=needs
+    )
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert "&lt;script&gt;alert(1)" in shown
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert f'id="{operation["operationId"]}"' in shown
+            for parameter in operation.get("parameters", ()):
+                assert f"<code>{parameter['name']}</code>" in shown
+    for name in document["components"]["schemas"]:
+        assert f'id="shape-{name}"' in shown
 
 
 def strange(change: Callable[[dict[str, Any]], object]) -> bytes:

@@ -69,7 +69,7 @@ function tellChange() {
     said.textContent = words[verdict];
   }
   // Another epoch has another ring.
-  if (verdict !== "away" && now.dataset.epoch !== (ring?.dataset.epoch ?? "0")) location.reload();
+  if (now.dataset.epoch !== (ring?.dataset.epoch ?? "0")) location.reload();
 }
 
 document.addEventListener("htmx:afterSettle", (event) => {
