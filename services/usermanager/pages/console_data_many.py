@@ -38,6 +38,8 @@ from services.usermanager.pages.gateway_calls import (
 )
 from services.usermanager.pages.page import Page, Visit
 
+# What may be put again: nothing was done, or the same was.
+_passing: Final = frozenset((429, 503, 504))
 # What is around the operations of a batch.
 _frame_bytes: Final = len(b'{"operations":[]}')
 
@@ -186,10 +188,10 @@ class ManyPages:
             results = told(check(answer), _Results).results
         except ClientError as error:
             # Others of the same call have been put: each line is told for itself.
-            again = error.retryable
+            again = error.status in _passing
             return [_refused(item, error.code, error.detail, again=again) for item, _ in batch]
         return [
-            _refused(item, one.code, one.detail, again=one.status in (429, 503))
+            _refused(item, one.code, one.detail, again=one.status in _passing)
             for (item, _), one in zip(batch, results, strict=True)
             if one.status != 200
         ]

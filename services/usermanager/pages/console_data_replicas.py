@@ -20,7 +20,7 @@ from services.core.cluster import ClusterMap, Member
 from services.core.errors import ClientError, RetryLater
 from services.core.key import check_key, check_namespace, storage_key
 from services.core.ring import slot_of
-from services.usermanager.pages.console_data_links import here, namespace_default, shown
+from services.usermanager.pages.console_data_links import here, namespace_default
 from services.usermanager.pages.console_data_listing import told
 from services.usermanager.pages.gateway_calls import PlatformCalls, check
 from services.usermanager.pages.page import Page, Visit
@@ -95,7 +95,6 @@ class ReplicaPages:
             copies=copies,
             newest=newest,
             trouble=trouble,
-            shown_key=shown(asked.key),
         )
 
     async def _known_map(self) -> ClusterMap:

@@ -40,7 +40,7 @@ function showKey(place) {
     part("waiting").hidden = false;
     try {
       const answer = await ask(address("/value", { ...of, consistency: data.consistency }));
-      data.etag = answer.headers.get("X-Value-ETag");
+      // Under the version that the page tells of: if this is another one, saving says so.
       editor.set(new Uint8Array(await answer.arrayBuffer()));
       part("loaded").hidden = false;
     } catch (error) {
