@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -199,6 +200,16 @@ async def test_lines_for_a_shell_say_what_they_mean_whatever_a_key_is(name: str)
         assert f"X-Namespace: {name}".replace("\n", " ") in words
         assert "X-API-Key: from the environment" in words
         assert ("--path-as-is" in words) == ("/." in targets[0])
+
+
+async def test_lines_about_prefixes_and_namespaces_are_whole_commands() -> None:
+    lines = Curl("http://gateway", "default").of_prefix("a'b/", "/")
+    lines += Curl.of_namespaces("http://gateway")
+    for line in lines:
+        words = await words_of(line.text)
+        assert sum(word.startswith("http://gateway/v1/") for word in words) == 1
+        if "--data-binary" in words:
+            json.loads(words[words.index("--data-binary") + 1])
 
 
 def test_rows_of_a_tree_are_in_the_order_of_their_bytes() -> None:

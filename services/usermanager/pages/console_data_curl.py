@@ -72,6 +72,18 @@ class Curl:
             ]
         return lines
 
+    @classmethod
+    def of_namespaces(cls, gateway_url: str) -> list[Line]:
+        everywhere = cls(gateway_url, namespace_default)
+        a_cache = '{"kind": "cache", "max_items": 10000}'
+        json_sent = {"Content-Type": "application/json"}
+        one = "/v1/namespaces/sessions"
+        return [
+            Line("List namespaces", everywhere._line("GET", "/v1/namespaces")),
+            Line("Declare a cache", everywhere._line("PUT", one, headers=json_sent, data=a_cache)),
+            Line("Empty a namespace and forget it", everywhere._line("DELETE", one)),
+        ]
+
     def _line(
         self,
         method: str,

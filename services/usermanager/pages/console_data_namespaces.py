@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from services.core.errors import FixRequest
 from services.core.key import check_namespace
+from services.usermanager.pages.console_data_curl import Curl
 from services.usermanager.pages.console_data_links import here, link, namespace_path, shown
 from services.usermanager.pages.console_data_listing import list_namespaces
 from services.usermanager.pages.gateway_calls import PlatformCalls, administering, check
@@ -29,8 +30,9 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 class NamespacePages:
-    def __init__(self, calls: PlatformCalls) -> None:
+    def __init__(self, calls: PlatformCalls, gateway_url: str) -> None:
         self._calls = calls
+        self._lines = Curl.of_namespaces(gateway_url)
 
     def pages(self) -> list[Page]:
         return [
@@ -74,6 +76,7 @@ class NamespacePages:
             next_url=link("/namespaces", cursor=page.cursor) if page.cursor else "",
             is_first=not cursor,
             link=link,
+            lines=self._lines,
             fields=fields or {},
             errors=errors or {},
         )

@@ -35,5 +35,5 @@ def data_pages(
         *ReplicaPages(calls, replicator_urls).pages(),
         *ManyPages(calls, clock).pages(),
         *ExportPages(calls).pages(),
-        *NamespacePages(calls).pages(),
+        *NamespacePages(calls, gateway_url).pages(),
     ]

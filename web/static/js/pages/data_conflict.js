@@ -42,6 +42,7 @@ export class Conflict {
 }
 
 function words(form, bytes) {
-  const { text } = shownAs(form, bytes.subarray(0, shown_chars_max * 2));
+  // Text is cut as text, for half a character is none.
+  const { text } = shownAs(form, form === "hex" ? bytes.subarray(0, shown_chars_max) : bytes);
   return text.length > shown_chars_max ? `${text.slice(0, shown_chars_max)} …` : text;
 }
