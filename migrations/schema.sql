@@ -384,13 +384,35 @@ CREATE TABLE public.usage_rollups (
     requests bigint NOT NULL,
     bytes_in bigint NOT NULL,
     bytes_out bigint NOT NULL,
-    latency_us bigint NOT NULL
+    latency_us bigint NOT NULL,
+    latency_0 bigint DEFAULT 0 NOT NULL,
+    latency_1 bigint DEFAULT 0 NOT NULL,
+    latency_2 bigint DEFAULT 0 NOT NULL,
+    latency_3 bigint DEFAULT 0 NOT NULL,
+    latency_4 bigint DEFAULT 0 NOT NULL,
+    latency_5 bigint DEFAULT 0 NOT NULL,
+    latency_6 bigint DEFAULT 0 NOT NULL,
+    latency_7 bigint DEFAULT 0 NOT NULL,
+    latency_8 bigint DEFAULT 0 NOT NULL,
+    latency_9 bigint DEFAULT 0 NOT NULL,
+    latency_10 bigint DEFAULT 0 NOT NULL,
+    latency_11 bigint DEFAULT 0 NOT NULL,
+    latency_12 bigint DEFAULT 0 NOT NULL,
+    latency_13 bigint DEFAULT 0 NOT NULL,
+    latency_14 bigint DEFAULT 0 NOT NULL,
+    latency_15 bigint DEFAULT 0 NOT NULL,
+    latency_16 bigint DEFAULT 0 NOT NULL,
+    latency_17 bigint DEFAULT 0 NOT NULL
 )
 PARTITION BY RANGE (minute);
 
 -- Name: TABLE usage_rollups; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.usage_rollups IS 'What was asked of the data plane, added up by the minute. latency_us is a sum. Partitions are usage_YYYYMMDD, one for each day in UTC, made ahead and dropped by age by the user manager.';
+
+-- Name: COLUMN usage_rollups.latency_0; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.usage_rollups.latency_0 IS 'How many requests took less than 64 us; latency_1 those of 64 us to less than 128 us, and so on; the last one all that took longer.';
 
 -- Name: usage_senders; Type: TABLE; Schema: public; Owner: -
 

@@ -12,9 +12,14 @@ from msgspec import Meta
 count_max: Final = 2**53 - 1
 # As many as take the event loop 3 ms, from their JSON to the arguments of a statement; then others
 # have their turn. A gateway that has counted more sends it in parts. Rows of the longest numbers
-# and names have 270 bytes each.
+# and names have 600 bytes each.
 rows_per_report_max: Final = 1_000
-report_bytes_max: Final = 512 * 1024
+report_bytes_max: Final = 1024 * 1024
+# Latencies are counted by how many bits their microseconds have: below 64 us, below 128 us, and so
+# on to 4.2 s, and what took longer. So a percentile is known to within a factor of two, and by how
+# many lie where in between mostly to within a tenth.
+latency_bits_least: Final = 6
+latency_buckets: Final = 18
 # Nothing was counted before, and no clock that is further ahead is to be believed. Within these
 # PostgreSQL and datetime agree on what a time is, in any time zone.
 earliest: Final = datetime(2020, 1, 1, tzinfo=UTC)
@@ -39,6 +44,10 @@ class Rollup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     bytes_out: Count
     # The sum over all requests.
     latency_us: Count
+    # How many there were of each bucket; an older gateway does not tell.
+    latency_counts: Annotated[list[Count], Meta(max_length=latency_buckets)] = msgspec.field(
+        default_factory=list
+    )
 
     def __post_init__(self) -> None:
         minute = self.minute

@@ -11,7 +11,7 @@ and must be when it is too much: past `rows_max` the rows of the oldest minute a
 those of the next, within a day, and only what still is too much then is dropped. Either way that is
 logged once, and the figures on /metrics are right.
 
-Hot path: 210 ns a call (CPython 3.11, 2.1 GHz).
+Hot path: 250 ns a call (CPython 3.11, 2.1 GHz).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from services.core.usage_report import (
     UsageTaken,
     count_max,
     earliest,
+    latency_bits_least,
+    latency_buckets,
     latest,
     rows_per_report_max,
 )
@@ -50,7 +52,12 @@ flush_s_max: Final = 2.0
 
 _minute: Final = timedelta(minutes=1)
 
-# By operation and status: requests, bytes in, bytes out, and microseconds.
+# By operation and status: requests, bytes in, bytes out, and microseconds; then how many requests
+# there were of each bucket of latencies.
+_sums: Final = 4
+_last: Final = _sums + latency_buckets - 1
+_first: Final = _sums - latency_bits_least
+_no_latencies: Final = [0] * latency_buckets
 Tally = dict[tuple[str, int], list[int]]
 # Tenant, API key, operation, status.
 _Name = tuple[int, int, str, int]
@@ -142,12 +149,17 @@ class Meters:
         if row is None:
             if not tally:
                 self._touched.append(credential)
-            tally[operation, status] = [1, bytes_in, bytes_out, latency_us]
-            return
+            row = tally[operation, status] = [0, 0, 0, 0, *_no_latencies]
         row[0] += 1
         row[1] += bytes_in
         row[2] += bytes_out
         row[3] += latency_us
+        bucket = _first + latency_us.bit_length()
+        if bucket < _sums:
+            bucket = _sums
+        elif bucket > _last:
+            bucket = _last
+        row[bucket] += 1
 
     async def run(self) -> None:
         """Collect and report until cancelled; then `close`."""
@@ -293,7 +305,9 @@ def _taken(
 
 
 def _rollup(minute: datetime, name: _Name, counts: list[int]) -> Rollup:
-    return Rollup(minute, *name, *[min(count, count_max) for count in counts])
+    bounded = [min(count, count_max) for count in counts]
+    requests, bytes_in, bytes_out, latency_us = bounded[:_sums]
+    return Rollup(minute, *name, requests, bytes_in, bytes_out, latency_us, bounded[_sums:])
 
 
 def _minute_of(wall_ms: int) -> datetime:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from services.core.usage_report import count_max
+from services.core.usage_report import count_max, latency_bits_least, latency_buckets
 from services.usermanager.usage_spans import Step
+from services.usermanager.usage_store import latencies
 
 step_lengths: Final[Mapping[Step, timedelta]] = {
     "minute": timedelta(minutes=1),
@@ -33,14 +34,34 @@ class Sums(NamedTuple):
     bytes_in: int = 0
     bytes_out: int = 0
     latency_us: int = 0
+    # By buckets, as gateways count them.
+    latency_counts: tuple[int, ...] = (0,) * latency_buckets
 
     @property
     def average_ms(self) -> float | None:
         """None if there was nothing to measure."""
         return self.latency_us / self.requests / 1000 if self.requests else None
 
+    def percentile_ms(self, share: float) -> float | None:
+        """How long so many of the requests took at most, about: as if those of a bucket lay evenly
+        in it. None if there is nothing to tell it by."""
+        rank = share * sum(self.latency_counts)
+        if not rank:
+            return None
+        low_us = 0
+        for bucket, count in enumerate(self.latency_counts):
+            high_us = 1 << (latency_bits_least + bucket)
+            if rank <= count:
+                # Of the last one nobody knows where it ends.
+                part = 0 if bucket == latency_buckets - 1 else rank / count
+                return (low_us + part * (high_us - low_us)) / 1000
+            rank -= count
+            low_us = high_us
+        return low_us / 1000
+
     def plus(self, other: Sums) -> Sums:
-        return Sums(*(min(one + two, count_max) for one, two in zip(self, other, strict=True)))
+        plain = _added(self[:-1], other[:-1])
+        return Sums._make((*plain, tuple(_added(self.latency_counts, other.latency_counts))))
 
 
 def total_of(parts: Iterable[Sums]) -> Sums:
@@ -91,7 +112,8 @@ async def series_of(
 
 
 def _enter(series: UsageSeries, row: Mapping[str, Any]) -> None:
-    sums = Sums(*(row[name] for name in Sums._fields))
+    plain = (row[name] for name in Sums._fields[:-1])
+    sums = Sums._make((*plain, tuple(row[name] for name in latencies)))
     sum_of = row["sum_of"]
     if sum_of == _of_step:
         series.by_step[row["start"]] = sums
@@ -101,6 +123,10 @@ def _enter(series: UsageSeries, row: Mapping[str, Any]) -> None:
         series.by_status.setdefault(row["status"], {})[row["start"]] = sums
     else:
         series.by_key[row["key_id"]] = sums
+
+
+def _added(one: Iterable[int], other: Iterable[int]) -> list[int]:
+    return [min(first + second, count_max) for first, second in zip(one, other, strict=True)]
 
 
 def _beginning(time: datetime, length: timedelta) -> datetime:

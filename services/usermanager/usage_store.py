@@ -14,13 +14,26 @@ from typing import Final, NamedTuple
 import asyncpg
 import msgspec
 
-from services.core.usage_report import Rollup, count_max
+from services.core.usage_report import Rollup, count_max, latency_buckets
 from services.runtime.postgres import Connection
 from services.usermanager.partitions import DAYS, TODAY, days_ahead, days_kept
 
 # How far behind its latest report an earlier one of the same sender may arrive. Those before are
 # taken for counted; there are never more holes than this to remember.
 reports_remembered: Final = 1_024
+
+# How many requests there were of each bucket of latencies, in columns of their own: PostgreSQL adds
+# those up ten times as fast as arrays.
+latencies: Final = tuple(f"latency_{bucket}" for bucket in range(latency_buckets))
+_LATENCIES: Final = ", ".join(latencies)
+_LATENCY_ARRAYS: Final = ", ".join(f"${13 + bucket}::bigint[]" for bucket in range(latency_buckets))
+_LATENCY_SUMS: Final = ", ".join(f"least(sum({name}), $10)" for name in latencies)
+_LATENCIES_ADDED: Final = ", ".join(
+    f"{name} = least(already.{name} + excluded.{name}, $10::bigint)" for name in latencies
+)
+_LATENCIES_OF_SERIES: Final = ", ".join(
+    f"least(sum({name}), $6)::bigint AS {name}" for name in latencies
+)
 
 # A number that is in the set is claimed already: then no row comes back. The sender's row stays
 # locked until the end of the transaction, and who sends the same meanwhile waits for it.
@@ -43,17 +56,20 @@ _ADD: Final = f"""
     WITH days AS MATERIALIZED ({DAYS}), sent AS (
         SELECT *, (minute AT TIME ZONE 'UTC')::date AS day FROM unnest(
             $1::timestamptz[], $2::bigint[], $3::bigint[], $4::text[], $5::smallint[],
-            $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[]
+            $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], {_LATENCY_ARRAYS}
         ) AS row (
             minute, user_id, key_id, operation, status,
-            requests, bytes_in, bytes_out, latency_us
+            requests, bytes_in, bytes_out, latency_us, {_LATENCIES}
         )
     ), added AS (
-        INSERT INTO usage_rollups AS already
+        INSERT INTO usage_rollups AS already (
+            minute, user_id, key_id, operation, status,
+            requests, bytes_in, bytes_out, latency_us, {_LATENCIES}
+        )
         SELECT
             minute, user_id, key_id, operation, status,
             least(sum(requests), $10), least(sum(bytes_in), $10),
-            least(sum(bytes_out), $10), least(sum(latency_us), $10)
+            least(sum(bytes_out), $10), least(sum(latency_us), $10), {_LATENCY_SUMS}
         FROM sent WHERE day IN (SELECT day FROM days)
         GROUP BY user_id, minute, key_id, operation, status
         ORDER BY user_id, minute, key_id, operation, status
@@ -61,7 +77,8 @@ _ADD: Final = f"""
             requests = least(already.requests + excluded.requests, $10::bigint),
             bytes_in = least(already.bytes_in + excluded.bytes_in, $10::bigint),
             bytes_out = least(already.bytes_out + excluded.bytes_out, $10::bigint),
-            latency_us = least(already.latency_us + excluded.latency_us, $10::bigint)
+            latency_us = least(already.latency_us + excluded.latency_us, $10::bigint),
+            {_LATENCIES_ADDED}
     )
     SELECT
         count(*) AS dropped,
@@ -119,7 +136,7 @@ _TOTALS: Final = """
 """
 # Of each step, of each step and operation, of each step and status, and of each key. Every row
 # that is read counts in all four.
-_SERIES: Final = """
+_SERIES: Final = f"""
     SELECT
         grouping(start, operation, status, key_id) AS sum_of, start, operation, status, key_id,
         least(sum(requests), $6)::bigint AS requests,
@@ -128,6 +145,7 @@ _SERIES: Final = """
         least(sum(bytes_in), $6)::bigint AS bytes_in,
         least(sum(bytes_out), $6)::bigint AS bytes_out,
         least(sum(latency_us), $6)::bigint AS latency_us,
+        {_LATENCIES_OF_SERIES},
         (sum(count(*)) OVER () / 4)::bigint AS rows_read
     FROM (
         SELECT date_trunc($5, minute, 'UTC') AS start, usage_rollups.* FROM usage_rollups
@@ -137,7 +155,7 @@ _SERIES: Final = """
     ) AS own
     GROUP BY GROUPING SETS ((start), (start, operation), (start, status), (key_id))
     ORDER BY start, operation, status, key_id
-"""
+"""  # noqa: S608  Of constants.
 # Of the earliest minutes that are kept; a busy tenant has done in those whatever it does.
 _SUCCEEDED: Final = """
     SELECT DISTINCT operation FROM (
@@ -167,13 +185,24 @@ class DaysMissingError(Exception):
 async def add(connection: Connection, rollups: Sequence[Rollup]) -> int:
     """Add these rows to what there is; returns how many were dropped, because of days that are
     not kept any more, or too far ahead. DaysMissingError if others have no day."""
-    columns = [list(column) for column in zip(*map(msgspec.structs.astuple, rollups), strict=True)]
-    if not columns:
+    if not rollups:
         return 0
-    found = await connection.fetchrow(_ADD, *columns, count_max, days_kept, days_ahead)
+    columns = [
+        list(column)
+        for column in zip(*(msgspec.structs.astuple(row)[:-1] for row in rollups), strict=True)
+    ]
+    buckets = zip(*(_padded(row.latency_counts) for row in rollups), strict=True)
+    found = await connection.fetchrow(
+        _ADD, *columns, count_max, days_kept, days_ahead, *map(list, buckets)
+    )
     if found["missing"]:
         raise DaysMissingError(found["missing"])
     return int(found["dropped"])
+
+
+def _padded(counts: Sequence[int]) -> list[int]:
+    """With what an older gateway does not tell."""
+    return [*counts, *[0] * (latency_buckets - len(counts))]
 
 
 async def forget_senders(connection: Connection, *, older_than_days: int, rows_max: int) -> None:

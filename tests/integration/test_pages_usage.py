@@ -110,6 +110,8 @@ async def test_charts_and_tables_add_up_to_what_was_reported(
             requests=draw.randint(1, 50),
             bytes_in=draw.randrange(10_000),
             latency_us=draw.randrange(100_000),
+            # Also what an older gateway tells.
+            latency_counts=[draw.randrange(5) for _ in range(draw.choice((0, 3, 18)))],
         )
         for _ in range(900)
     ]
@@ -142,6 +144,8 @@ async def test_charts_and_tables_add_up_to_what_was_reported(
     assert total.limited == by_status[429]
     assert total.bytes_in == sum(row.bytes_in for row in own)
     assert total.latency_us == sum(row.latency_us for row in own)
+    padded = ([*row.latency_counts, *[0] * (18 - len(row.latency_counts))] for row in own)
+    assert total.latency_counts == tuple(map(sum, zip(*padded, strict=True)))
 
     chart = chart_in((await ada.get(path + custom(start, end))).text)
     assert chart["times"][0] == start.timestamp()

@@ -15,6 +15,7 @@ from services.core.usage_report import (
     Rollup,
     UsageReport,
     UsageTaken,
+    latency_buckets,
     report_bytes_max,
     rows_per_report_max,
 )
@@ -100,6 +101,19 @@ async def test_what_was_counted_is_reported_when_it_closes() -> None:
     assert (row.requests, row.bytes_in, row.bytes_out, row.latency_us) == (3, 30, 300, 3_000)
     assert row.minute.timestamp() * 1000 == FakeClock.epoch_ms
     assert world.meters.rows_waiting == 0
+
+
+async def test_latencies_are_counted_by_buckets_whose_bounds_double() -> None:
+    world = MeterWorld()
+    caller = Caller(7, 1)
+    bounds = [64 << number for number in range(latency_buckets - 1)]
+    latencies_us = [0, *(near for bound in bounds for near in (bound - 1, bound)), 10**12]
+    for latency_us in latencies_us:
+        world.meters.count(caller, "get", 200, 0, 0, latency_us)
+    await world.meters.close()
+    ((row,),) = [report.rollups for report in world.intake.sent]
+    assert row.latency_counts == [2] * latency_buckets
+    assert sum(row.latency_counts) == row.requests == len(latencies_us)
 
 
 async def test_every_operation_can_be_reported() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers, lists, sampled_from
 
-from services.core.usage_report import count_max
+from services.core.usage_report import count_max, latency_buckets
 from services.usermanager.pages.console_usage import unformulated
 from services.usermanager.pages.usage_figures import (
     chart_of,
@@ -50,6 +53,39 @@ def test_nothing_measured_has_no_average_and_sums_stay_exact_integers_of_json() 
     assert Sums(requests=4, latency_us=10_000).average_ms == 2.5
     total = total_of([Sums(requests=count_max), Sums(requests=1, failed=1)])
     assert total == Sums(requests=count_max, failed=1)
+
+
+def bucket_of(latency_us: int) -> int:
+    """The dumb version of what gateways do."""
+    bounds = [64 << number for number in range(latency_buckets - 1)]
+    return sum(latency_us >= bound for bound in bounds)
+
+
+def sums_of(latencies_us: list[int]) -> Sums:
+    counts = [0] * latency_buckets
+    for latency_us in latencies_us:
+        counts[bucket_of(latency_us)] += 1
+    return Sums(requests=len(latencies_us), latency_counts=tuple(counts))
+
+
+@given(lists(integers(0, 4_000_000), min_size=1, max_size=200), sampled_from([0.5, 0.9, 0.99, 1.0]))
+def test_a_percentile_lies_in_the_bucket_of_the_true_one(
+    latencies_us: list[int], share: float
+) -> None:
+    true_us = sorted(latencies_us)[math.ceil(share * len(latencies_us)) - 1]
+    told = sums_of(latencies_us).percentile_ms(share)
+    assert told is not None
+    low_us = 0 if true_us < 64 else 1 << (true_us.bit_length() - 1)
+    assert low_us <= told * 1000 <= max(64, 2 * low_us)
+
+
+def test_percentiles_of_nothing_and_of_what_took_too_long_to_tell() -> None:
+    assert Sums().percentile_ms(0.5) is None
+    assert Sums(requests=3).percentile_ms(0.99) is None
+    assert sums_of([3_600_000_000]).percentile_ms(0.99) == pytest.approx(4_194.304)
+    both = sums_of([100] * 99).plus(sums_of([1_000_000]))
+    assert both.percentile_ms(0.5) == pytest.approx(0.096, abs=0.001)
+    assert both.percentile_ms(1.0) == pytest.approx(1_048.576)
 
 
 def series_of_operations(count: int) -> UsageSeries:

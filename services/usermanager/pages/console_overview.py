@@ -96,6 +96,7 @@ class OverviewPages:
             "quota": quota,
             "day": day,
             "points": [] if day is None else day.points(),
+            "p99s": [] if day is None else [one.percentile_ms(0.99) or 0 for one in day.points()],
             "minutes": minutes,
             "plan": plan_named(visit.user.plan),
         }

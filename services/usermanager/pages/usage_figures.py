@@ -84,6 +84,8 @@ def chart_of(series: UsageSeries) -> dict[str, Any]:
             "status": _drawn(series, statuses),
         },
         "latency": [
+            {"label": "p50", "values": [_rounded(point.percentile_ms(0.5)) for point in points]},
+            {"label": "p99", "values": [_rounded(point.percentile_ms(0.99)) for point in points]},
             {"label": "average", "values": [_rounded(point.average_ms) for point in points]},
         ],
         "bytes": [
