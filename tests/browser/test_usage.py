@@ -43,8 +43,8 @@ def until_shown(page: Page, text: str) -> None:
 
 def test_who_signs_up_makes_a_key_stores_reads_and_sees_it_in_usage(visitor: Visitor) -> None:
     page = visitor.open("/signup")
-    page.get_by_label("Email address").fill("grace@example.com")
-    page.get_by_label("User name").fill("grace")
+    page.get_by_label("Email address").fill("mary@example.com")
+    page.get_by_label("User name").fill("mary")
     page.get_by_label("Password", exact=True).fill(good_password)
     page.get_by_role("button", name="Create account").click()
     page.get_by_role("button", name="Store it and read it back").click()

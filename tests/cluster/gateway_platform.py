@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -27,6 +27,7 @@ import httpx
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.signing import SignedAuth, Signer
+from tests.integration.keygen_process import KeygenProcess, keygen_process
 from tests.integration.lane_world import Client
 from tests.integration.node_process import NodeProcess, secret
 from tests.integration.replicator_process import ClusterProcesses, cluster_processes, until_told
@@ -228,6 +229,10 @@ class Platform:
     @property
     def fast(self) -> GatewayProcess:
         return self.gateways["fast"]
+
+    def keygen(self) -> AbstractAsyncContextManager[KeygenProcess]:
+        """A keygen on the same database, while entered. No gateway knows of it unless told."""
+        return keygen_process(self._path / "data", self._address)
 
     def caller(self, key: str | None, **headers: str) -> Caller:
         """Whoever has this API key, at the fast gateway."""
