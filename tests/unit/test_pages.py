@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.requests import Request
 
 from services.core.errors import FixRequest
 from services.runtime.problem import as_problem, exception_handlers
 from services.usermanager.pages.assets import Assets, web_directory
+from services.usermanager.pages.cookies import Cookies
 from services.usermanager.pages.csrf import Csrf
 from services.usermanager.pages.gateway_calls import path_of
 from services.usermanager.pages.local_path import local_path
@@ -125,6 +128,18 @@ def test_a_token_is_good_for_whom_it_was_made_and_for_nobody_else(whose: str) ->
 def test_no_text_at_all_is_a_token(text: str) -> None:
     with pytest.raises(FixRequest):
         Csrf(secret, None).check(text, "session 1")
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[zz]", "://", "null", "http://other"])
+def test_an_origin_that_is_not_ours_is_refused_however_it_is_written(origin: str) -> None:
+    with pytest.raises(FixRequest):
+        Csrf(secret, None).check_origin(Headers({"origin": origin, "host": "here:8081"}))
+
+
+@pytest.mark.parametrize("text", [b"\xe9", b"=", b"AAAA", b"e30="])
+def test_a_note_that_we_did_not_write_is_none(text: bytes) -> None:
+    scope = {"type": "http", "headers": [(b"cookie", b"ydht-flash=" + text)]}
+    assert Cookies(is_https=False).flash(Request(scope)) is None
 
 
 @given(st.binary(min_size=1, max_size=40))

@@ -57,7 +57,10 @@ class DemoKey:
 
 
 def is_of_this_machine(visit: Visit) -> bool:
-    host = urlsplit(f"//{visit.request.headers.get('host', '')}").hostname or ""
+    try:
+        host = urlsplit(f"//{visit.request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return False
     return _is_loopback(visit.client.address) and (host == "localhost" or _is_loopback(host))
 
 
