@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from services.runtime.embedded import EmbeddedPostgres
 from services.runtime.migrations import alembic_config, migrate
 from services.runtime.settings import load
 from services.usermanager.settings import UserManagerSettings
+from tests.integration.lane_world import Client, request
 from tests.integration.node_process import secret
 from tests.integration.replicator_process import until_told
 from tests.integration.usermanager_process import (
@@ -198,26 +201,36 @@ async def test_sigterm_lets_what_is_under_way_finish(
 ) -> None:
     async with usermanager_process(tmp_path / "data", database_address) as usermanager:
         ada = await usermanager.person()
-        body = {"email": ada.email, "password": ada.password}
-        # More than are hashed at once, so that some still wait when the signal comes.
-        under_way = [
-            asyncio.create_task(
-                usermanager.call(
-                    "POST", "/login", body, headers={"X-Forwarded-For": f"203.0.113.{number}"}
-                )
-            )
-            for number in range(1, 5)
+        body = json.dumps({"email": ada.email, "password": ada.password}).encode()
+        login = request("POST", "/login", "Content-Type: application/json", body=body)
+        # More than are hashed at once; each keeps its last byte until the signal has come.
+        clients = [
+            Client(*await asyncio.open_connection("127.0.0.1", usermanager.port)) for _ in range(4)
         ]
+        for client in clients:
+            client.send(login[:-1])
 
-        async def busy() -> bool | None:
+        async def arrived() -> bool | None:
             metrics = await usermanager.metrics()
-            return metrics["http_requests_in_flight"] > len(under_way) or None
+            return metrics["http_requests_in_flight"] > len(clients) or None
 
-        await until_told(busy, "the logins have arrived")
-        assert await usermanager.terminate() == 0
-        assert [answer.status_code for answer in await asyncio.gather(*under_way)] == [200] * 4
-        with pytest.raises(httpx.ConnectError):
-            await usermanager.get("/health")
+        async def deaf() -> bool | None:
+            try:
+                await usermanager.get("/health")
+            except httpx.ConnectError:
+                return True
+            return None
+
+        await until_told(arrived, "the logins have arrived")
+        usermanager.process.send_signal(signal.SIGTERM)
+        await until_told(deaf, "nobody else is let in")
+        for client in clients:
+            client.send(login[-1:])
+        assert [(await client.answer()).status for client in clients] == [200] * 4
+        assert [await client.closed() for client in clients] == [True] * 4
+        for client in clients:
+            await client.close()
+        assert await usermanager.ended() == 0
 
 
 async def test_two_on_one_port_is_one_line(

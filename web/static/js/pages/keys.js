@@ -10,7 +10,8 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("a[data-dialog], dialog a[data-close]")) event.preventDefault();
 });
 
-content.addEventListener("htmx:afterSwap", () => {
+// Once it is settled, for htmx takes a form up only then: who typed sooner would leave the page.
+content.addEventListener("htmx:afterSettle", () => {
   const shown = content.querySelector("[data-title]");
   if (shown) title.textContent = shown.dataset.title;
   const first = content.querySelector("[aria-invalid=true], [autofocus], select");
