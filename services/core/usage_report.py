@@ -20,6 +20,8 @@ report_bytes_max: Final = 1024 * 1024
 # many lie where in between mostly to within a tenth.
 latency_bits_least: Final = 6
 latency_buckets: Final = 18
+# In place of an API key's, where a person asks by pages of the console. No API key has it.
+no_key_id: Final = 0
 # Nothing was counted before, and no clock that is further ahead is to be believed. Within these
 # PostgreSQL and datetime agree on what a time is, in any time zone.
 earliest: Final = datetime(2020, 1, 1, tzinfo=UTC)

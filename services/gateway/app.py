@@ -46,6 +46,9 @@ from services.runtime.user_manager import UserManager
 # What is under way at nodes and replicators when the last client has its answer: nothing that
 # anybody waits for.
 drain_s: Final = 0.5
+# What people read and change by pages of the console is usage of theirs. What a page asks for by
+# itself, to tell how much is stored and where, is not.
+counted_of_console: Final = ("/v1/kv", "/v1/batch")
 
 
 class Gateway:
@@ -71,7 +74,7 @@ class Gateway:
         # A process that starts anew counts anew.
         self.meters = Meters(self.user_manager, clock, f"{name}-{os.urandom(8).hex()}")
         self.verifier = Verifier(settings.cluster_secret, clock)
-        self.console = ConsoleRequests(self.verifier, self.credentials)
+        self.console = ConsoleRequests(self.verifier, self.credentials, counted_of_console)
         self.cors = Cors(settings.cors_origins)
         self.reads = Reads(self.cluster.fleet, clock)
         platform = Platform(

@@ -10,7 +10,8 @@ and what may be done at most:
 Where a body is wanted, but for values of single keys, it has at most 64 KiB: whoever can write a
 header may claim to be the console until all of the body is there.
 
-They have a bucket of their own and are not metered: whoever looks at a page pays nothing for it.
+They have a bucket of their own, so whoever looks at a page takes no token from a program. Those to
+paths that a service names are counted as usage, under the number that no API key has.
 """
 
 from __future__ import annotations
@@ -45,9 +46,16 @@ class ConsoleCredentials(Protocol):
 
 
 class ConsoleRequests:
-    def __init__(self, verifier: Verifier, credentials: ConsoleCredentials) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        credentials: ConsoleCredentials,
+        counted_paths: tuple[str, ...] = (),
+    ) -> None:
+        """`counted_paths` begin what is counted as usage of the tenant."""
         self._verifier = verifier
         self._credentials = credentials
+        self._counted_paths = counted_paths
 
     @staticmethod
     def is_one(fields: Fields) -> bool:
@@ -66,7 +74,10 @@ class ConsoleRequests:
         """
         known = list(fields)
         self._verifier.verify(method, target, _as_text(known), body)
-        return self._credentials.of_console(_tenant_in(known), _scopes_in(known))
+        credential = self._credentials.of_console(_tenant_in(known), _scopes_in(known))
+        if target.startswith(self._counted_paths):
+            credential.tally = {}
+        return credential
 
 
 def _as_text(fields: Fields) -> list[tuple[str, str]]:

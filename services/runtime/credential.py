@@ -13,6 +13,7 @@ from typing import Final
 
 from services.core.key_checks import Scope, ValidKey
 from services.core.plans import Limits, free, plan_named
+from services.core.usage_report import no_key_id
 from services.runtime.allowance import Allowance
 from services.runtime.metering import Tally
 
@@ -62,7 +63,7 @@ class Credential:
     @property
     def whose(self) -> Hashable:
         """What shares are had by: the console takes nothing from a tenant's own programs."""
-        return self.tenant, self.tally is None
+        return self.tenant, self.key_id == no_key_id
 
     def allow(self, scopes: Collection[Scope]) -> None:
         self.may_read = "read" in scopes

@@ -44,6 +44,7 @@ from services.core.key_checks import (
     scopes_all,
 )
 from services.core.plans import Limits, free, plan_named
+from services.core.usage_report import no_key_id
 from services.runtime import telemetry
 from services.runtime.allowance import Allowances
 from services.runtime.clock import Clock
@@ -226,9 +227,9 @@ class Credentials:
 
     def of_console(self, tenant: int, scopes: Collection[Scope] = scopes_all) -> Credential:
         """For one signed request of the console, in the name of a tenant: it has no key, a bucket
-        of its own, and is not counted."""
+        of its own, and is not counted unless its taker gives it a tally."""
         allowance = self._allowances.of_console(tenant, self._now_ns())
-        credential = Credential(b"", tenant, 0, allowance)
+        credential = Credential(b"", tenant, no_key_id, allowance)
         credential.allow(scopes)
         credential.tally = None
         credential.usable_until_s = math.inf

@@ -7,7 +7,7 @@
     its scope        403 insufficient_scope
 
 A request of the console is signed with the cluster's secret in place of a key
-(console_requests.py), and is not metered.
+(console_requests.py), which says too whether it is metered.
 
 From the token on every answer tells how many are left. A request that is refused later has cost its
 token all the same, or whoever asks for what a key may not do could go on for ever.

@@ -8,9 +8,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from services.core.usage_report import Time
+from services.core.usage_report import Time, no_key_id
 from services.runtime.text_members import code
-from services.usermanager.row_ids import RowId
+from services.usermanager.row_ids import id_max
 from services.usermanager.usage_spans import Step, spans, stats_span
 
 # About 2 MB of JSON.
@@ -22,7 +22,13 @@ _by_step: Final = "; ".join(f"step={step} {span}" for step, span in spans.items(
 _Until = Annotated[
     Time | None, Meta(description=f"Where the period ends, itself not in it; else now. {_form}")
 ]
-_KeyId = Annotated[RowId | None, Meta(description="Only what this API key has used; else all")]
+_KeyId = Annotated[
+    Annotated[int, Meta(ge=no_key_id, le=id_max)] | None,
+    Meta(
+        description="Only what this API key has used, or with 0 what was done in the console; "
+        "else all"
+    ),
+]
 
 
 class StatsQuery(msgspec.Struct, frozen=True, rename={"from_": "from", "until": "to"}):
@@ -70,7 +76,8 @@ class UsageHeaders(msgspec.Struct, frozen=True, rename={"link": "Link"}):
 
 
 class UsageRow(msgspec.Struct, frozen=True, gc=False):
-    """Usage by one API key of one operation with one status, from `start` on for a step."""
+    """Usage by one API key of one operation with one status, from `start` on for a step. The API
+    key 0 is the console."""
 
     start: datetime
     key_id: int

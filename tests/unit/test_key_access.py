@@ -66,7 +66,7 @@ class World:
         self.handled = 0
         self.room = BodyRoom(200_000, 100_000)
         verifier = Verifier(secret, self.clock)
-        console = ConsoleRequests(verifier, self.keys)
+        console = ConsoleRequests(verifier, self.keys, ("/many",))
         shared: dict[str, Any] = {"access": Access.API_KEY, "answer_type": Seen}
         endpoints = [
             Endpoint(
@@ -353,7 +353,7 @@ def signed(world: World, **headers: str) -> dict[str, Any]:
     }
 
 
-async def test_the_console_asks_in_the_name_of_a_tenant_and_pays_nothing(world: World) -> None:
+async def test_of_the_console_those_requests_are_counted_that_are_to_be(world: World) -> None:
     asked = signed(world, X_Ydht_Tenant="12", X_Ydht_Scope="read, write")
     answer = await world.client.get("/read", **asked)
     assert answer.json()["tenant"] == 12
@@ -361,7 +361,8 @@ async def test_the_console_asks_in_the_name_of_a_tenant_and_pays_nothing(world: 
     many = await world.client.post("/many", json={"items": [1]}, **asked)
     assert many.json()["tenant"] == 12
     assert problem(await world.client.delete("/all", **asked)) == (403, "insufficient_scope")
-    assert world.counted.requests == []
+    ((operation, status, *_),) = world.counted.requests
+    assert (operation, status) == ("batch", 200)
 
 
 async def test_a_tenants_own_tokens_are_not_the_consoles(world: World) -> None:

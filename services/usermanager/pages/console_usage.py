@@ -1,7 +1,7 @@
 """Usage of a period: totals, charts, tables, and all of its rows as CSV.
 
 The period is one of a few, which end now, or whatever somebody enters, in UTC. What is counted is
-what API keys ask for: pages of the console are not.
+what API keys ask for, and what people read and change by the pages of data.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from services.core.errors import FixRequest
+from services.core.usage_report import no_key_id
 from services.runtime.request_body import invalid_members
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.messages_api_keys import page_keys_max
@@ -40,6 +41,8 @@ columns: Final = (
     "start", "api_key_id", "api_key", "operation", "status",
     "requests", "bytes_in", "bytes_out", "average_latency_ms",
 )  # fmt: skip
+# As what, beside API keys, pages of the console are told.
+console_name: Final = "console"
 # With these a spreadsheet takes what follows for a formula, and runs it.
 _formula_signs: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -129,7 +132,7 @@ class UsagePages:
 
     async def _key_names(self, visit: Visit) -> dict[int, str]:
         found = (await self._api_keys.page(visit.user.id, page_keys_max, None)).api_keys
-        return {key.id: key.name for key in found}
+        return {no_key_id: console_name, **{key.id: key.name for key in found}}
 
     def _page(
         self,
@@ -146,7 +149,7 @@ class UsagePages:
             view=view,
             ranges=ranges,
             choices=[
-                ("", "All API keys"),
+                ("", "All, and the console"),
                 *((str(key_id), name) for key_id, name in names.items()),
             ],
             link=lambda **changed: f"{here}?{_query_of(view, **changed)}",
@@ -163,7 +166,7 @@ def period_of(view: UsageView, now: datetime) -> Period:
         is_number = (
             view.key.isascii() and view.key.isdecimal() and len(view.key) <= len(str(id_max))
         )
-        if is_number and 0 < int(view.key) <= id_max:
+        if is_number and int(view.key) <= id_max:
             key_id = int(view.key)
         else:
             wrong.append(("key", "is not the number of an API key"))
