@@ -9,7 +9,11 @@
 Without the last header the quota is that of the least plan. How much of it is used they ask by
 
     GET /ids/quota                           with the same headers
-    ──► 200 {"used": 3, "limit": 1000, "resets_at": …}
+    ──► 200 {"used": 3, "limit": 1000, "resets_at": …,
+             "keys": [{"key_id": 34, "used": 3}], "days": [0, 0, 0, 12, 0, 7, 3]}
+
+which tells too what other API keys of the tenant have used, and all of them together on the last
+days, this one as the last.
 """
 
 from __future__ import annotations
@@ -27,11 +31,22 @@ key_id_header: Final = "X-Ydht-Key-Id"
 ids_per_day_header: Final = "X-Ydht-Ids-Per-Day"
 unlimited_text: Final = "unlimited"
 count_max: Final = 10_000
+# As many days are told of.
+days_told: Final = 7
+# Of API keys, those that have used the most.
+keys_told_max: Final = 100
 
 
 class IdsQuery(msgspec.Struct, frozen=True):
     count: Annotated[int, Meta(ge=1, le=count_max, description="How many")] = 1
     size: Annotated[int, Meta(ge=7, le=16, description="Characters of each")] = 7
+
+
+class KeyUse(msgspec.Struct, frozen=True):
+    """What an API key has had of its quota on this day."""
+
+    key_id: int
+    used: int
 
 
 class Ids(msgspec.Struct, frozen=True):

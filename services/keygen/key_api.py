@@ -25,6 +25,7 @@ from services.keygen.messages import (
     GivenKey,
     KeyQuery,
     QuotaAnswer,
+    TenantQuotaAnswer,
     id_of,
 )
 from services.keygen.quotas import Account, Quotas
@@ -126,7 +127,7 @@ class KeyApi:
                 self._tell_quota_of_tenant,
                 access=Access.INTERNAL,
                 header_type=Claims,
-                answer_type=QuotaAnswer,
+                answer_type=TenantQuotaAnswer,
                 errors=("database_unavailable", "overloaded", "shutting_down"),
                 tag="Internal",
             ),
@@ -152,8 +153,10 @@ class KeyApi:
     async def _tell_quota(self, call: Call[None, None, None]) -> QuotaAnswer:
         return QuotaAnswer(*await self._quotas.quota(self._account(call.credential)))
 
-    async def _tell_quota_of_tenant(self, call: Call[None, None, None]) -> QuotaAnswer:
-        return QuotaAnswer(*await self._quotas.quota(self._account_claimed(call.headers)))
+    async def _tell_quota_of_tenant(self, call: Call[None, None, None]) -> TenantQuotaAnswer:
+        own = await self._quotas.quota(self._account_claimed(call.headers))
+        of_all = await self._quotas.of_tenant(call.headers.tenant)
+        return TenantQuotaAnswer(*own, keys=list(of_all.keys), days=list(of_all.days))
 
     def _account_claimed(self, claims: Claims) -> Account:
         try:

@@ -9,7 +9,8 @@ from datetime import date, timedelta
 from typing import Final
 
 from services.core.errors import RetryLater, UnknownOutcome
-from services.keygen.quota_store import Block, Unspent, block_share
+from services.core.id_requests import KeyUse, days_told, keys_told_max
+from services.keygen.quota_store import Block, TenantUse, Unspent, block_share
 
 _first_day: Final = date(2026, 1, 1)
 
@@ -46,6 +47,16 @@ class MemoryLedger:
     async def used(self, tenant: int, key_id: int, /) -> tuple[int, float]:
         self._check()
         return self._used[tenant, key_id, self.day], self.left_s
+
+    async def of_tenant(self, tenant: int, /) -> TenantUse:
+        self._check()
+        own = {name[1:]: used for name, used in self._used.items() if name[0] == tenant and used}
+        keys = [KeyUse(key_id, used) for (key_id, day), used in own.items() if day == self.day]
+        days = [self.day - timedelta(days=ago) for ago in reversed(range(days_told))]
+        sums = [sum(used for (_, of), used in own.items() if of == day) for day in days]
+        return TenantUse(
+            sorted(keys, key=lambda key: (-key.used, key.key_id))[:keys_told_max], sums
+        )
 
     async def give_back(self, unspent: Sequence[Unspent], /) -> None:
         self._check()

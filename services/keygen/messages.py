@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from services.core.id_requests import ids_per_day_header, key_id_header
+from services.core.id_requests import KeyUse, ids_per_day_header, key_id_header
 from services.core.permute import size_max
 from services.runtime.console_requests import tenant_header
 
@@ -73,6 +73,14 @@ class QuotaAnswer(msgspec.Struct, frozen=True):
     used: int
     limit: int | None
     resets_at: Time
+
+
+class TenantQuotaAnswer(QuotaAnswer, frozen=True, kw_only=True):
+    """With what each API key of the tenant has used on this day, the most first, and all of them on
+    each of the last days, this one as the last."""
+
+    keys: list[KeyUse]
+    days: list[int]
 
 
 class Claims(

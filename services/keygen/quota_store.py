@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
 
+from services.core.id_requests import KeyUse, days_told, keys_told_max
 from services.runtime.postgres import Database
 
 _TODAY: Final = "(now() AT TIME ZONE 'UTC')::date"
@@ -39,13 +40,23 @@ _COUNT: Final = f"""
     FROM unnest($1::numeric[], $2::bigint[], $3::bigint[]) AS spent (tenant, key_id, count)
     ON CONFLICT (tenant, key_id, day) DO UPDATE SET used = key_quotas.used + excluded.used
 """  # noqa: S608  A constant of this module.
+_KEYS: Final = f"""
+    SELECT key_id, used FROM key_quotas WHERE tenant = $1 AND day = {_TODAY} AND used > 0
+    ORDER BY used DESC, key_id LIMIT $2
+"""  # noqa: S608  A constant of this module.
+_DAYS: Final = f"""
+    SELECT coalesce(sum(used), 0)::bigint AS used
+    FROM generate_series(0, $2::integer - 1) AS ago
+    LEFT JOIN key_quotas ON tenant = $1 AND day = {_TODAY} - ago
+    GROUP BY ago ORDER BY ago DESC
+"""  # noqa: S608  A constant of this module.
 _FORGET: Final = f"DELETE FROM key_quotas WHERE day < {_TODAY} - $1::integer"  # noqa: S608  Likewise.
 
 # A block is at most this share of what is left of the day: large while there is much, and single
 # keys in the end, so that what several keygens have set aside is never much of it.
 block_share: Final = 32
-# For whoever looks into the table.
-kept_days: Final = 7
+# Those that are told of.
+kept_days: Final = days_told
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,6 +68,15 @@ class Block:
     used: int
     # Of the day.
     left_s: float
+
+
+@dataclass(slots=True, frozen=True)
+class TenantUse:
+    """Of API keys on this day, the most first; and of all of them on the last days, this one as the
+    last. What is set aside is in it."""
+
+    keys: Sequence[KeyUse]
+    days: Sequence[int]
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,6 +106,14 @@ class QuotaStore:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(_USED, tenant, key_id)
         return row["used"], row["left_s"]
+
+    async def of_tenant(self, tenant: int) -> TenantUse:
+        async with self._database.connection() as connection:
+            keys = await connection.fetch(_KEYS, tenant, keys_told_max)
+            days = await connection.fetch(_DAYS, tenant, days_told)
+        return TenantUse(
+            [KeyUse(row["key_id"], row["used"]) for row in keys], [row["used"] for row in days]
+        )
 
     async def give_back(self, unspent: Sequence[Unspent]) -> None:
         async with self._database.transaction() as connection:

@@ -21,7 +21,8 @@ from typing import Final, NamedTuple, Protocol
 
 from services.core.errors import RetryLater, UnknownOutcome
 from services.core.hlc import rfc3339
-from services.keygen.quota_store import Block, Unspent
+from services.core.id_requests import KeyUse
+from services.keygen.quota_store import Block, TenantUse, Unspent
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
 
@@ -42,6 +43,8 @@ class QuotaLedger(Protocol):
 
     async def take(self, tenant: int, key_id: int, limit: int, needed: int, /) -> Block: ...
     async def used(self, tenant: int, key_id: int, /) -> tuple[int, float]: ...
+
+    async def of_tenant(self, tenant: int, /) -> TenantUse: ...
 
     # Of these each API key (and day) may be named once.
     async def give_back(self, unspent: Sequence[Unspent], /) -> None: ...
@@ -183,6 +186,25 @@ class Quotas:
         # The end of the day, whatever fractions of a second it takes to ask.
         resets_ms = round((self._clock.wall_ms() / 1000 + left_s) / 60) * 60_000
         return Quota(max(used, 0), account.limit, rfc3339(resets_ms))
+
+    async def of_tenant(self, tenant: int) -> TenantUse:
+        """What all API keys of a tenant have used. What other keygens have set aside is in it, for
+        the seconds that they keep it."""
+        told = await self._ledger.of_tenant(tenant)
+        now_s = self._clock.monotonic_s()
+        keys = [self._truly(tenant, key, now_s) for key in told.keys]
+        differs = sum(key.used for key in keys) - sum(key.used for key in told.keys)
+        *before, today = told.days
+        return TenantUse(keys, [*before, max(today + differs, 0)])
+
+    def _truly(self, tenant: int, key: KeyUse, now_s: float) -> KeyUse:
+        account = self._accounts.get((tenant, key.key_id))
+        if account is None:
+            return key
+        if account.limit is None:
+            return KeyUse(key.key_id, key.used + account.spent_unlimited)
+        unspent = account.left if now_s < account.until_s else 0
+        return KeyUse(key.key_id, max(key.used - unspent, 0))
 
     async def flush(self, *, everything: bool = False) -> None:
         """Give back blocks that nobody spends from, and count what has no limit."""

@@ -77,3 +77,14 @@ async def test_what_has_no_limit_is_added_up(ledger: QuotaLedger) -> None:
 async def test_nobody_has_used_anything_before_they_do(ledger: QuotaLedger) -> None:
     assert await used(ledger, 99) == 0
     await ledger.forget()
+
+
+async def test_of_a_tenant_each_key_is_told_the_most_first_and_all_of_them_by_days(
+    ledger: QuotaLedger,
+) -> None:
+    await ledger.count([(7, 1, 5), (7, 2, 11), (7, 0, 5), (8, 1, 99)])
+    told = await ledger.of_tenant(7)
+    assert [(key.key_id, key.used) for key in told.keys] == [(2, 11), (0, 5), (1, 5)]
+    assert list(told.days) == [0, 0, 0, 0, 0, 0, 21]
+    nobody = await ledger.of_tenant(9)
+    assert (list(nobody.keys), sum(nobody.days), len(nobody.days)) == ([], 0, 7)

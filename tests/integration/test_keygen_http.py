@@ -248,7 +248,10 @@ async def test_a_service_is_told_how_much_of_a_tenants_day_is_used(desk: Desk) -
         unsigned = await client.get(url, headers=headers)
     assert (told.json()["used"], told.json()["limit"]) == (300, 1_000)
     assert told.json()["resets_at"].endswith("T00:00:00.000Z")
+    assert told.json()["keys"] == [{"key_id": 1, "used": 300}]
+    assert told.json()["days"] == [0, 0, 0, 0, 0, 0, 300]
     assert other.json()["used"] == 0
+    assert other.json()["keys"] == []
     assert problem(unsigned) == (401, "unauthorized")
 
 

@@ -277,3 +277,19 @@ async def test_a_block_that_was_not_confirmed_is_spent_by_nobody() -> None:
     while await day.take():
         given += 1
     assert given == 1_000 - 31
+
+
+async def test_of_a_tenant_all_keys_and_days_are_told_without_what_is_only_set_aside() -> None:
+    day = Day()
+    await day.take(40, key_id=1)
+    day.ledger.next_day()
+    await day.take(3, key_id=1)
+    await day.take(2, key_id=2)
+    await day.take(7, key_id=3, limit=None)
+    (quotas,) = day.keygens
+    await quotas.flush(everything=True)
+    await day.take(1, key_id=2)
+    told = await quotas.of_tenant(7)
+    assert {key.key_id: key.used for key in told.keys} == {1: 3, 2: 3, 3: 7}
+    assert list(told.days) == [0, 0, 0, 0, 0, 40, 13]
+    assert (await quotas.of_tenant(8)).days == [0] * 7
