@@ -81,7 +81,12 @@ class Web:
         accounts_url = settings.public_url or f"http://localhost:{settings.port}"
         self._docs = DocsPages(References(document, calls, clock), accounts_url)
         self._status = PlatformStatus(calls, readiness, clock)
-        self._demo = DemoKey(settings.data_dir, key_validation, is_shown=settings.demo_shown)
+        self._demo = DemoKey(
+            settings.data_dir,
+            key_validation,
+            is_shown=settings.demo_shown,
+            public_url=settings.public_url,
+        )
         directory = web_directory()
         self._assets = Assets(directory / "static")
         gateway_url = settings.clients_gateway_url

@@ -11,6 +11,7 @@ the page that it has opened last. What only a real browser can show is in tests/
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -140,6 +141,8 @@ async def pages_world(
         calls = PlatformCalls(nowhere, nowhere, settings.cluster_secret, clock)
         cluster = ClusterLooks([nowhere], settings.cluster_secret, clock)
         readiness = Readiness()
+        lookups = KeyLookups(database)
+        looking = asyncio.create_task(lookups.run())
         endpoints = [*accounts.accounts.endpoints(), *accounts.sessions.endpoints()]
         web = Web(
             settings,
@@ -148,7 +151,7 @@ async def pages_world(
             api_keys=ApiKeys(
                 database, KeyEvents(database, never), accounts.audit, accounts.throttle, pepper
             ),
-            key_validation=KeyValidation(KeyLookups(database), LastUsed(database, clock), pepper),
+            key_validation=KeyValidation(lookups, LastUsed(database, clock), pepper),
             usage=UsageReader(database, clock),
             calls=calls,
             cluster=cluster,
@@ -178,6 +181,8 @@ async def pages_world(
         finally:
             for browser in world.browsers:
                 await browser.client.aclose()
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
             await calls.close()
             await cluster.close()
 
