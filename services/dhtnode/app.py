@@ -45,7 +45,7 @@ def build_app(settings: NodeSettings, service: Service) -> Starlette:
         metrics=service.metrics,
         readiness=service.readiness,
         lifespan=lifespan,
-        health=lambda: {"node_id": settings.node_id},
+        health=lambda: {"node_id": node.settings.node_id},
         access_log=settings.access_log,
     )
 

@@ -25,6 +25,7 @@ from services.dhtnode.acceptor import Acceptor
 from services.dhtnode.directory import NodeDirectory
 from services.dhtnode.handlers import NodeHandlers
 from services.dhtnode.membership import Membership
+from services.dhtnode.places import take_place
 from services.dhtnode.recovery import Recovered, Recovery
 from services.dhtnode.registrar import Registrar
 from services.dhtnode.replica import Replica
@@ -93,15 +94,18 @@ class Node:
         return self.server is not None
 
     def open(self) -> None:
-        """Take the directory. FatalError if it is in use, or another node's."""
-        settings = self.settings
+        """Take the directory. FatalError if it is in use, or another node's. Among nodes that
+        were started alike this is what settles which of them this one is."""
+        settings, store_id = self.settings, secrets.token_bytes(store_id_bytes)
         try:
-            self._directory = NodeDirectory.open(
-                self._disk,
-                settings.data_dir / "nodes" / settings.node_id,
-                settings.node_id,
-                secrets.token_bytes(store_id_bytes),
-            )
+            if settings.nodes_dir is None:
+                path = settings.data_dir / "nodes" / settings.node_id
+                self._directory = NodeDirectory.open(self._disk, path, settings.node_id, store_id)
+            else:
+                self._directory = take_place(self._disk, settings.nodes_dir, store_id)
+                node_id = self._directory.node_id
+                self.settings = dataclasses.replace(settings, node_id=node_id)
+                self._said.info("took a place", node=node_id, directory=str(self.directory.path))
         except OSError as error:
             raise disk_failure(error) from error
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+from services.core.errors import FatalError
 from services.runtime import setting_values as values
 from services.runtime.log.log import segment_bytes_default
 from services.runtime.settings import ServiceSettings, setting
+
+node_id_default = "node-1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +20,16 @@ class NodeSettings(ServiceSettings):
 
     port: int = setting("DHTNODE_PORT", values.port, default="8082", help="HTTP port of a node")
     node_id: str = setting(
-        "NODE_ID", values.identifier, default="node-1", help="Name of the node in the cluster"
+        "NODE_ID",
+        values.identifier,
+        default=node_id_default,
+        help="Name of the node in the cluster",
+    )
+    nodes_dir: Path | None = setting(
+        "NODES_DIR",
+        values.path,
+        help="Shared by nodes that are started alike: each takes the first free directory in it, "
+        "of 1, 2, 3 …, and is node-1, node-2, node-3 …; unset: DATA_DIR/nodes/NODE_ID",
     )
     zone: str = setting(
         "ZONE",
@@ -47,3 +60,8 @@ class NodeSettings(ServiceSettings):
     def check(self) -> None:
         # A node that nobody could reach would be a member all the same.
         _ = self.advertised_host
+        if self.nodes_dir is not None and self.node_id != node_id_default:
+            raise FatalError(
+                f"NODE_ID is {self.node_id} and NODES_DIR is set, where the number of a directory "
+                "makes the id: keep one of the two"
+            )
