@@ -18,7 +18,7 @@ from services.runtime.edge import RequestCounters, RequestEdge
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness, probe_routes
 from services.runtime.problem import Refuse, as_problem, exception_handlers
-from services.runtime.request_body import BodyLimit, body_bytes_default, body_s_default
+from services.runtime.request_body import BodyLimit, body_s_default, largest_body_bytes_default
 
 
 def application(
@@ -32,7 +32,7 @@ def application(
     middleware: Sequence[Middleware] = (),
     access_log: bool = False,
     counters: RequestCounters | None = None,
-    body_bytes_max: int = body_bytes_default,
+    body_bytes_max: int = largest_body_bytes_default,
     body_s_max: float = body_s_default,
     refuse: Refuse = as_problem,
 ) -> Starlette:

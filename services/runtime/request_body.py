@@ -28,8 +28,9 @@ from services.runtime.plain_words import in_words
 
 T = TypeVar("T")
 
-# A form, or a document of a page; an application with larger ones says so.
-body_bytes_default = 1024 * 1024
+# Of all routes of an application together, each of which has a limit of its own, mostly a smaller
+# one (endpoints.py); an application with larger bodies says so.
+largest_body_bytes_default = 1024 * 1024
 # A megabyte over a poor mobile line; a body that trickles for longer holds memory for nothing.
 body_s_default = 30.0
 # A detail quotes names of members, which a client chooses.
@@ -61,7 +62,7 @@ class BodyLimit:
     def __init__(
         self,
         app: ASGIApp,
-        bytes_max: int = body_bytes_default,
+        bytes_max: int = largest_body_bytes_default,
         seconds_max: float = body_s_default,
     ) -> None:
         self._app = app

@@ -218,5 +218,6 @@ def build_app(settings: UserManagerSettings, service: Service) -> Starlette:
         readiness=service.readiness,
         lifespan=lifespan,
         access_log=settings.access_log,
+        body_bytes_max=max(web.body_bytes_max, *(one.body_bytes_max for one in endpoints)),
         refuse=web.refuse,
     )

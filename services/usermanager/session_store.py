@@ -43,7 +43,7 @@ _OWNER: Final = """
 """
 # First the session, then the token: whoever ends a session deletes it before its tokens.
 _HOLD_SESSION: Final = """
-    SELECT id, user_id, expires_at > now() AS is_live FROM sessions
+    SELECT id, user_id, expires_at > now() AS is_live, address, user_agent FROM sessions
     WHERE id = (SELECT session_id FROM refresh_tokens WHERE token_hash = $1)
     FOR UPDATE
 """
@@ -93,6 +93,9 @@ class HeldSession:
     id: int
     user_id: int
     is_live: bool
+    # Of who has logged in.
+    address: str
+    user_agent: str
 
 
 @dataclass(slots=True, frozen=True)

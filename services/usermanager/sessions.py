@@ -11,9 +11,11 @@ a refresh may send it again: if the first did not happen, the second does; if it
 ends, and the client has to log in again.
 
 A browser cannot do one at a time: two pages that are opened at once both come with the token that
-the cookie has. For `pages_grace` they get the same next token, which is made of the one before. A
-thief who comes within that time is found when one of the two next comes with a token that the other
-has used long ago.
+the cookie has. For `pages_grace` they get the same next token, which is made of the one before. So
+a thief who has a browser's cookies, and always renews them within that time of the browser, is not
+found by this; one who comes any later is. Of a page within that time that comes from another
+network or another browser than the login did the audit log tells (`refresh_token_shared`): who goes
+about with a laptop does so too.
 
 A login is refused in the same words, for the same price and in the same time, whether there is
 no such account or the password is wrong. Only who has the right password of a disabled account is
@@ -308,6 +310,10 @@ class Sessions:
             if following is not None and await store.follows(
                 connection, token_hash, _hash(following), pages_grace
             ):
+                if not _is_of_login(session, client):
+                    of_session = {"session_id": session.id}
+                    note = Note("refresh_token_shared", audit.nobody, client, of_session)
+                    await self._audit.write(connection, session.user_id, note)
                 return session.id, following
             await store.end(connection, session.id, session.user_id)
             note = Note("refresh_token_reused", audit.nobody, client, {"session_id": session.id})
@@ -342,6 +348,12 @@ class Sessions:
 def _hash(token: str) -> bytes:
     """A token is 256 random bits, so a plain hash is as good as any slow one."""
     return hashlib.sha256(token.encode()).digest()
+
+
+def _is_of_login(session: store.HeldSession, client: Client) -> bool:
+    """Whether it looks like the browser that has logged in, where that was."""
+    is_there = network_of(session.address) == network_of(client.address)
+    return is_there and session.user_agent == client.user_agent
 
 
 def _shown(session: store.StoredSession, caller: Caller) -> SessionShown:

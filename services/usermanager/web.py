@@ -121,6 +121,11 @@ class Web:
             *AccountPages(self._accounts, self._sessions).pages(),
         ]
 
+    @property
+    def body_bytes_max(self) -> int:
+        """The largest body that any page takes."""
+        return max(page.body_bytes_max for page in self.every_page())
+
     def routes(self) -> list[BaseRoute]:
         """To stand before the routes of the JSON API, which take what is no form."""
         return [*self._assets.routes(), *self.site.routes(self.every_page())]

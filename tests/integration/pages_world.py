@@ -126,10 +126,11 @@ async def pages_world(
     *,
     before: Before = nothing_before,
     more: Sequence[Page] = (),
+    keys: type[ApiKeys] = ApiKeys,
     **environment: str,
 ) -> AsyncIterator[PagesWorld]:
     """The environment is that of a user manager; `before` can keep its database away. `more` are
-    pages of a test's own."""
+    pages of a test's own, and `keys` may fail in a way of its own."""
     settings = load(
         UserManagerSettings,
         {"DATA_DIR": "/nonexistent", "GATEWAY_URL": nowhere, **secrets, **environment},
@@ -148,7 +149,7 @@ async def pages_world(
             settings,
             accounts=accounts.accounts,
             sessions=accounts.sessions,
-            api_keys=ApiKeys(
+            api_keys=keys(
                 database, KeyEvents(database, never), accounts.audit, accounts.throttle, pepper
             ),
             key_validation=KeyValidation(lookups, LastUsed(database, clock), pepper),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from services.core.record import value_bytes_max
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager.pages.page import Audience
 from tests.integration.accounts_world import good_password
@@ -279,3 +280,26 @@ async def test_errors_are_pages_for_people_and_problems_for_programs(ada: Browse
     part = await ada.get("/console/nothing", HX_Request="true")
     assert (part.status_code, part.headers["hx-retarget"]) == (404, "#toasts")
     assert "<html" not in part.text
+
+
+@pytest.mark.parametrize("number", ["9" * 5_000, "9" * 20, "0", "-1", "1e3", "a", "%C2%B2", "%FF"])
+async def test_what_is_no_number_of_a_row_is_nothing(
+    world: PagesWorld, ada: Browser, number: str
+) -> None:
+    await ada.get("/console/account")
+    stranger = world.browser()
+    for method, path in (
+        ("POST", f"/console/account/sessions/{number}/end"),
+        ("GET", f"/console/keys/{number}/rotate"),
+        ("POST", f"/console/keys/{number}/rotate"),
+        ("POST", f"/console/keys/{number}/revoke"),
+    ):
+        assert (await stranger.ask(method, path)).status_code == 303
+        data = {"_csrf": ada.token, "overlap": "1h"} if method == "POST" else None
+        answer = await ada.ask(method, path, data=data)
+        assert (path[:60], answer.status_code) == (path[:60], 404)
+
+
+async def test_the_largest_body_of_any_page_may_come_in(world: PagesWorld) -> None:
+    largest = max(page.body_bytes_max for page in world.web.every_page())
+    assert world.web.body_bytes_max == largest == value_bytes_max

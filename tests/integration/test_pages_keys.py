@@ -10,8 +10,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from services.core.errors import RetryLater
 from services.runtime.database_url import DatabaseAddress
-from services.usermanager.api_keys import live_keys_max
+from services.runtime.endpoints import Call
+from services.usermanager.api_keys import ApiKeys, live_keys_max
+from services.usermanager.messages_api_keys import CreatedKey, KeyPage, KeyPath, RotateKey
+from services.usermanager.pages.render import iso_moment
 from tests.integration.pages_world import Browser, PagesWorld, pages_world
 
 markup = "<img src=x onerror=alert(1)>\"'&"
@@ -203,3 +207,40 @@ async def test_who_has_all_the_keys_there_may_be_is_told_what_to_do(
     assert answer.status_code == 409
     assert "revoke one first" in answer.text
     assert 'value="robot"' in answer.text
+
+
+class LostAfterwards(ApiKeys):
+    """Keys whose database is away once one has been rotated."""
+
+    is_lost = False
+
+    async def rotate_own(self, call: Call[KeyPath, None, RotateKey]) -> CreatedKey:
+        made = await super().rotate_own(call)
+        self.is_lost = True
+        return made
+
+    async def page(self, user_id: int, limit: int, cursor: str | None) -> KeyPage:
+        if self.is_lost:
+            raise RetryLater("database_unavailable", "PostgreSQL does not answer")
+        return await super().page(user_id, limit, cursor)
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "overlap", "told"),
+    [("90", "24h", "is good until"), ("", "24h", "is good until"), ("90", "0s", "has ended")],
+)
+async def test_a_key_that_was_rotated_is_shown_whatever_happens_next(
+    database_address: DatabaseAddress, lifetime: str, overlap: str, told: str
+) -> None:
+    async with pages_world(database_address, keys=LostAfterwards) as world:
+        ada = world.browser()
+        await ada.sign_up("ada")
+        await ada.get(path)
+        first = key_in(await ada.submit(path, {**usual, "expires_in_days": lifetime}))
+        ((key_id,),) = [(key["id"],) for key in await keys_of(world)]
+        made = await ada.submit(f"{path}/{key_id}/rotate", {"overlap": overlap})
+        assert made.status_code == 201
+        assert key_in(made) != first
+        assert told in made.text
+        ends = (await world.accounts.fetch("SELECT expires_at FROM api_keys ORDER BY id"))[0]
+        assert (iso_moment(ends["expires_at"]) in made.text) == (overlap != "0s")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from services.core.errors import RetryLater
+from services.core.errors import RetryLater, UnknownOutcome
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager.sessions import pages_grace
 from tests.integration.accounts_world import good_password
@@ -254,3 +254,82 @@ async def test_without_the_database_pages_say_so_plainly(
             assert "Accounts cannot be reached just now" in answer.text
             program = await browser.get(path, Accept="application/json")
             assert program.json()["code"] == "database_unavailable"
+
+
+class Gate:
+    """A database that can be away."""
+
+    def __init__(self) -> None:
+        self.error: RetryLater | UnknownOutcome | None = None
+
+    async def __call__(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RetryLater("database_unavailable", "The database does not answer"),
+        UnknownOutcome("A renewal may have been done or not"),
+    ],
+    ids=lambda error: error.code,
+)
+async def test_while_nobody_can_tell_whose_session_it_is_forms_say_so_and_a_browser_can_forget_it(
+    database_address: DatabaseAddress, error: RetryLater | UnknownOutcome
+) -> None:
+    gate = Gate()
+    async with pages_world(database_address, before=gate) as world:
+        ada = world.browser()
+        await ada.sign_up("ada")
+        gate.error = error
+        assert (await ada.get("/")).status_code == 200
+        assert (await ada.get("/console/account")).status_code == 503
+        answer = await ada.submit("/login", {"email": "ada@example.com", "password": "x"})
+        assert (answer.status_code, 'data-error="database_unavailable"' in answer.text) == (
+            503,
+            True,
+        )
+        answer = await ada.submit("/logout", {}, Sec_Fetch_Site="cross-site")
+        assert answer.status_code == 403
+        assert "ydht-access" in ada.cookies
+        answer = await ada.submit("/logout", {})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert not {"ydht-access", "ydht-refresh"} & set(ada.cookies)
+        assert "It could not be ended just now" in (await ada.get("/")).text
+        gate.error = None
+        assert not await ada.is_in()
+
+
+async def test_who_logs_in_over_a_session_ends_it(world: PagesWorld, ada: Browser) -> None:
+    before = ada.cookies
+    await world.accounts.sign_up("bob")
+    await ada.get("/console/account")
+    fields = {"email": "bob@example.com", "password": "wrong"}
+    assert (await ada.submit("/login", fields)).status_code == 401
+    assert await ada.is_in()
+    answer = await ada.submit("/login", {**fields, "password": good_password})
+    assert answer.status_code == 303
+    assert "bob" in (await ada.get("/console/account")).text
+    assert not await another_tab(ada, before).is_in()
+    assert len(await world.accounts.fetch("SELECT id FROM sessions")) == 1
+
+
+async def test_of_a_used_token_that_comes_at_once_from_elsewhere_the_audit_log_tells(
+    world: PagesWorld, ada: Browser
+) -> None:
+    old = ada.cookies
+    world.accounts.timeline.advance(3_601)
+    assert await ada.is_in()
+    assert await another_tab(ada, old).is_in()
+    shared = "refresh_token_shared"
+    assert shared not in [action for action, _ in await world.accounts.audited()]
+    elsewhere = world.browser(address="198.51.100.7")
+    other = another_tab(ada, old)
+    other.headers["User-Agent"] = "another browser"
+    for name, value in old.items():
+        elsewhere.client.cookies.set(name, value, domain="pages.example")
+    for number, browser in enumerate((elsewhere, other), start=1):
+        assert await browser.is_in(), "who goes about with a laptop is not logged out"
+        told = [action for action, _ in await world.accounts.audited()]
+        assert told.count(shared) == number

@@ -27,6 +27,10 @@ class Filled(msgspec.Struct, forbid_unknown_fields=True):
     sizes: list[int]
 
 
+class Named(msgspec.Struct):
+    name: str
+
+
 class Samples:
     """Pages that do what handlers do."""
 
@@ -61,7 +65,7 @@ class Samples:
         return visit.redirect("/console/account")
 
     async def delete(self, visit: Visit) -> Response:
-        return visit.toast(Response(), f"Deleted {visit.path['name']} é", "note")
+        return visit.toast(Response(), f"Deleted {visit.path_as(Named).name} é", "note")
 
     async def nothing(self, _: Visit) -> Response:
         return Response("for operators")
@@ -98,6 +102,9 @@ async def test_a_bug_is_a_page_that_tells_nothing_of_us(world: PagesWorld) -> No
     assert answer.status_code == 500
     assert "Something went wrong on our side" in answer.text
     assert "secret of ours" not in answer.text
+    assert answer.headers["x-request-id"] in answer.text, "by which it is found in the logs"
+    part = await browser.get("/samples/bug", HX_Request="true")
+    assert part.headers["x-request-id"] in part.text
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     program = await browser.get("/samples/bug", Accept="*/*")
     assert program.json()["code"] == "internal"

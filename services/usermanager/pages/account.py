@@ -25,7 +25,7 @@ class AccountPages:
         return [
             Page("GET", here, self.show),
             Page("POST", f"{here}/password", self.change_password),
-            Page("POST", f"{here}/sessions/{{session_id:int}}/end", self.end_session),
+            Page("POST", f"{here}/sessions/{{session_id}}/end", self.end_session),
             Page("POST", f"{here}/close", self.close),
         ]
 
@@ -43,14 +43,14 @@ class AccountPages:
         return visit.redirect(here)
 
     async def end_session(self, visit: Visit) -> Response:
-        session_id = visit.path["session_id"]
-        if session_id == visit.caller.session_id:
+        path = visit.path_as(SessionPath)
+        if path.session_id == visit.caller.session_id:
             await self._sessions.log_out(visit.call())
             visit.ends = True
             visit.say("You are logged out", "note")
             return visit.redirect("/")
         try:
-            await self._sessions.end(visit.call(path=SessionPath(session_id)))
+            await self._sessions.end(visit.call(path=path))
         except FixRequest:
             # It has ended meanwhile, which is what was asked for.
             visit.say("That session had ended already", "note")

@@ -7,8 +7,10 @@ of its own. A key itself is in one answer only, that to the form which made it, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any, Final
 
+import msgspec
 from starlette.responses import Response
 
 from services.core.duration import format_duration
@@ -17,7 +19,7 @@ from services.core.key_checks import scopes_all
 from services.core.plans import plan_named
 from services.runtime.clock import Clock
 from services.runtime.request_body import invalid_members
-from services.usermanager.api_keys import ApiKeys, live_keys_max, overlap_ms_max
+from services.usermanager.api_keys import ApiKeys, live_keys_max, overlap_ms_max, overlap_ms_of
 from services.usermanager.messages_api_keys import (
     ApiKey,
     CreatedKey,
@@ -64,7 +66,7 @@ class KeyPages:
         self._clock = clock
 
     def pages(self) -> list[Page]:
-        one = f"{here}/{{key_id:int}}"
+        one = f"{here}/{{key_id}}"
         return [
             Page("GET", here, self.show),
             Page("GET", f"{here}/list", self.show_list),
@@ -103,7 +105,9 @@ class KeyPages:
             made = await self._api_keys.rotate_own(call)
         except (FixRequest, RetryLater) as error:
             return self._asked_of(visit, "rotate", key, error)
-        return self._made(visit, made, 201, replaced=await self._find(visit))
+        # As it is now, reckoned: the new key is in this answer alone, which nothing may spoil.
+        old = _rotated(key, made.created_at, overlap_ms_of(call.body.overlap))
+        return self._made(visit, made, 201, replaced=old)
 
     async def show_revoke(self, visit: Visit) -> Response:
         return self._asked_of(visit, "revoke", await self._find(visit))
@@ -127,7 +131,7 @@ class KeyPages:
         }
 
     async def _find(self, visit: Visit) -> ApiKey:
-        key_id = visit.path["key_id"]
+        key_id = visit.path_as(KeyPath).key_id
         for key in (await self._api_keys.page(visit.user.id, page_keys_max, None)).api_keys:
             if key.id == key_id:
                 return key
@@ -160,6 +164,13 @@ class KeyPages:
         if visit.is_htmx:
             response.headers["HX-Trigger"] = "keys-changed"
         return response
+
+
+def _rotated(key: ApiKey, now: datetime, overlap_ms: int) -> ApiKey:
+    """A key once it has a successor: it ends with the overlap, unless it does so before."""
+    ends = now + timedelta(milliseconds=overlap_ms)
+    expires_at = ends if key.expires_at is None else min(key.expires_at, ends)
+    return msgspec.structs.replace(key, expires_at=expires_at, is_active=expires_at > now)
 
 
 async def _asked(visit: Visit, fields: Mapping[str, str]) -> CreateKey:

@@ -22,6 +22,7 @@ from services.usermanager.messages_sessions import LoggedIn
 from services.usermanager.sessions import idle
 
 Name = Literal["access", "refresh", "visitor", "flash"]
+_of_session: Final[tuple[Name, ...]] = ("access", "refresh")
 
 # A page that was asked for is loaded by then.
 flash_s: Final = 60
@@ -42,13 +43,17 @@ class Cookies:
     def read(self, request: Request, name: Name) -> str | None:
         return request.cookies.get(self._prefix + name) or None
 
+    def of_session(self, request: Request) -> bool:
+        """Whether the browser has logged in, as far as it says."""
+        return any(self.read(request, name) is not None for name in _of_session)
+
     def log_in(self, response: Response, tokens: LoggedIn) -> None:
         self._set(response, "access", tokens.access_token, tokens.expires_in)
         self._set(response, "refresh", tokens.refresh_token, int(idle.total_seconds()))
 
     def log_out(self, response: Response) -> None:
-        self._forget(response, "access")
-        self._forget(response, "refresh")
+        for name in _of_session:
+            self._forget(response, name)
 
     def set_visitor(self, response: Response, visitor: str) -> None:
         # Until the browser is closed.

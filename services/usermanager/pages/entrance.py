@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from services.core.errors import ClientError, FixRequest, RetryLater
+from services.core.errors import ClientError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime.endpoints import Access, Endpoint, Raw
 from services.usermanager.accounts import Accounts
 from services.usermanager.messages_accounts import Signup
@@ -59,7 +59,14 @@ class Entrance:
             Page("POST", "/signup", self.sign_up, anybody, beside_api=True),
             Page("GET", "/login", self.show_login, anybody),
             Page("POST", "/login", self.log_in, anybody, beside_api=True),
-            Page("POST", "/logout", self.log_out, anybody, beside_api=True),
+            Page(
+                "POST",
+                "/logout",
+                self.log_out,
+                anybody,
+                beside_api=True,
+                while_away=self.forget,
+            ),
         ]
 
     async def show_signup(self, visit: Visit) -> Response:
@@ -107,9 +114,29 @@ class Entrance:
         visit.say("You are logged out", "note")
         return visit.redirect("/")
 
+    async def forget(self, visit: Visit) -> Response:
+        """Who leaves a computer does not wait for the database."""
+        visit.ends = True
+        visit.say(
+            "This browser has forgotten your session. It could not be ended just now: log in later "
+            "and end it on the page of your account",
+            "note",
+        )
+        return visit.redirect("/")
+
     async def _begin(self, visit: Visit, tokens: LoggedIn) -> None:
+        if visit.signed_in is not None:
+            await self._end_former(visit)
         caller = await self._sessions.authenticate(tokens.access_token)
         visit.begins = SignedIn(caller, tokens.user, tokens)
+
+    async def _end_former(self, visit: Visit) -> None:
+        """The browser forgets the session that it had."""
+        try:
+            await self._sessions.log_out(visit.call())
+        except (RetryLater, UnknownOutcome):
+            # The new one is there, and the former ends by itself.
+            return
 
     def _goal(self, visit: Visit) -> str:
         try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -24,8 +24,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.core.errors import FixRequest
+from services.core.errors import FixRequest, RetryLater
 from services.runtime.endpoints import Call, Caller, Client, body_bytes_default
+from services.runtime.problem import path_chars_max
 from services.runtime.request_body import decode_struct, read_body
 from services.runtime.text_members import TextMembers, refusal
 from services.usermanager.messages_accounts import User
@@ -58,6 +59,9 @@ class Page:
     body_bytes_max: int = body_bytes_default
     # Whether the JSON API has an endpoint of this method and path: the page takes only forms then.
     beside_api: bool = False
+    # What is done in place of the handler, by who has a session that cannot be looked up just now:
+    # only that a page of ours asks for it has been checked. None: it is refused until then.
+    while_away: Handler | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +74,8 @@ class Visit:
     # Writes a token for a form of this visit; the first that is written sets a cookie, if need be.
     csrf: Callable[[], str]
     signed_in: SignedIn | None = None
+    # Why nobody can tell just now who asks, though the page is for anybody.
+    away: RetryLater | None = None
     # What the page before left to be said.
     flash: Flash | None = None
     # What the next page is to say.
@@ -107,10 +113,13 @@ class Visit:
         """Whether a part of a page is asked for, by a script of htmx's."""
         return self.request.headers.get("hx-request") == "true"
 
-    @property
-    def path(self) -> Mapping[str, Any]:
-        """What the parameters in the page's path are."""
-        return self.request.path_params
+    def path_as(self, of: type[T]) -> T:
+        """The parameters in the page's path as a msgspec Struct; FixRequest `not_found` for what
+        nothing can be called by."""
+        found, wrong = TextMembers(of).of_path(self.request.path_params)
+        if wrong:
+            raise FixRequest("not_found", f"Nothing is at {self.request.url.path[:path_chars_max]}")
+        return found  # type: ignore[no-any-return]
 
     def query(self, of: type[T]) -> T:
         """The query as a msgspec Struct; FixRequest `invalid_query` names what is wrong."""

@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
-from services.core.errors import ClientError, FixRequest, RetryLater
+from services.core.errors import ClientError, FixRequest, RetryLater, UnknownOutcome
+from services.runtime import telemetry
 from services.runtime.client_address import ClientAddresses
 from services.runtime.endpoints import Before, Client, calls_of_caller, user_agent_chars_max
 from services.runtime.problem import path_chars_max, problem_response
@@ -89,12 +90,13 @@ class Site:
             # Tokens that were renewed on the way must not be lost with the error.
             return response if visit is None else self._sent(visit, response)
         visit = request.scope.get(_visit_key) or self._stranger(request)
+        told = {"error": error, "request_id": telemetry.request_id.get()}
         if visit.is_htmx:
-            response = visit.render("errors/toast.html", error.status, error=error)
+            response = visit.render("errors/toast.html", error.status, **told)
             response.headers["HX-Retarget"] = "#toasts"
             response.headers["HX-Reswap"] = "beforeend"
         else:
-            response = visit.render("errors/page.html", error.status, error=error)
+            response = visit.render("errors/page.html", error.status, **told)
         for name, value in error.headers.items():
             response.headers[name] = value
         return self._sent(visit, response)
@@ -105,9 +107,13 @@ class Site:
         try:
             await self._before()
             visit.signed_in = await self._sessions.find(request, visit.client)
-        except RetryLater:
-            if page.audience is not Audience.ANYBODY:
-                raise
+        except RetryLater as error:
+            visit.away = error
+        except UnknownOutcome:
+            # Of a renewal, which can be asked for again with the tokens of before.
+            visit.away = RetryLater("database_unavailable", "The database has not answered")
+        if visit.away is not None and page.audience is not Audience.ANYBODY:
+            raise visit.away
         return visit
 
     async def _handled(self, page: Page, visit: Visit) -> Response:
@@ -115,14 +121,19 @@ class Site:
             return self._sent_to_login(visit)
         if page.audience is Audience.OPERATORS and not visit.user.is_operator:
             return await _nothing(visit)
-        if visit.request.method not in _safe_methods:
-            await self._check_form(visit)
+        if visit.request.method in _safe_methods:
+            return await page.handler(visit)
+        self._forms.check_origin(visit.request.headers)
+        if visit.away is not None and self._cookies.of_session(visit.request):
+            # The form's token is of a session that nobody can tell.
+            if page.while_away is None:
+                raise visit.away
+            return await page.while_away(visit)
+        await self._check_form(visit)
         return await page.handler(visit)
 
     async def _check_form(self, visit: Visit) -> None:
-        headers = visit.request.headers
-        self._forms.check_origin(headers)
-        token = headers.get(csrf.header)
+        token = visit.request.headers.get(csrf.header)
         if token is None and is_form(visit.request.scope):
             token = (await visit.fields()).get(csrf.field)
         self._forms.check(token or "", self._whose(visit) or "nobody")
