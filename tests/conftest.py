@@ -13,7 +13,11 @@ from tests.sources import run_sources
 
 run_sources()
 
-pytest_plugins = ["tests.integration.database", "tests.integration.supervisor_bench"]
+pytest_plugins = [
+    "tests.integration.database",
+    "tests.integration.supervisor_bench",
+    "tests.side_by_side",
+]
 
 # Shared machines stall: an example that took long is no finding. `make proof` tries many more.
 # CI draws the same examples for the same code, so that what it says is about the change; whoever

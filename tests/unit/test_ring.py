@@ -129,6 +129,7 @@ def test_the_fullest_node_holds_at_most_a_quarter_more_than_its_share() -> None:
     assert worst <= 1.25
 
 
+@pytest.mark.alone
 def test_the_table_for_a_hundred_nodes_is_built_in_a_quarter_of_a_second() -> None:
     for zones in (1, 3):
         members = random_members(random.Random(zones), 100, zones)

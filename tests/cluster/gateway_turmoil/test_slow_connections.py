@@ -54,6 +54,7 @@ async def p99_ms(clients: list[Client], get: bytes, put: bytes) -> float:
     return took_s[len(took_s) * 99 // 100] * 1e3
 
 
+@pytest.mark.alone
 async def test_a_thousand_slow_senders_do_not_make_others_wait(
     platform: Platform, robot: Caller
 ) -> None:
