@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from services.cli.front_desk import UnreachableError
+from services.cli.endings import UnreachableError
 from services.cli.options import Duration, data_dir_option, json_option
 from services.cli.replicator_desk import ReplicatorDesk
 from services.core.cluster_health import Document, Health, Told, age_in_words, health_of

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from services.cli.endings import NotThereError, RefusedError, UnknownEndError, UnreachableError
 from services.core.api_key import lookup_hash, lookup_subkey
 from services.core.errors import ClientError, FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime import setting_values as values
@@ -45,22 +46,6 @@ from services.usermanager.readiness import schema_trouble
 from services.usermanager.throttle import Throttle
 
 T = TypeVar("T")
-
-
-class RefusedError(FatalError):
-    exit_code = os.EX_DATAERR
-
-
-class NotThereError(FatalError):
-    exit_code = os.EX_NOUSER
-
-
-class UnknownEndError(FatalError):
-    exit_code = os.EX_IOERR
-
-
-class UnreachableError(FatalError):
-    exit_code = os.EX_TEMPFAIL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from services.cli.front_desk import UnreachableError
+from services.cli.endings import UnreachableError
 from services.cli.options import data_dir_option, json_option
 from services.cli.replicator_desk import (
     ClusterToolSettings,

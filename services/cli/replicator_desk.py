@@ -16,7 +16,7 @@ from typing import Final
 
 import httpx
 
-from services.cli.front_desk import UnreachableError
+from services.cli.endings import UnreachableError
 from services.core.cluster_health import Document, Told
 from services.core.errors import FatalError
 from services.runtime import setting_values as values

@@ -10,7 +10,8 @@ from typing import Final
 import click
 import msgspec
 
-from services.cli.front_desk import FrontDesk, RefusedError, at_front_desk
+from services.cli.endings import RefusedError
+from services.cli.front_desk import FrontDesk, at_front_desk
 from services.cli.options import data_dir_option, email_argument, json_option, text
 from services.core.plans import account_plans, free
 from services.usermanager.account_store import Account

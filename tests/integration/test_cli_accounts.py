@@ -16,7 +16,7 @@ import asyncpg
 import httpx
 import pytest
 
-from services.cli.front_desk import RefusedError
+from services.cli.endings import RefusedError
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager.throttle import login_of_account, subject_of
 from tests.integration.shell import Shell, ada, usage_error

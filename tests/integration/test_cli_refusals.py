@@ -12,14 +12,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from services.cli.front_desk import (
-    FrontDesk,
+from services.cli.endings import (
     NotThereError,
     RefusedError,
     UnknownEndError,
     UnreachableError,
-    at_front_desk,
 )
+from services.cli.front_desk import FrontDesk, at_front_desk
 from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime.database_url import DatabaseAddress
 from tests.integration.shell import Shell, ada, usage_error

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from services.cli.commands import main
-from services.cli.front_desk import UnreachableError
+from services.cli.endings import UnreachableError
 from services.core import messages as m
 from services.core.wire import OK
 from tests.integration.node_process import (

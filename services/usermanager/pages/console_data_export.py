@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from starlette.responses import Response
 
 from services.core.errors import FixRequest, RetryLater
+from services.core.value_lines import GotItems, WrittenLine
 from services.runtime.console_requests import signed_body_bytes_max
 from services.usermanager.pages.console_data_changes import facts_of, where
 from services.usermanager.pages.console_data_links import here, namespace_default
@@ -49,32 +50,6 @@ class OfPrefix(msgspec.Struct, frozen=True):
     prefix: str = ""
     namespace: str = namespace_default
     cursor: str = ""
-
-
-class _Got(msgspec.Struct, frozen=True):
-    """An item of a batch that was read, or was not."""
-
-    key: str
-    status: int
-    code: str = ""
-    value: str | UnsetType = UNSET
-    value_base64: str | UnsetType = UNSET
-    content_type: str | UnsetType = UNSET
-    metadata: dict[str, str] | UnsetType = UNSET
-    expires_at: str | UnsetType | None = UNSET
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    results: list[_Got]
-
-
-class Exported(msgspec.Struct, frozen=True, omit_defaults=True):
-    key: str
-    value: str | UnsetType = UNSET
-    value_base64: str | UnsetType = UNSET
-    expires_at: str | UnsetType = UNSET
-    content_type: str | UnsetType = UNSET
-    metadata: dict[str, str] | UnsetType = UNSET
 
 
 class ExportPages:
@@ -127,9 +102,9 @@ class ExportPages:
             headers={**where(namespace), "Content-Type": "application/json"},
         )
         lines = []
-        for got in told(check(answer), _Answer).results:
+        for got in told(check(answer), GotItems).results:
             if got.status == 200:
-                lines.append(msgspec.json.encode(_exported(got)))
+                lines.append(msgspec.json.encode(got.line()))
             elif got.code == "response_too_large":
                 lines += await self._alone(calls, namespace, got.key)
             elif got.status != 404:
@@ -147,7 +122,7 @@ class ExportPages:
             raise
         facts = facts_of(answer)
         encoded = await asyncio.to_thread(base64.b64encode, answer.content)
-        line = Exported(
+        line = WrittenLine(
             key,
             value_base64=encoded.decode(),
             expires_at=facts.expires_at or UNSET,
@@ -155,28 +130,6 @@ class ExportPages:
             metadata=facts.metadata or UNSET,
         )
         return [msgspec.json.encode(line)]
-
-
-def _exported(got: _Got) -> Exported:
-    metadata = got.metadata
-    if metadata is not UNSET:
-        metadata = {name: _as_written(text) for name, text in metadata.items()}
-    return Exported(
-        got.key,
-        got.value,
-        got.value_base64,
-        got.expires_at or UNSET,
-        got.content_type,
-        metadata,
-    )
-
-
-def _as_written(text: str) -> str:
-    """Batches tell the bytes of metadata one by one; most who write some mean UTF-8."""
-    try:
-        return text.encode("latin-1").decode()
-    except (UnicodeEncodeError, UnicodeDecodeError):
-        return text
 
 
 def _batches(keys: Sequence[ListedKey]) -> list[Sequence[ListedKey]]:

@@ -2,10 +2,7 @@
 
 A script makes the calls one after the other, shows how far it has come and can stop between them;
 so nothing here takes longer than one request of the gateway's, or a few. What comes in and goes out
-is lines of JSON, one a key:
-
-    {"key": "a", "value": "text", "expires_at": "2030-01-01T00:00:00Z", "metadata": {"by": "ada"}}
-    {"key": "b", "value_base64": "AAEC", "content_type": "image/png"}
+is lines of JSON, one a key (services/core/value_lines.py).
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from starlette.responses import Response
 
 from services.core.errors import ClientError, FixRequest
 from services.core.operations import batch_items_max
+from services.core.value_lines import PutItem
 from services.runtime.clock import Clock
 from services.runtime.console_requests import signed_body_bytes_max
 from services.runtime.request_body import decode_struct, read_body
@@ -87,13 +85,6 @@ class _Result(msgspec.Struct, frozen=True):
 
 class _Results(msgspec.Struct, frozen=True):
     results: list[_Result]
-
-
-class _Put(msgspec.Struct, frozen=True, tag_field="op", tag="put", omit_defaults=True):
-    key: str
-    value: str | UnsetType = UNSET
-    value_base64: str | UnsetType = UNSET
-    ttl: str | int | UnsetType = UNSET
 
 
 class ManyPages:
@@ -165,7 +156,7 @@ class ManyPages:
                 raise FixRequest("invalid_ttl", "expires_at has no time zone; end it with Z")
             ttl = ttl_of("", item.expires_at, self._clock.wall_ms())
         return msgspec.json.encode(
-            _Put(
+            PutItem(
                 item.key,
                 UNSET if item.value is None else item.value,
                 UNSET if item.value_base64 is None else item.value_base64,
