@@ -41,6 +41,9 @@ commands = {
     "keys": LazyCommand(
         "services.cli.keys", "keys", "Make, list and revoke API keys of an account."
     ),
+    "kv": LazyCommand(
+        "services.cli.kv", "kv", "Get, put and list values through a gateway, also by the file."
+    ),
     "ids": LazyCommand("services.cli.ids", "ids", "Make IDs, and see whose one is."),
     "node": LazyCommand("services.cli.node", "node", "Look into the directory of a node."),
     "cluster": LazyCommand(
