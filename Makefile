@@ -44,7 +44,7 @@ run: $(COMPILED) ## Start the platform on this machine (Ctrl-C stops it)
 
 .PHONY: test
 test: $(COMPILED) ## Run every test, sized for a shared two-core machine
-	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --in-memory $(ARGS)
 
 .PHONY: proof
 proof: $(COMPILED) ## Run the tests at full size, then the figures (long)

@@ -16,6 +16,7 @@ run_sources()
 pytest_plugins = [
     "tests.integration.database",
     "tests.integration.supervisor_bench",
+    "tests.scratch",
     "tests.side_by_side",
 ]
 
