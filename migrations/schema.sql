@@ -361,6 +361,21 @@ ALTER TABLE public.sessions ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+-- Name: stored_history; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.stored_history (
+    user_id bigint NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    keys bigint NOT NULL,
+    bytes bigint NOT NULL,
+    CONSTRAINT stored_history_bytes_check CHECK ((bytes >= 0)),
+    CONSTRAINT stored_history_keys_check CHECK ((keys >= 0))
+);
+
+-- Name: TABLE stored_history; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.stored_history IS 'Keys and bytes that an account had stored, as they were last looked at in an hour. Without a row nobody has looked, for nothing was changed.';
+
 -- Name: throttles; Type: TABLE; Schema: public; Owner: -
 
 CREATE UNLOGGED TABLE public.throttles (
@@ -569,6 +584,11 @@ ALTER TABLE ONLY public.returned_keys
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
 
+-- Name: stored_history stored_history_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.stored_history
+    ADD CONSTRAINT stored_history_pkey PRIMARY KEY (user_id, hour);
+
 -- Name: throttles throttles_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.throttles
@@ -650,6 +670,10 @@ CREATE INDEX sessions_by_expiry ON public.sessions USING btree (expires_at);
 -- Name: sessions_of_user; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX sessions_of_user ON public.sessions USING btree (user_id, id);
+
+-- Name: stored_history_hour; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX stored_history_hour ON public.stored_history USING btree (hour);
 
 -- Name: throttles_by_time; Type: INDEX; Schema: public; Owner: -
 

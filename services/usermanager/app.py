@@ -10,6 +10,7 @@ from typing import Any
 from starlette.applications import Starlette
 
 from services.core.api_key import lookup_subkey
+from services.core.errors import RetryLater
 from services.core.wire import Role
 from services.runtime.client_address import ClientAddresses
 from services.runtime.endpoints import Endpoint
@@ -39,12 +40,14 @@ from services.usermanager.known_networks import KnownNetworks
 from services.usermanager.last_used import LastUsed
 from services.usermanager.pages.entrance import described
 from services.usermanager.pages.gateway_calls import PlatformCalls
+from services.usermanager.pages.stored import stored_by
 from services.usermanager.partitions import Partitions
 from services.usermanager.passwords import Passwords
 from services.usermanager.readiness import DatabaseWatch
 from services.usermanager.routes import document, every_route
 from services.usermanager.sessions import Sessions
 from services.usermanager.settings import UserManagerSettings
+from services.usermanager.stored_history import Amount, StoredHistory
 from services.usermanager.tenant_data import TenantData
 from services.usermanager.throttle import Throttle
 from services.usermanager.tokens import Tokens
@@ -81,7 +84,6 @@ class UserManager:
         )
         self.api_keys = ApiKeys(self.database, self.key_events, audit, self.throttle, pepper_subkey)
         self.key_validation = KeyValidation(self.key_lookups, self.last_used, pepper_subkey)
-        self.usage = Usage(self.database, Partitions(self.database))
         self.usage_reader = UsageReader(self.database, clock)
         # Only has to differ between processes.
         draw = random.Random()  # noqa: S311
@@ -95,6 +97,8 @@ class UserManager:
         self.calls = PlatformCalls(
             settings.gateway_url, settings.keygen_url, settings.cluster_secret, clock
         )
+        self.stored_history = StoredHistory(self.database, self._stored_by)
+        self.usage = Usage(self.database, Partitions(self.database), self.stored_history.note)
         self.cluster = ClusterLooks(settings.replicator_urls, settings.cluster_secret, clock)
         deletion_store = DeletionStore(self.database, audit)
         self.deletion = Deletion(deletion_store, TenantData(self.replicators), clock, draw)
@@ -105,6 +109,7 @@ class UserManager:
                 "key events": self.key_events.tidy,
                 "audit log": audit.tidy,
                 "usage": self.usage.tidy,
+                "stored history": self.stored_history.tidy,
                 "closed accounts": deletion_store.tidy,
             }
         )
@@ -120,6 +125,7 @@ class UserManager:
             self.key_lookups,
             self.last_used,
             self.usage,
+            self.stored_history,
             self.replicators,
             self.deletion,
         ):
@@ -152,6 +158,7 @@ class UserManager:
         loops.start("key events", self.key_events.run)
         loops.start("key lookups", self.key_lookups.run)
         loops.start("last used", self.last_used.run)
+        loops.start("stored history", self.watch.once_found(self.stored_history.run))
         loops.start("deletion", self.watch.once_found(self.deletion.run))
 
     def web(
@@ -169,6 +176,7 @@ class UserManager:
             api_keys=self.api_keys,
             key_validation=self.key_validation,
             usage=self.usage_reader,
+            stored_history=self.stored_history,
             calls=self.calls,
             cluster=self.cluster,
             document=told,
@@ -177,6 +185,10 @@ class UserManager:
             addresses=addresses,
             before=self.watch.require,
         )
+
+    async def _stored_by(self, user_id: int) -> Amount | None:
+        found = await stored_by(self.calls.of(user_id))
+        return None if isinstance(found, RetryLater) else Amount(found.keys, found.bytes)
 
     def _station(self, settings: UserManagerSettings) -> Station:
         identity = Identity(

@@ -11,6 +11,7 @@ to count it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,9 +45,16 @@ class UsageCounters:
 class Usage:
     """What gateways have counted."""
 
-    def __init__(self, database: Database, partitions: Partitions) -> None:
+    def __init__(
+        self,
+        database: Database,
+        partitions: Partitions,
+        note: Callable[[UsageReport], None] | None = None,
+    ) -> None:
+        """`note` is told of every report once it is counted."""
         self._database = database
         self._partitions = partitions
+        self._tell = note
         self._log = telemetry.logger("usermanager.usage")
         self.counters = UsageCounters()
 
@@ -130,6 +138,8 @@ class Usage:
         self.counters.reports += 1
         self.counters.rows += len(report.rollups) - taken.dropped
         self.counters.dropped += taken.dropped
+        if self._tell is not None:
+            self._tell(report)
         if taken.dropped:
             self._log.warning(
                 "usage dropped: of days that are not kept",

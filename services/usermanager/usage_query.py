@@ -114,7 +114,7 @@ class UsageReader:
                 key_id=query.key_id,
                 after=after,
             )
-        _check_read(found)
+        _check_read(found, rows_read_max)
         rows = await shown(found[: query.limit])
         if len(found) <= query.limit:
             return UsagePage(rows, None)
@@ -136,7 +136,7 @@ class UsageReader:
                 rows_read_max=rows_read_max + 1,
                 key_id=query.key_id,
             )
-        _check_read(found)
+        _check_read(found, rows_read_max)
         return _stats(start, end, found)
 
     async def series(
@@ -146,8 +146,11 @@ class UsageReader:
         end: datetime | None,
         step: Step,
         key_id: int | None = None,
+        rows_most: int | None = None,
     ) -> UsageSeries:
-        """The same for charts: sums of each step, and of each operation, status and API key."""
+        """The same for charts: sums of each step, and of each operation, status and API key.
+        FixRequest if there are more rows than `rows_most`, or are ever read."""
+        rows_most = rows_read_max if rows_most is None else rows_most
         start, end = period(start, end, spans[step], self.now())
         async with self._turn(user_id) as connection:
             found = await store.series(
@@ -156,10 +159,10 @@ class UsageReader:
                 start,
                 end,
                 step=step,
-                rows_read_max=rows_read_max + 1,
+                rows_read_max=rows_most + 1,
                 key_id=key_id,
             )
-        _check_read(found)
+        _check_read(found, rows_most)
         return await series_of(start, end, step, found)
 
     async def succeeded(self, user_id: int) -> set[str]:
@@ -293,12 +296,11 @@ def _shown(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _check_read(found: Sequence[Mapping[str, Any]]) -> None:
-    if found and found[0]["rows_read"] > rows_read_max:
+def _check_read(found: Sequence[Mapping[str, Any]], most: int) -> None:
+    if found and found[0]["rows_read"] > most:
         raise FixRequest(
             "invalid_query",
-            f"There are more than {rows_read_max} counts in this period: ask for a shorter one "
-            "(from, to)",
+            f"There are more than {most} counts in this period: ask for a shorter one (from, to)",
         )
 
 

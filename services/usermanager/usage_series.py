@@ -81,7 +81,7 @@ class UsageSeries:
     by_step: dict[datetime, Sums] = field(default_factory=dict)
     by_operation: dict[str, dict[datetime, Sums]] = field(default_factory=dict)
     by_status: dict[int, dict[datetime, Sums]] = field(default_factory=dict)
-    by_key: dict[int, Sums] = field(default_factory=dict)
+    by_key: dict[int, dict[datetime, Sums]] = field(default_factory=dict)
 
     @property
     def total(self) -> Sums:
@@ -122,7 +122,7 @@ def _enter(series: UsageSeries, row: Mapping[str, Any]) -> None:
     elif sum_of == _of_status:
         series.by_status.setdefault(row["status"], {})[row["start"]] = sums
     else:
-        series.by_key[row["key_id"]] = sums
+        series.by_key.setdefault(row["key_id"], {})[row["start"]] = sums
 
 
 def _added(one: Iterable[int], other: Iterable[int]) -> list[int]:

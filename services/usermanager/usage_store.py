@@ -134,7 +134,7 @@ _TOTALS: Final = """
     GROUP BY operation
     ORDER BY operation
 """
-# Of each step, of each step and operation, of each step and status, and of each key. Every row
+# Of each step, of each step and operation, of each step and status, of each step and key. Every row
 # that is read counts in all four.
 _SERIES: Final = f"""
     SELECT
@@ -153,7 +153,7 @@ _SERIES: Final = f"""
             AND ($7::bigint IS NULL OR key_id = $7)
         LIMIT $4
     ) AS own
-    GROUP BY GROUPING SETS ((start), (start, operation), (start, status), (key_id))
+    GROUP BY GROUPING SETS ((start), (start, operation), (start, status), (start, key_id))
     ORDER BY start, operation, status, key_id
 """  # noqa: S608  Of constants.
 # Of the earliest minutes that are kept; a busy tenant has done in those whatever it does.

@@ -48,6 +48,7 @@ from services.usermanager.pages.site import Site
 from services.usermanager.pages.welcome import Welcome
 from services.usermanager.sessions import Sessions
 from services.usermanager.settings import UserManagerSettings
+from services.usermanager.stored_history import StoredHistory
 from services.usermanager.usage_query import UsageReader
 
 
@@ -63,6 +64,7 @@ class Web:
         api_keys: ApiKeys,
         key_validation: KeyValidation,
         usage: UsageReader,
+        stored_history: StoredHistory,
         calls: PlatformCalls,
         cluster: ClusterLooks,
         document: Mapping[str, Any],
@@ -75,6 +77,7 @@ class Web:
         self._sessions = sessions
         self._api_keys = api_keys
         self._usage = usage
+        self._stored_history = stored_history
         self._calls = calls
         self._clock = clock
         self._cluster = cluster
@@ -114,10 +117,12 @@ class Web:
             *Welcome(self._api_keys).pages(),
             *ClusterPages(self._cluster).pages(),
             *self._data,
-            *OverviewPages(self._usage, self._api_keys, self._calls).pages(),
+            *OverviewPages(
+                self._usage, self._api_keys, self._calls, self._stored_history, self._clock
+            ).pages(),
             *KeyPages(self._api_keys, self._clock).pages(),
             *UsagePages(self._usage, self._api_keys).pages(),
-            *IdPages(self._calls).pages(),
+            *IdPages(self._calls, self._api_keys).pages(),
             *AccountPages(self._accounts, self._sessions).pages(),
         ]
 

@@ -25,6 +25,9 @@ from typing import Any, Final
 
 import httpx
 
+from services.runtime.embedded_home import binaries, wheel_directory
+from services.runtime.env_file import env_file_name, read_env
+from services.runtime.migrations import choose_address
 from tests.free_ports import free_port
 from tests.tidy.tree import root
 
@@ -82,6 +85,18 @@ class RunningPlatform:
         assert answer.status_code == 201, answer.text
         made: dict[str, Any] = answer.json()
         return made
+
+    def sql(self, statement: str) -> None:
+        """Have the platform's database do so: for a past that nobody can wait for."""
+        address = choose_address(
+            self.data_dir,
+            None,
+            read_env(self.data_dir / env_file_name)["EMBEDDED_DB_PASSWORD"],
+        )
+        names = {"PGHOST": address.host, "PGPORT": str(address.port), "PGUSER": address.user}
+        names |= {"PGDATABASE": address.database, "PGPASSWORD": address.password or ""}
+        command = [str(binaries(wheel_directory()) / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
+        subprocess.run([*command, "-c", statement], env=names, check=True)  # noqa: S603  The wheel's.
 
     def gateway(self, api_key: str, **headers: str) -> httpx.Client:
         """The data API as a program with this key uses it; to be closed."""

@@ -48,6 +48,24 @@ def test_ids_are_made_downloaded_and_returned(visitor: Visitor, person: Person) 
     expect(quota).to_contain_text("25 of 1,000")
 
 
+def test_the_gauge_tells_of_api_keys_too(visitor: Visitor, person: Person) -> None:
+    made = visitor.platform.api_key(person, name="<i>robot</i>")
+    with visitor.platform.gateway(made["key"]) as gateway:
+        assert gateway.post("/v1/ids?count=30").status_code == 200
+    page = visitor.log_in(person, path)
+    page.get_by_role("button", name="Make IDs").click()
+    quota = page.get_by_role("region", name="Today's quota")
+    expect(quota).to_contain_text("40 made by all")
+    expect(quota.get_by_role("listitem")).to_have_count(2)
+    expect(quota.get_by_role("listitem").nth(0)).to_contain_text("10 of 1,000")
+    expect(quota.get_by_role("listitem").nth(1)).to_contain_text("<i>robot</i>")
+    expect(quota.get_by_role("progressbar", name="IDs used today: <i>robot</i>")).to_be_visible()
+    visitor.open("/console")
+    tile = page.locator(".tile", has=page.get_by_text("IDs made today", exact=True))
+    expect(tile.locator(".tile-value")).to_have_text("40")
+    expect(tile.get_by_role("img", name="IDs a day over time")).to_be_visible()
+
+
 def test_what_does_not_fit_the_quota_is_refused_whole(visitor: Visitor, person: Person) -> None:
     visitor.expects("status of 429|Error Code 429")
     page = visitor.log_in(person, path)

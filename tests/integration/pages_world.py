@@ -40,6 +40,7 @@ from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.pages.page import Page
 from services.usermanager.routes import document
 from services.usermanager.settings import UserManagerSettings
+from services.usermanager.stored_history import StoredHistory
 from services.usermanager.usage_query import UsageReader
 from services.usermanager.web import Web
 from tests.integration.accounts_world import World, accounts_world, good_password, never
@@ -154,6 +155,7 @@ async def pages_world(
             ),
             key_validation=KeyValidation(lookups, LastUsed(database, clock), pepper),
             usage=UsageReader(database, clock),
+            stored_history=StoredHistory(database, unmeasured),
             calls=calls,
             cluster=cluster,
             document=document(endpoints, settings.public_url),
@@ -186,6 +188,10 @@ async def pages_world(
             await asyncio.gather(looking, return_exceptions=True)
             await calls.close()
             await cluster.close()
+
+
+async def unmeasured(_: int) -> None:
+    """Nobody tells what is stored."""
 
 
 def form_path(path: str) -> str:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
 
+from services.core.id_requests import KeyUse
 from services.runtime.console_requests import signed_body_bytes_max
 from services.runtime.database_url import DatabaseAddress
-from services.usermanager.pages.console_ids import returned_at_once, returned_max
+from services.usermanager.pages.console_ids import (
+    Quota,
+    gauges_max,
+    gauges_of,
+    returned_at_once,
+    returned_max,
+)
 from tests.integration.pages_world import Browser, PagesWorld, pages_world
 
 path = "/console/ids"
@@ -96,6 +104,20 @@ async def test_what_is_no_id_is_told_without_asking_anybody(ada: Browser) -> Non
 def test_a_part_of_returned_ids_fits_a_signed_request() -> None:
     longest = '"' + "z" * 16 + '",'
     assert len('{"keys":[]}') + len(longest) * returned_at_once <= signed_body_bytes_max
+
+
+def test_the_gauge_shows_the_console_and_the_fullest_keys_and_adds_up_the_others() -> None:
+    uses = [KeyUse(number, 100 - number) for number in range(1, 9)] + [KeyUse(0, 4)]
+    total = sum(use.used for use in uses)
+    quota = Quota(4, 1_000, datetime.now(UTC), uses, [7, total])
+    gauges = gauges_of(quota, {1: "robot"})
+    assert [gauge.name for gauge in gauges[:3]] == ["This console", "robot", "API key 2"]
+    assert len(gauges) == 2 + gauges_max
+    assert gauges[-1].limit is None
+    assert sum(gauge.used for gauge in gauges) == total == quota.used_by_all
+    # A keygen of an older version tells of the console alone.
+    (alone,) = gauges_of(Quota(4, None, datetime.now(UTC)), {})
+    assert (alone.name, alone.used, alone.limit) == ("This console", 4, None)
 
 
 async def test_the_overview_tells_which_services_are_away_and_shows_the_rest(ada: Browser) -> None:

@@ -100,7 +100,7 @@ def series_of_operations(count: int) -> UsageSeries:
 def test_what_has_few_requests_is_drawn_as_one_and_none_is_lost() -> None:
     for count in range(12):
         series = series_of_operations(count)
-        lines = chart_of(series)["requests"]["operation"]
+        lines = chart_of(series, {})["requests"]["operation"]
         assert len(lines) == min(count, drawn_max + 1)
         assert sum(sum(line["values"]) for line in lines) == series.total.requests
         assert all(len(line["values"]) == 2 for line in lines)
@@ -115,8 +115,19 @@ def test_shares_are_of_all_requests_and_the_most_stand_first() -> None:
 
 def test_a_key_that_is_gone_is_known_by_its_number() -> None:
     series = UsageSeries(noon, noon + timedelta(hours=1), "hour")
-    series.by_key = {7: Sums(requests=1), 8: Sums(requests=2)}
+    series.by_key = {7: {noon: Sums(requests=1)}, 8: {noon: Sums(requests=2)}}
     assert [line.name for line in key_lines(series, {8: "robot"})] == ["robot", "API key 7"]
+
+
+def test_keys_of_one_name_are_drawn_apart() -> None:
+    series = UsageSeries(noon, noon + timedelta(hours=1), "hour")
+    series.by_key = {number: {noon: Sums(requests=number)} for number in (0, 7, 8)}
+    lines = chart_of(series, {0: "console", 7: "robot", 8: "robot"})["requests"]["key"]
+    assert {line["label"]: line["values"] for line in lines} == {
+        "console": [0],
+        "robot (7)": [7],
+        "robot (8)": [8],
+    }
 
 
 def test_an_operation_of_a_newer_gateway_is_shown_by_its_own_name() -> None:

@@ -1,7 +1,8 @@
 """IDs: made and returned by forms, with how many of the day are used.
 
 Keygen is asked in the tenant's name. What is made here counts against a quota of the console's own,
-as large as that of an API key: quotas are those of keys, and the console has none.
+as large as that of an API key: quotas are those of keys, and the console has none. The gauge shows
+that one, those of the keys, and what all have had together.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from services.core.errors import ClientError, FixRequest, RetryLater
 from services.core.id_requests import (
     Ids,
     IdsQuery,
+    KeyUse,
     count_max,
     ids_per_day_header,
     ids_per_day_text,
@@ -29,16 +31,17 @@ from services.core.id_requests import (
 )
 from services.core.permute import size_max
 from services.core.plans import plan_named
+from services.core.usage_report import no_key_id
 from services.runtime.console_requests import scope_header, signed_body_bytes_max, tenant_header
 from services.runtime.request_body import invalid_members
+from services.usermanager.api_keys import ApiKeys
 from services.usermanager.messages_accounts import User
+from services.usermanager.messages_api_keys import page_keys_max
 from services.usermanager.pages.gateway_calls import PlatformCalls, check
 from services.usermanager.pages.page import Page, Visit, errors_of
 
 here: Final = "/console/ids"
 path_of_return: Final = "/api/ReturnKeys"
-# No API key has this number.
-key_id_of_console: Final = 0
 returned_max: Final = 10_000
 # As many of the longest as fit a signed request, with their quotes and commas.
 returned_at_once: Final = (signed_body_bytes_max - 1024) // (size_max + 3)
@@ -49,17 +52,51 @@ quota_s_max: Final = 2.0
 # Of those that are given out.
 made_size_min: Final = 7
 rejected_shown_max: Final = 200
+# Of API keys that have made some today; the others are added up.
+gauges_max: Final = 5
 _id: Final = re.compile(rf"[0-9A-Za-z]{{{made_size_min},{size_max}}}")
 _shown_chars_max: Final = 40
 no_id: Final = f"IDs are {made_size_min} to {size_max} characters of 0-9, A-Z and a-z"
 
 
 class Quota(msgspec.Struct, frozen=True):
-    """How many IDs the console has had on this day; without a limit `limit` is None."""
+    """How many IDs the console has had on this day; without a limit `limit` is None. `keys` have
+    had some today, the console among them as the key 0; `days` are of all of them, with this one as
+    the last. A keygen of an older version tells neither."""
 
     used: int
     limit: int | None
     resets_at: datetime
+    keys: list[KeyUse] = []
+    days: list[int] = []
+
+    @property
+    def used_by_all(self) -> int:
+        return self.days[-1] if self.days else self.used
+
+
+@dataclass(slots=True, frozen=True)
+class Gauge:
+    """What one has had of its quota: the console, an API key, or those that are not shown alone."""
+
+    name: str
+    used: int
+    # None: of several, each of which has its own.
+    limit: int | None
+
+
+def gauges_of(quota: Quota, names: Mapping[int, str]) -> list[Gauge]:
+    """The console, then API keys, the fullest first."""
+    keys = [key for key in quota.keys if key.key_id != no_key_id]
+    gauges = [Gauge("This console", quota.used, quota.limit)]
+    gauges += [
+        Gauge(names.get(key.key_id) or f"API key {key.key_id}", key.used, quota.limit)
+        for key in keys[:gauges_max]
+    ]
+    others = quota.used_by_all - sum(gauge.used for gauge in gauges)
+    if len(keys) > gauges_max and others > 0:
+        gauges.append(Gauge("Other API keys", others, None))
+    return gauges
 
 
 class _Rejected(msgspec.Struct, frozen=True):
@@ -137,8 +174,9 @@ class IdSource:
 
 
 class IdPages:
-    def __init__(self, calls: PlatformCalls) -> None:
+    def __init__(self, calls: PlatformCalls, api_keys: ApiKeys) -> None:
         self._ids = IdSource(calls)
+        self._api_keys = api_keys
 
     def pages(self) -> list[Page]:
         return [
@@ -149,12 +187,25 @@ class IdPages:
         ]
 
     async def show(self, visit: Visit) -> Response:
-        quota = await self._ids.quota(visit.user)
+        shown = await self._quota(visit)
+        quota = shown["quota"]
         status = quota.status if isinstance(quota, RetryLater) else 200
-        return self._page(visit, status, quota=quota)
+        return self._page(visit, status, **shown)
 
     async def show_quota(self, visit: Visit) -> Response:
-        return visit.render("console/_ids_quota.html", quota=await self._ids.quota(visit.user))
+        return visit.render("console/_ids_quota.html", **await self._quota(visit))
+
+    async def _quota(self, visit: Visit) -> dict[str, object]:
+        """With the names of API keys, if they are needed."""
+        quota = await self._ids.quota(visit.user)
+        gauges: list[Gauge] = []
+        if isinstance(quota, Quota):
+            names: dict[int, str] = {}
+            if any(key.key_id != no_key_id for key in quota.keys):
+                page = await self._api_keys.page(visit.tenant, page_keys_max, None)
+                names = {key.id: key.name for key in page.api_keys}
+            gauges = gauges_of(quota, names)
+        return {"quota": quota, "gauges": gauges}
 
     async def make(self, visit: Visit) -> Response:
         fields = await visit.fields()
@@ -190,8 +241,7 @@ class IdPages:
             response = visit.render(f"console/_ids_{part}.html", status, **{**_usual, **known})
             response.headers["HX-Trigger"] = "ids-changed"
         else:
-            quota = await self._ids.quota(visit.user)
-            response = self._page(visit, status, quota=quota, **known)
+            response = self._page(visit, status, **await self._quota(visit), **known)
         if error is not None:
             for name, value in error.headers.items():
                 response.headers[name] = value
@@ -220,7 +270,7 @@ _usual: Final[Mapping[str, object]] = {
 def _claims(user: User) -> dict[str, str]:
     return {
         tenant_header: str(user.id),
-        key_id_header: str(key_id_of_console),
+        key_id_header: str(no_key_id),
         ids_per_day_header: ids_per_day_text(plan_named(user.plan).ids_per_day),
     }
 

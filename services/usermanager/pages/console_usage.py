@@ -198,7 +198,7 @@ def _step_for(length: timedelta) -> Step:
 def _figures(series: UsageSeries, names: Mapping[int, str]) -> dict[str, Any]:
     return {
         "series": series,
-        "chart": msgspec.json.encode(chart_of(series)).decode(),
+        "chart": msgspec.json.encode(chart_of(series, names)).decode(),
         "rows": [
             (time, sums)
             for time, sums in zip(series.times(), series.points(), strict=True)

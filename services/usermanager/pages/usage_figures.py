@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -56,11 +57,16 @@ def lines_of(parts: Mapping[str, Mapping[datetime, Sums]]) -> list[Line]:
 
 def key_lines(series: UsageSeries, names: Mapping[int, str]) -> list[Line]:
     total = series.total.requests or 1
-    lines = [
-        Line(names.get(key_id) or f"API key {key_id}", sums, sums.requests / total, key_id)
-        for key_id, sums in series.by_key.items()
-    ]
+    lines = []
+    for key_id, of in series.by_key.items():
+        sums = total_of(of.values())
+        lines.append(Line(_key_named(key_id, names), sums, sums.requests / total, key_id))
     return sorted(lines, key=lambda line: (-line.sums.requests, line.key_id))
+
+
+def _key_named(key_id: int, names: Mapping[int, str]) -> str:
+    """Of one that is gone, its number."""
+    return names.get(key_id) or f"API key {key_id}"
 
 
 def operation_lines(series: UsageSeries) -> list[Line]:
@@ -71,17 +77,25 @@ def status_lines(series: UsageSeries) -> list[Line]:
     return lines_of({str(status): of for status, of in series.by_status.items()})
 
 
-def chart_of(series: UsageSeries) -> dict[str, Any]:
+def chart_of(series: UsageSeries, names: Mapping[int, str]) -> dict[str, Any]:
     """What js/pages/usage.js draws: times in seconds, and a list of numbers for each line."""
     points = series.points()
     operations = {operation_named(name): of for name, of in series.by_operation.items()}
     statuses = {str(status): of for status, of in series.by_status.items()}
+    # Two keys may have one name; then each has its number too.
+    often = Counter(_key_named(key_id, names) for key_id in series.by_key)
+    keys = {
+        name if often[name] == 1 else f"{name} ({key_id})": of
+        for key_id, of in series.by_key.items()
+        for name in [_key_named(key_id, names)]
+    }
     return {
         "times": [int(time.timestamp()) for time in series.times()],
         "step": series.step,
         "requests": {
             "operation": _drawn(series, operations),
             "status": _drawn(series, statuses),
+            "key": _drawn(series, keys),
         },
         "latency": [
             {"label": "p50", "values": [_rounded(point.percentile_ms(0.5)) for point in points]},

@@ -1,5 +1,5 @@
 // Figures are loaded anew every few seconds, for as long as somebody looks at them.
-const every_ms = 5000;
+const every_ms = 15000;
 const words = document.querySelector("[data-live-words]");
 
 function isLookedAt() {

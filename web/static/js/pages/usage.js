@@ -11,8 +11,10 @@ const units = ["B", "KB", "MB", "GB", "TB"];
 /** @type {Map<Element, {chart: any}>} */
 const drawn = new Map();
 
+const inNumbers = (value) => new Intl.NumberFormat().format(value);
 const formats = {
-  requests: (value) => new Intl.NumberFormat().format(value),
+  requests: inNumbers,
+  limited: inNumbers,
   latency: (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(0)} ms`,
   bytes: (value) => {
     let unit = 0;
