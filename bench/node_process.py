@@ -181,8 +181,14 @@ def build_with_heartbeat(settings: NodeSettings, service: Service) -> Starlette:
 def forget_syncs() -> None:
     """Let syncs of this process return at once. Done to the interpreter, because there is no
     such switch in a node that somebody could find."""
-    for name in ("fsync", "fdatasync"):
-        setattr(os, name, lambda descriptor: None)
+    instead = {"fsync": _return_at_once, "fdatasync": _return_at_once, "RWF_DSYNC": 0}
+    for name, value in instead.items():
+        if hasattr(os, name):
+            setattr(os, name, value)
+
+
+def _return_at_once(descriptor: int) -> None:
+    """Sync nothing."""
 
 
 def run() -> None:

@@ -1,10 +1,11 @@
 """Proves, by the system calls of a node, that each reply to a write left after its sync.
 
 A node runs under strace while 64 writes at a time are sent to it. In the trace, and nowhere else,
-are then found for each write: its request as it was read from the socket; the `pwrite64` to the
-log that holds its key and record; and the write to the socket that holds the reply. Between the
-two there must be a whole `fdatasync` of that file, begun after the `pwrite64` had returned and
-returned without an error before the reply was handed to the kernel.
+are then found for each write: its request as it was read from the socket; the write to the log
+that holds its key and record; and the write to the socket that holds the reply. The log is written
+by `pwritev2` with RWF_DSYNC, which syncs what it writes and had to return before the reply was
+handed to the kernel. Any other write to it needs a whole `fdatasync` of that file in between, begun
+after the write had returned, and returned without an error before the reply left.
 
 The same is done with a node whose syncs are left out, in which every reply must be found guilty:
 a check that cannot fail proves nothing. Exit code 0 only if both turn out so.
@@ -59,6 +60,8 @@ class Call:
     result: int
     began: int
     ended: int
+    # Whether it is a write that returns once what it wrote is durable.
+    durable: bool
 
 
 @dataclass(slots=True)
@@ -90,9 +93,9 @@ def read_calls(lines: Sequence[str]) -> Iterator[Call]:
             parts = [
                 bytes.fromhex(each.replace("\\x", "")) for each in _string.findall(arguments or "")
             ]
-            yield Call(
-                name, file, b"".join(parts)[: max(int(result), 0)], int(result), began, number
-            )
+            data = b"".join(parts)[: max(int(result), 0)]
+            durable = name == "pwritev2" and (arguments or "").endswith(", RWF_DSYNC")
+            yield Call(name, file, data, int(result), began, number, durable)
 
 
 def prove(calls: Sequence[Call], link_port: int) -> Proof:
@@ -101,9 +104,10 @@ def prove(calls: Sequence[Call], link_port: int) -> Proof:
     ours = f":[127.0.0.1:{link_port}->"
     changes: dict[tuple[str, int], bytes] = {}
     decoders: dict[tuple[str, str], FrameDecoder] = defaultdict(FrameDecoder)
-    writes = [call for call in calls if call.name == "pwrite64" and "/log-" in call.file]
-    syncs = [call for call in calls if call.name == "fdatasync" and "/log-" in call.file]
-    proof.syncs = len(syncs)
+    to_log = [call for call in calls if "/log-" in call.file]
+    writes = [call for call in to_log if call.name in ("pwrite64", "pwritev2")]
+    syncs = [call for call in to_log if call.name == "fdatasync"]
+    proof.syncs = len(syncs) + sum(call.durable for call in writes)
 
     def frames(call: Call, direction: str) -> list[Frame]:
         return decoders[call.file, direction].feed(call.data)
@@ -135,6 +139,8 @@ def find_fault(
         return "its change was never written"
     if written.ended > reply.began:
         return "it left before its change was written"
+    if written.durable:
+        return None
     for sync in syncs:
         if sync.file == written.file and sync.began > written.ended and not sync.result:
             return None if sync.ended < reply.began else "it left before its sync returned"
@@ -146,7 +152,9 @@ def trace(command: Sequence[str], replies: int) -> Proof:
         path = Path(directory, "trace")
         # -D lets the node be our child, and strace watch from the side.
         strace = ("strace", "-D", "-f", "-yy", "-xx", "-s", str(shown_bytes), "-o", str(path))
-        named = "trace=read,recvfrom,recvmsg,write,writev,sendto,sendmsg,pwrite64,fdatasync"
+        named = (
+            "trace=read,recvfrom,recvmsg,write,writev,sendto,sendmsg,pwrite64,pwritev2,fdatasync"
+        )
         node = NodeProcess(Path(directory), (*strace, "-e", named, *command))
         node.start()
         try:

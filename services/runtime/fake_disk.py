@@ -111,11 +111,13 @@ class FakeDisk(Disk):
     - names: of the unsynced changes to a directory the first few survive, each whole; directories
       are independent of each other and of the content of their files, so a file can be there
       empty, or synced and gone;
+    - a commit makes durable the sectors that it writes to, and the length they need: what was
+      written elsewhere in the file before, or reserved, stays unsynced;
     - background work: at a crash the job under way has happened or not (an errand: any part of
       it), those behind it have not, and no report ever comes; before the end of a sync, what is
       written after its beginning is not covered;
-    - a failed sync: the writes it was for stay readable and may never reach the device, even if
-      a later sync of the same file, by another handle, succeeds.
+    - a failed sync, also that of a commit: what was written before stays readable and may never
+      reach the device, even if a later sync of the same file, by another handle, succeeds.
 
     Not modelled: sectors torn within, bits that rot by themselves (use `flip_bit`), what a drive
     does that confirms a flush and lies, blocks kept by a removed file that is still open, holes
@@ -526,9 +528,9 @@ class FakeFile:
     def sync(self) -> None:
         self._check_open()
         self._disk.refuse_when_frozen()
-        self._sync(self._inode.mark())
+        self._sync(self._inode.mark(), self._inode.settle)
 
-    def _sync(self, mark: int) -> None:
+    def _sync(self, mark: int, settle: Callable[[int], None]) -> None:
         self._refuse_after_failure()
         self._disk.counters.syncs += 1
         try:
@@ -539,15 +541,16 @@ class FakeFile:
             self._failed = error.errno
             self._disk.stray(self._inode, mark)
             raise
-        self._inode.settle(mark)
+        settle(mark)
 
     def sync_soon(self, done: Done) -> None:
         self._check_open()
-        self._hand_over(self._refuse_after_failure, done)
+        self._hand_over(self._refuse_after_failure, self._inode.settle, done)
 
     def commit_soon(self, offset: int, data: bytes, done: Done) -> None:
         self._check_open()
-        self._hand_over(partial(self._begin_commit, offset, data), done)
+        settle = partial(self._inode.settle_range, offset=offset, length=len(data))
+        self._hand_over(partial(self._begin_commit, offset, data), settle, done)
 
     def _begin_commit(self, offset: int, data: bytes) -> None:
         self._refuse_after_failure()
@@ -557,12 +560,14 @@ class FakeFile:
             self._failed = error.errno
             raise
 
-    def _hand_over(self, begin: Callable[[], None], done: Done) -> None:
+    def _hand_over(
+        self, begin: Callable[[], None], settle: Callable[[int], None], done: Done
+    ) -> None:
         job = _Job(_nothing, _nothing, done)
 
         def begin_and_mark() -> None:
             begin()
-            job.end = partial(self._sync, self._inode.mark())
+            job.end = partial(self._sync, self._inode.mark(), settle)
 
         job.begin = begin_and_mark
         self._disk.commit(job)

@@ -6,6 +6,7 @@ The rules it follows, and what it leaves out, stand above `fake_disk.FakeDisk`.
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 
 # What devices write whole or not at all.
@@ -78,41 +79,62 @@ class Write:
     data: bytes
 
 
+_no_write = Write(0, b"")
+
+
 @dataclass(slots=True, frozen=True)
 class Resize:
     size: int
     cuts: bool
 
 
+def _part(write: Write, low: int, high: int) -> Write:
+    """What it writes from `low` on and below `high`."""
+    start = max(low, write.offset)
+    data = write.data[start - write.offset : max(0, high - write.offset)]
+    return Write(start, data) if data else _no_write
+
+
+def _cut(change: Write | Resize, size: int) -> Write | Resize:
+    """What is left of it in a file that was cut to this size afterwards."""
+    if isinstance(change, Write):
+        return _part(change, 0, size)
+    return Resize(min(change.size, size), cuts=change.cuts)
+
+
 class Inode:
     """A file without its name: what reads see, what is durable, and what lies between."""
 
-    __slots__ = ("_settled", "_strayed", "durable", "linked", "live", "unsynced")
+    __slots__ = ("_changes", "_strayed", "_unsynced", "durable", "linked", "live")
 
     def __init__(self) -> None:
         self.live = SparseBytes()
         self.durable = SparseBytes()
-        self.unsynced: list[Write | Resize] = []
         self.linked = True
-        self._settled = 0
+        # Each with its number, in order. What a commit leaves of a write keeps its number.
+        self._unsynced: list[tuple[int, Write | Resize]] = []
+        self._changes = 0
         self._strayed = False
 
     def write(self, offset: int, data: bytes) -> None:
         self.live.write(offset, data)
-        self.unsynced.append(Write(offset, data))
+        self._change(Write(offset, data))
 
     def resize(self, size: int) -> None:
-        self.unsynced.append(Resize(size, cuts=size < self.live.size))
+        self._change(Resize(size, cuts=size < self.live.size))
         self.live.resize(size)
 
     def mark(self) -> int:
         """How many changes this file has seen; a sync covers those before it started."""
-        return self._settled + len(self.unsynced)
+        return self._changes
+
+    def _change(self, change: Write | Resize) -> None:
+        self._unsynced.append((self._changes, change))
+        self._changes += 1
 
     def _take(self, mark: int) -> list[Write | Resize]:
-        count = max(0, mark - self._settled)
-        taken, self.unsynced = self.unsynced[:count], self.unsynced[count:]
-        self._settled += len(taken)
+        taken = [change for number, change in self._unsynced if number < mark]
+        self._unsynced = self._unsynced[len(taken) :]
         return taken
 
     def settle(self, mark: int) -> None:
@@ -123,13 +145,37 @@ class Inode:
             else:
                 self.durable.resize(change.size)
 
+    def settle_range(self, mark: int, offset: int, length: int) -> None:
+        """A commit of this range succeeded, whose own write was the last before `mark`.
+
+        Sectors arrive whole, with all that was written to them before. Other changes stay
+        unsynced, but for cuts: a file that arrives longer than it was cut to has been cut.
+        """
+        if not length:
+            return
+        low = offset // sector_bytes * sector_bytes
+        high = -(-(offset + length) // sector_bytes) * sector_bytes
+        kept: list[tuple[int, Write | Resize]] = []
+        for number, change in self._unsynced:
+            if number >= mark or (isinstance(change, Resize) and not change.cuts):
+                kept.append((number, change))
+            elif isinstance(change, Resize):
+                self.durable.resize(min(self.durable.size, change.size))
+                kept = [(each, _cut(before, change.size)) for each, before in kept]
+            else:
+                inside = _part(change, low, high)
+                self.durable.write(inside.offset, inside.data)
+                kept.append((number, _part(change, 0, low)))
+                kept.append((number, _part(change, high, sys.maxsize)))
+        self._unsynced = [entry for entry in kept if entry[1] != _no_write]
+
     def stray(self, mark: int, rng: random.Random) -> None:
         """A sync failed: reads go on seeing the changes, no later sync will write them."""
         survive(self.durable, self._take(mark), rng)
         self._strayed = True
 
     def crash(self, rng: random.Random) -> None:
-        if self.unsynced or self._strayed:
+        if self._unsynced or self._strayed:
             survive(self.durable, self._take(self.mark()), rng)
             self.live = self.durable.copy()
             self._strayed = False

@@ -711,20 +711,41 @@ def test_where_a_file_system_cannot_reserve_allocation_writes_zeros(
     assert (tmp_path / "segment").stat().st_blocks * 512 >= 3 << 20
 
 
+Sync = Callable[[], None]
+
+
+def let_syncs_be(monkeypatch: pytest.MonkeyPatch, sync: Sync, *, at_once: bool) -> None:
+    """Put `sync` in the place of every sync of a file, and its writes before it, by one call or,
+    as if the kernel knew no such call, by two."""
+    write = os.pwritev
+
+    def write_and_sync(descriptor: int, buffers: list[bytes], offset: int, flags: int) -> int:
+        if not at_once:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        assert flags == os.RWF_DSYNC
+        written = write(descriptor, buffers, offset)
+        sync()
+        return written
+
+    monkeypatch.setattr(os, "pwritev", write_and_sync)
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: sync())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
 async def test_the_loop_turns_while_a_sync_takes_its_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     disk = SystemDisk()
     released = asyncio.Event()
     loop = asyncio.get_running_loop()
     read_end, write_end = os.pipe()
 
-    def slow(descriptor: int) -> None:
+    def slow() -> None:
         # The device is as slow as the other end of this pipe.
         loop.call_soon_threadsafe(released.set)
         os.read(read_end, 1)
 
-    monkeypatch.setattr(os, "fdatasync", slow)
+    let_syncs_be(monkeypatch, slow, at_once=at_once)
     file = disk.open(tmp_path / "file", "create")
     reports: list[OSError | None] = []
     file.commit_soon(0, b"batch", reports.append)
@@ -744,17 +765,18 @@ async def test_the_loop_turns_while_a_sync_takes_its_time(
     os.close(write_end)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 async def test_a_failed_sync_is_never_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     calls = []
 
-    def fail_once(descriptor: int) -> None:
-        calls.append(descriptor)
+    def fail_once() -> None:
+        calls.append("sync")
         if len(calls) == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fdatasync", fail_once)
+    let_syncs_be(monkeypatch, fail_once, at_once=at_once)
     disk = SystemDisk()
     bench = Bench(disk, tmp_path, tmp_path, None)
     file = bench.file()
@@ -769,6 +791,128 @@ async def test_a_failed_sync_is_never_tried_again(
     assert file.size() == 1, "a batch was written behind a failed one"
     file.close()
     disk.close()
+
+
+class Calls:
+    """What a disk asks of the kernel to commit, and a kernel that answers as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        # What the next calls to write and sync at once fail with.
+        self.errors: list[int] = []
+        self.bytes_at_once = 1 << 30
+        self._pwritev, self._fdatasync = os.pwritev, os.fdatasync
+        monkeypatch.setattr(os, "pwritev", self.pwritev)
+        monkeypatch.setattr(os, "fdatasync", self.fdatasync)
+
+    def pwritev(self, descriptor: int, buffers: list[bytes], offset: int, flags: int) -> int:
+        self.made.append("both")
+        assert flags == os.RWF_DSYNC
+        if self.errors:
+            code = self.errors.pop(0)
+            raise OSError(code, os.strerror(code))
+        cut = [bytes(buffers[0])[: self.bytes_at_once]]
+        return self._pwritev(descriptor, cut, offset, flags)
+
+    def fdatasync(self, descriptor: int) -> None:
+        self.made.append("sync")
+        self._fdatasync(descriptor)
+
+
+async def test_a_commit_is_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
+    with bench.file(content=b"head") as file:
+        assert await bench.outcome(partial(file.commit_soon, 4, b"tail")) is None
+        assert await bench.outcome(partial(file.commit_soon, 8, b"")) is None
+        assert calls.made == ["both"]
+        assert bench.read("file") == b"headtail"
+    bench.disk.close()
+
+
+@pytest.mark.parametrize(
+    "code", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM], ids=errno.errorcode.get
+)
+async def test_where_a_write_cannot_carry_its_sync_the_sync_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    calls = Calls(monkeypatch)
+    bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
+    with bench.file() as file:
+        calls.errors = [code]
+        assert await bench.outcome(partial(file.commit_soon, 0, b"one")) is None
+        assert await bench.outcome(partial(file.commit_soon, 3, b"two")) is None
+        assert calls.made == ["both", "sync", "sync"]
+        assert bench.read("file") == b"onetwo"
+    bench.disk.close()
+
+
+async def test_where_there_is_no_such_flag_the_sync_follows_the_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch)
+    monkeypatch.delattr(os, "RWF_DSYNC")
+    bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
+    with bench.file() as file:
+        assert await bench.outcome(partial(file.commit_soon, 0, b"one")) is None
+        assert calls.made == ["sync"]
+        assert bench.read("file") == b"one"
+    bench.disk.close()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSPC], ids=errno.errorcode.get)
+async def test_after_a_commit_by_one_call_every_error_is_the_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    calls = Calls(monkeypatch)
+    bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
+    with bench.file() as file:
+        assert await bench.outcome(partial(file.commit_soon, 0, b"one")) is None
+        calls.errors = [code]
+        for offset in (3, 6):
+            error = await bench.outcome(partial(file.commit_soon, offset, b"two"))
+            assert_names(error, code, file.path)
+        assert calls.made == ["both", "both"], "a sync that failed was tried again"
+        assert bench.read("file") == b"one"
+    bench.disk.close()
+
+
+async def test_a_commit_the_kernel_cuts_short_is_whole_or_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch)
+    calls.bytes_at_once = 7
+    bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
+    data = bytes(range(100))
+    with bench.file(content=b"head") as file:
+        assert await bench.outcome(partial(file.commit_soon, 4, data)) is None
+        assert calls.made == ["both"] * 15
+        assert bench.read("file") == b"head" + data
+    bench.disk.close()
+
+
+short_commits = """
+import asyncio, resource, sys
+from pathlib import Path
+from services.runtime.disk import SystemDisk
+
+async def main():
+    told = asyncio.get_running_loop().create_future()
+    file = SystemDisk().open(Path(sys.argv[1]), "create")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    file.commit_soon(300, b"x" * 1500, told.set_result)
+    error = await told
+    print(error.errno, error.filename, file.size())
+
+asyncio.run(main())
+"""
+
+
+def test_a_commit_that_meets_a_limit_half_way_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with in_child(short_commits, str(path)) as child:
+        output, _ = child.communicate(timeout=30)
+    assert output.split() == [str(errno.EFBIG), str(path), "1000"]
 
 
 def test_reports_for_a_loop_that_is_closed_are_dropped(tmp_path: Path) -> None:

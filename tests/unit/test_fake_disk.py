@@ -297,6 +297,102 @@ def test_a_reported_commit_is_durable_and_what_came_after_its_start_is_not_cover
     assert lost
 
 
+def test_a_commit_makes_its_own_range_durable_and_no_earlier_write_elsewhere() -> None:
+    """Whoever writes plainly, commits behind it and calls both durable loses the first."""
+    fates = set()
+    for machine in machines(100):
+        file = machine.file(bytes(4096))
+        reports: list[OSError | None] = []
+        file.write_at(0, b"a" * 512)
+        file.write_at(3584, b"c" * 512)
+        file.commit_soon(1000, b"b" * 1000, reports.append)
+        machine.timeline.advance(1)
+        assert reports == [None]
+        content = machine.after_crash()
+        assert content[1000:2000] == b"b" * 1000
+        fates |= {("a", content[:512] == b"a" * 512), ("c", content[3584:] == b"c" * 512)}
+    assert fates == {("a", True), ("a", False), ("c", True), ("c", False)}
+
+
+def test_a_commit_brings_along_what_its_sectors_held_and_nothing_older_undoes_it() -> None:
+    for machine in machines(200):
+        file = machine.file(bytes(2048))
+        file.write_at(0, b"old" * 600)
+        file.commit_soon(700, b"new", lambda _error: None)
+        machine.timeline.advance(1)
+        content = machine.after_crash()
+        old = b"old" * 600
+        assert content[512:1024] == old[512:700] + b"new" + old[703:1024]
+
+
+def test_a_commit_makes_the_length_durable_that_it_needs_and_no_more() -> None:
+    sizes = set()
+    for machine in machines(200):
+        file = machine.file(b"head")
+        file.allocate(8192)
+        file.commit_soon(1024, b"tail", lambda _error: None)
+        machine.timeline.advance(1)
+        content = machine.after_crash()
+        assert content[:1028] == b"head" + bytes(1020) + b"tail"
+        sizes.add(len(content))
+    assert {1028, 8192} <= sizes
+
+
+def test_a_commit_behind_a_cut_brings_the_cut_along_and_keeps_nothing_beyond_it() -> None:
+    for machine in machines(200):
+        file = machine.file(b"x" * 4096)
+        file.write_at(0, b"y" * 4096)
+        file.truncate(100)
+        file.commit_soon(2048, b"z" * 10, lambda _error: None)
+        machine.timeline.advance(1)
+        content = machine.after_crash()
+        assert len(content) == 2058
+        assert set(content[:100]) <= set(b"xy")
+        assert content[100:] == bytes(1948) + b"z" * 10
+
+
+def test_a_sync_after_a_commit_covers_what_the_commit_left() -> None:
+    for machine in machines(100):
+        file = machine.file(bytes(4096))
+        file.write_at(0, b"a" * 2048)
+        file.commit_soon(600, b"b", lambda _error: None)
+        machine.timeline.advance(1)
+        file.write_at(1, b"c")
+        file.sync()
+        content = machine.after_crash()
+        assert content == b"ac" + b"a" * 598 + b"b" + b"a" * 1447 + bytes(2048)
+
+
+def test_commits_writes_and_syncs_in_any_order_keep_what_they_promised() -> None:
+    """Against a dumb model: by byte, what is durable for certain and all that may be there."""
+    for seed in range(300):
+        machine = Machine(seed)
+        rng, file = machine.rng, machine.file(bytes(3000))
+        live = bytearray(3000)
+        possible = [{0} for _ in range(3000)]
+        for _ in range(rng.randint(1, 12)):
+            offset = rng.randrange(2900)
+            data = bytes([rng.randrange(256)]) * rng.randint(1, 3000 - offset)
+            covered = range(offset, offset + len(data))
+            live[offset : offset + len(data)] = data
+            for byte in covered:
+                possible[byte].add(live[byte])
+            if rng.random() < 0.5:
+                file.write_at(offset, data)
+                continue
+            file.commit_soon(offset, data, lambda _error: None)
+            machine.timeline.advance(1)
+            if rng.random() < 0.3:
+                file.sync()
+                covered = range(3000)
+            for byte in covered:
+                possible[byte] = {live[byte]}
+        content = machine.after_crash()
+        assert len(content) == 3000
+        wrong = [byte for byte in range(3000) if content[byte] not in possible[byte]]
+        assert not wrong, f"seed {seed}: byte {wrong[0]} is {content[wrong[0]]}"
+
+
 def test_killing_the_process_keeps_its_writes_readable_and_undurable() -> None:
     lost = 0
     for machine in machines(100):
