@@ -1,7 +1,7 @@
 """A small lane over a dictionary of values, in this process or as a service of its own.
 
 /v1/kv/{key}    GET, HEAD, PUT, DELETE; POST echoes what has arrived
-/v1/kv/later    is answered when a test says so, or after ?ms=
+/v1/kv/later    is answered when a test says so, or after ?ms=; by a service when it stops
 /v1/kv/bug      raises; /v1/kv/wrong replies what is no answer; /v1/kv/rash raises in takes
 ?refused=       in any of them: the body is refused when the lane is asked
 /app/{any}      belongs to the application: it echoes too
@@ -37,10 +37,13 @@ from services.runtime.problem import as_problem, exception_handlers, problem_typ
 from services.runtime.request_body import BodyLimit
 from services.runtime.service import Service, main
 from services.runtime.settings import ServiceSettings, setting
+from tests.waiting import poll_s
 
 prefix = b"/v1/kv/"
 methods = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"]
 body_bytes_max = 100_000
+# What a service remembers of those, which nobody but its end answers.
+postponed_max = 64
 
 
 class ExampleLane:
@@ -207,10 +210,19 @@ def build_app(settings: ExampleSettings, service: Service) -> Starlette:
     counters = RequestCounters()
     counters.add_to(service.metrics)
 
+    lane = ExampleLane(remembered_max=postponed_max)
+    service.metrics.add("postponed", "gauge", "Wait to be answered", lambda: len(lane.later))
+
+    async def release_when_stopping() -> None:
+        while service.stopping is None:  # noqa: ASYNC110  Nothing tells.
+            await asyncio.sleep(poll_s)
+        lane.release()
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, object]]:
-        lane = ExampleLane(remembered_max=0)
+        releasing = asyncio.create_task(release_when_stopping())
         yield {"lane": lane, "counters": counters, "access_log": settings.access_log}
+        releasing.cancel()
 
     probes = probe_routes(service.name, service.readiness, service.metrics)
     return application(counters, [*probes], lifespan, access_log=settings.access_log)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
 
+import httpx
 import pytest
 import structlog
 
@@ -28,6 +29,7 @@ from tests.integration.lane_world import (
     put,
     request,
 )
+from tests.integration.replicator_process import until_told
 
 
 @pytest.fixture
@@ -322,8 +324,14 @@ async def test_sigterm_with_64_requests_in_flight(tmp_path: Path) -> None:
     async with lane_process(tmp_path) as (child, port):
         clients = [Client(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(64)]
         for client in clients:
-            client.send(get("later?ms=700"))
-        await asyncio.sleep(0.3)
+            client.send(get("later"))
+
+        async def in_flight() -> bool | None:
+            found = (await asking.get(f"http://127.0.0.1:{port}/metrics")).json()
+            return found["postponed"] == len(clients) or None
+
+        async with httpx.AsyncClient() as asking:
+            await until_told(in_flight, "all of them are in flight")
         child.send_signal(signal.SIGTERM)
         for client in clients:
             answer = await client.answer()
