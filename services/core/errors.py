@@ -164,6 +164,17 @@ class ClientError(YdhtError):
         }
 
 
+def kept(error: ClientError) -> ClientError:
+    """The error, to be kept beyond the handling of it.
+
+    Without the frames that it has come by: these have in hand all that was being done, such as what
+    a client has sent, down to the connection; and where one of them belongs to who keeps the error,
+    none of it would be freed before the cycle collector comes by.
+    """
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
 class FixRequest(ClientError):
     """The request is at fault; the detail says which part and what would be accepted."""
 

@@ -14,6 +14,7 @@ from services.core.errors import (
     PeerError,
     RetryLater,
     UnknownOutcome,
+    kept,
 )
 from services.core.hlc import rfc3339, version_bytes, version_ms
 from services.core.key import check_key
@@ -74,7 +75,7 @@ class Asked:
         try:
             self._prepare(credential, prefix)
         except ClientError as error:
-            self.outcome = error
+            self.outcome = kept(error)
 
     @property
     def is_read(self) -> bool:

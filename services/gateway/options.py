@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from services.core.errors import ClientError, FixRequest
+from services.core.errors import ClientError, FixRequest, kept
 from services.core.hlc import Version, parse_etag
 from services.core.key import check_namespace, namespace_prefix
 from services.core.operations import versions_max
@@ -94,11 +94,11 @@ class Options:
         try:
             self.api_key = api_key_in(fields)
         except ClientError as error:
-            self.nobody = error
+            self.nobody = kept(error)
         try:
             self._read(fields)
         except ClientError as error:
-            self.problem = error
+            self.problem = kept(error)
 
     def belongs_to(self, credential: Credential) -> None:
         self.credential = credential

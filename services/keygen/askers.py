@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from services.core.errors import ClientError
+from services.core.errors import ClientError, kept
 from services.keygen.pool import Pool
 from services.keygen.quotas import Account
 from services.runtime.credential import Credential
@@ -47,7 +47,7 @@ class Asker:
         try:
             self.api_key = api_key_in(with_usual_names(fields))
         except ClientError as error:
-            self.nobody = error
+            self.nobody = kept(error)
 
     def belongs_to(self, credential: Credential, account: Account) -> None:
         if credential is not self.credential:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.core.errors import ClientError, InternalError
+from services.core.errors import ClientError, InternalError, kept
 from services.runtime import telemetry
 from services.runtime.histogram import Histogram
 from services.runtime.metrics import Metrics
@@ -108,7 +108,7 @@ class RequestEdge:
             exchange.status = status_client_left
         except Exception as error:
             # Here a bug becomes an answer; a refusal by a middleware is none.
-            refusal = error if isinstance(error, ClientError) else InternalError()
+            refusal = kept(error) if isinstance(error, ClientError) else InternalError()
             if refusal is not error:
                 self._log.exception("bug", method=scope["method"], path=scope["path"])
             if not exchange.started:

@@ -100,15 +100,16 @@ class FastLane(LaneBodies):
         self._ended = True
         if self._parting is not None:
             self._parting.cancel()
-        self._unwatch()
         self.pipeline.clear()
-        self._held = b""
         self._leave_rooms()
+        self._read_no_more()
         turn = self._turn
         if isinstance(turn, RequestResponseCycle):
             # uvicorn tells the newest one only.
             turn.disconnected = True
             turn.message_event.set()
+            # As with `cycle`: they refer to each other.
+            self._turn = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

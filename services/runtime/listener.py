@@ -94,6 +94,9 @@ class ServiceProtocol(HttpToolsProtocol):
         self.server_state.busy(self)
         self.server_state.flowing(self)
         super().connection_lost(exc)
+        # It refers to this connection: both would stay, with all that arrived, until the cycle
+        # collector comes by, which is seldom where thousands of connections come and go.
+        self.cycle = None  # type: ignore[assignment]
         self.server_state.lost.set()
 
     def data_received(self, data: bytes) -> None:
@@ -186,7 +189,7 @@ class ServiceProtocol(HttpToolsProtocol):
 
     def close_after_answer(self) -> None:
         """Close, so that the client gets the answer even if it is still sending."""
-        if self._refused or not self.cycle.more_body or self.transport.is_closing():
+        if self._refused or self.transport.is_closing() or not self.cycle.more_body:
             self.transport.close()
         else:
             self._refused = True
