@@ -31,8 +31,12 @@ Count = Annotated[int, Meta(ge=0, le=count_max)]
 Time = Annotated[datetime, Meta(tz=True)]
 
 
-class Rollup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """What one API key asked of one operation, with one status, in part of a minute."""
+class Rollup(msgspec.Struct, frozen=True, gc=False):
+    """What one API key asked of one operation, with one status, in part of a minute.
+
+    Members that are not known are passed over, here and in a report: a gateway may be newer than
+    the user manager, and what it counts must not be lost for what it counts besides.
+    """
 
     minute: Time
     user_id: Count
@@ -60,7 +64,7 @@ class Rollup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
             raise ValueError("minute is not the beginning of a minute")
 
 
-class UsageReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class UsageReport(msgspec.Struct, frozen=True):
     """What a gateway has counted since its last report."""
 
     # Of one process: a gateway that starts anew takes another name, or goes on counting.

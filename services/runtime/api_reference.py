@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
+from services.core.errors import PeerError
+
 _methods: Final = ("get", "head", "put", "post", "patch", "delete")
 _reference: Final = "#/components/schemas/"
 
@@ -66,6 +70,15 @@ class Reference(NamedTuple):
     schemas: Sequence[Schema]
     # Where the service is, if it says so.
     url: str | None
+
+
+def told_reference(content: bytes) -> Reference:
+    """The same of a document as another service tells it; PeerError if it is none that openapi.py
+    has written."""
+    try:
+        return reference_of(msgspec.json.decode(content))
+    except (msgspec.DecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise PeerError(f"this is no document of ours: {error!r}") from error
 
 
 def reference_of(document: Mapping[str, Any]) -> Reference:

@@ -128,10 +128,12 @@ async def pages_world(
     before: Before = nothing_before,
     more: Sequence[Page] = (),
     keys: type[ApiKeys] = ApiKeys,
+    platform: httpx.AsyncBaseTransport | None = None,
     **environment: str,
 ) -> AsyncIterator[PagesWorld]:
     """The environment is that of a user manager; `before` can keep its database away. `more` are
-    pages of a test's own, and `keys` may fail in a way of its own."""
+    pages of a test's own, and `keys` may fail in a way of its own; all other services are at
+    `platform`, and without it nowhere."""
     settings = load(
         UserManagerSettings,
         {"DATA_DIR": "/nonexistent", "GATEWAY_URL": nowhere, **secrets, **environment},
@@ -140,8 +142,9 @@ async def pages_world(
         addresses = ClientAddresses()
         pepper = lookup_subkey(settings.key_pepper)
         database, clock = accounts.database, accounts.clock
-        calls = PlatformCalls(nowhere, nowhere, settings.cluster_secret, clock)
-        cluster = ClusterLooks([nowhere], settings.cluster_secret, clock)
+        secret = settings.cluster_secret
+        calls = PlatformCalls(nowhere, nowhere, secret, clock, transport=platform)
+        cluster = ClusterLooks([nowhere], secret, clock, transport=platform)
         readiness = Readiness()
         lookups = KeyLookups(database)
         looking = asyncio.create_task(lookups.run())

@@ -255,3 +255,55 @@ def test_an_expiry_that_is_kept_is_what_is_left_of_it() -> None:
     assert ttl_of("1h", None, 0) == "1h"
     with pytest.raises(FixRequest, match="passed meanwhile"):
         ttl_of("", datetime(2030, 1, 1, tzinfo=UTC), 1893456000_000)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nX-Evil: 1", " a", "a ", "a\0", "", "n" * 256])
+async def test_a_namespace_that_no_header_can_name_is_refused_and_no_outage(
+    ada: Browser, name: str
+) -> None:
+    of_keys = f"key=a&namespace={quote(name)}"
+    asked = [
+        ("GET", f"/console/data?namespace={quote(name)}"),
+        ("GET", f"/console/data/key?{of_keys}"),
+        ("GET", f"/console/data/value?{of_keys}"),
+        ("GET", f"/console/data/export?namespace={quote(name)}"),
+        ("PUT", f"/console/data/value?{of_keys}"),
+        ("DELETE", f"/console/data/value?{of_keys}"),
+        ("PATCH", f"/console/data/value?{of_keys}&ttl=1h"),
+        ("POST", f"/console/data/increment?{of_keys}"),
+        ("POST", f"/console/data/delete?prefix=a&namespace={quote(name)}"),
+    ]
+    for method, path in asked:
+        answer = await ada.ask(method, path, Accept="application/json", X_CSRF_Token=ada.token)
+        told = (answer.status_code, answer.json()["code"])
+        assert (method, path, *told) == (method, path, 400, "invalid_namespace")
+    with pytest.raises(FixRequest):
+        declaration(name, "store", "")
+
+
+@pytest.mark.parametrize("condition", ["a\nb", "a b", " a", "a\r\nX-Evil: 1", "\0", 'a"b', "☃"])
+async def test_a_condition_that_no_etag_is_is_refused_and_changes_nothing(
+    ada: Browser, condition: str
+) -> None:
+    query = f"key=a&condition={quote(condition)}"
+    for method, more in (("PUT", ""), ("DELETE", ""), ("PATCH", "&ttl=1h")):
+        path = f"/console/data/value?{query}{more}"
+        answer = await ada.ask(method, path, Accept="application/json", X_CSRF_Token=ada.token)
+        assert (method, answer.status_code) == (method, 400)
+        assert answer.json()["code"] == "invalid_header"
+
+
+async def test_a_time_without_a_zone_is_no_expiry_to_keep(ada: Browser) -> None:
+    for text, member in (("2030-01-01T00:00:00", ["expires_at"]), ("2030-01-01T00:00:00Z", [])):
+        path = f"/console/data/value?key=a&expires_at={text}"
+        answer = await ada.ask("PUT", path, Accept="application/json", X_CSRF_Token=ada.token)
+        wrong = [each["member"] for each in answer.json().get("errors", [])]
+        assert wrong == member
+
+
+async def test_metadata_comes_in_a_header_and_in_no_address(ada: Browser) -> None:
+    ada.headers |= {"Accept": "application/json", "X-CSRF-Token": ada.token}
+    answer = await ada.ask("PUT", "/console/data/value?key=a&metadata=%7B%7D")
+    assert [each["member"] for each in answer.json()["errors"]] == ["metadata"]
+    answer = await ada.ask("PUT", "/console/data/value?key=a", X_Metadata="[]")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_header")

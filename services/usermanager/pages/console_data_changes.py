@@ -12,10 +12,14 @@ import httpx
 import msgspec
 
 from services.core.errors import FixRequest
+from services.core.hlc import parse_etag
+from services.core.key import check_namespace
 from services.core.record import Metadata
 from services.usermanager.pages.console_data_links import consistency_header, namespace_header
 
 metadata_mark: Final = "x-metadata-"
+# What scripts send it all in, as JSON of ASCII. It stands in no address, which proxies log.
+metadata_header: Final = "X-Metadata"
 # What the gateway says of a value that was put without a type.
 type_unsaid: Final = "application/octet-stream"
 # A condition that no etag is: there must be no value yet.
@@ -61,17 +65,33 @@ def text_of(value: bytes) -> str:
 
 
 def where(namespace: str, consistency: str = "") -> dict[str, str]:
+    """The headers that say which keys are meant; FixRequest for a name that no header can carry."""
+    check_header_name(namespace)
     headers = {namespace_header: namespace}
     if consistency:
         headers[consistency_header] = consistency
     return headers
 
 
+def check_header_name(namespace: str) -> None:
+    """FixRequest unless keys in a namespace of this name can be asked for."""
+    check_namespace(namespace.encode())
+    if namespace != namespace.strip(" "):
+        raise FixRequest(
+            "invalid_namespace",
+            "the namespace begins or ends with a blank, which no header can have there",
+        )
+
+
 def conditioned(condition: str) -> dict[str, str]:
-    """`condition` is an etag, or `absent`, or nothing."""
+    """`condition` is an etag, or `absent`, or nothing; FixRequest if it is anything else."""
     if not condition:
         return {}
-    return {"If-None-Match": "*"} if condition == absent else {"If-Match": f'"{condition}"'}
+    if condition == absent:
+        return {"If-None-Match": "*"}
+    tag = f'"{condition}"'
+    parse_etag(tag)
+    return {"If-Match": tag}
 
 
 def kept_beside(content_type: str, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -90,11 +110,11 @@ def kept_beside(content_type: str, metadata: Mapping[str, str]) -> dict[str, str
 
 
 def metadata_of(text: str) -> dict[str, str]:
-    """Metadata as a script sends it: a JSON object of texts, or nothing."""
+    """Metadata as a script sends it in a header: a JSON object of texts, or nothing."""
     try:
         return msgspec.json.decode(text, type=dict[str, str]) if text else {}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise FixRequest("invalid_query", f"metadata: {error}") from None
+        raise FixRequest("invalid_header", f"metadata: {error}") from None
 
 
 def ttl_of(ttl: str, expires_at: datetime | None, now_ms: int) -> str:

@@ -20,17 +20,13 @@ from services.core.value_lines import GotItems, WrittenLine
 from services.runtime.console_requests import signed_body_bytes_max
 from services.usermanager.pages.console_data_changes import facts_of, where
 from services.usermanager.pages.console_data_links import here, namespace_default
-from services.usermanager.pages.console_data_listing import (
-    ListedKey,
-    Listing,
-    list_keys,
-    told,
-)
+from services.usermanager.pages.console_data_listing import ListedKey, Listing, list_keys
 from services.usermanager.pages.gateway_calls import (
     PlatformCalls,
     TenantCalls,
     check,
     path_of,
+    told,
     writing,
 )
 from services.usermanager.pages.page import Page, Visit
@@ -41,6 +37,8 @@ count_header: Final = "X-Count"
 export_keys_max: Final = 500
 # An answer of the gateway's has 16 MiB, and a value may take four thirds of itself there.
 export_bytes_max: Final = 4 << 20
+# Of some fifty requests at most, each of a few milliseconds; proxies give up a little later.
+export_s_max: Final = 25.0
 # What is around a key in a batch, and the most that a byte of it becomes: \u0000.
 _item_bytes: Final = len(b'{"op":"get","key":""},')
 _byte_escaped_bytes: Final = 6
@@ -62,10 +60,15 @@ class ExportPages:
     async def take_out(self, visit: Visit) -> Response:
         asked = visit.query(OfPrefix)
         calls = self._calls.of(visit.tenant)
-        listing = await self._listing(calls, asked)
-        lines: list[bytes] = []
-        for keys in _batches(listing.keys):
-            lines += await self._lines(calls, asked.namespace, keys)
+        try:
+            async with asyncio.timeout(export_s_max):
+                listing = await self._listing(calls, asked)
+                lines: list[bytes] = []
+                for keys in _batches(listing.keys):
+                    lines += await self._lines(calls, asked.namespace, keys)
+        except TimeoutError:
+            told_late = f"{export_s_max:g} s were not enough to read a page of a download"
+            raise RetryLater("gateway_unavailable", told_late) from None
         return Response(
             b"".join(line + b"\n" for line in lines),
             media_type="application/x-ndjson",

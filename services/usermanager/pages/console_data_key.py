@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from services.core.errors import ClientError, FixRequest, RetryLater
+from services.core.errors import ClientError, FixRequest
 from services.core.record import value_bytes_max
 from services.usermanager.pages.console_data_changes import Facts, facts_of, where
 from services.usermanager.pages.console_data_curl import Curl
@@ -24,7 +24,7 @@ from services.usermanager.pages.console_data_links import (
     namespace_path,
     shown,
 )
-from services.usermanager.pages.console_data_listing import Namespace, told
+from services.usermanager.pages.console_data_listing import Namespace
 from services.usermanager.pages.console_data_values import OfKey
 from services.usermanager.pages.gateway_calls import (
     PlatformCalls,
@@ -32,6 +32,7 @@ from services.usermanager.pages.gateway_calls import (
     administering,
     check,
     path_of,
+    told,
 )
 from services.usermanager.pages.page import Page, Visit
 
@@ -121,11 +122,9 @@ async def _facts(
     # A HEAD is refused without words; why it is, a GET of nothing much tells.
     if answer.status_code == 404:
         return None, FixRequest("key_not_found", "There is no such key here, or it has expired")
-    told_why = await calls.get(path_of(key), headers=where(namespace, consistency))
-    if told_why.status_code == 200:
-        return facts_of(told_why), None
+    read = await calls.get(path_of(key), headers=where(namespace, consistency))
     try:
-        check(told_why)
-    except (FixRequest, RetryLater) as error:
+        # It may be there by now.
+        return facts_of(check(read)), None
+    except ClientError as error:
         return None, error
-    return facts_of(told_why), None

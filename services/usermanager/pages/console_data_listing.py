@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import httpx
 import msgspec
 
 from services.core.errors import ClientError
-from services.usermanager.pages.console_data_links import (
-    link,
-    namespace_default,
-    namespace_header,
-    shown,
-)
-from services.usermanager.pages.gateway_calls import TenantCalls, administering, check
-
-T = TypeVar("T")
+from services.usermanager.pages.console_data_changes import where
+from services.usermanager.pages.console_data_links import link, namespace_default, shown
+from services.usermanager.pages.gateway_calls import TenantCalls, administering, check, told
 
 # What fits a screen or two. A page costs the nodes the same wherever in a namespace it is.
 page_keys: Final = 100
 namespaces_shown_max: Final = 1000
-service_unclear: Final = "the data service answered what these pages do not understand"
 
 
 class ListedKey(msgspec.Struct, frozen=True):
@@ -140,8 +132,8 @@ async def list_keys(
     asked: dict[str, Any] = {"prefix": prefix, "limit": limit}
     asked |= {"delimiter": delimiter} if delimiter else {}
     asked |= {"cursor": cursor} if cursor else {}
-    headers = {namespace_header: namespace}
-    return told(check(await calls.get("/v1/kv", params=asked, headers=headers)), Listing)
+    answer = await calls.get("/v1/kv", params=asked, headers=where(namespace))
+    return told(check(answer), Listing)
 
 
 async def list_namespaces(calls: TenantCalls, cursor: str = "") -> Namespaces:
@@ -162,11 +154,3 @@ async def known_namespaces(calls: TenantCalls, named: str) -> tuple[list[Namespa
     missing = {namespace_default, named} - {namespace.name for namespace in found}
     found += [Namespace(name, "store", None, 0, 0) for name in missing]
     return sorted(found, key=lambda each: (each.name != namespace_default, each.name)), trouble
-
-
-def told(answer: httpx.Response, of: type[T]) -> T:
-    """The document of an answer that is no refusal."""
-    try:
-        return msgspec.json.decode(answer.content, type=of)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RuntimeError(f"{service_unclear}: {error}") from error

@@ -27,11 +27,11 @@ from services.usermanager.pages.console_data_links import (
     namespace_default,
     namespace_path,
 )
-from services.usermanager.pages.console_data_listing import told
 from services.usermanager.pages.gateway_calls import (
     PlatformCalls,
     administering,
     check,
+    told,
     writing,
 )
 from services.usermanager.pages.page import Page, Visit

@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from services.core.errors import FixRequest
-from services.core.key import check_namespace
+from services.usermanager.pages.console_data_changes import check_header_name
 from services.usermanager.pages.console_data_curl import Curl
 from services.usermanager.pages.console_data_links import here, link, namespace_path, shown
 from services.usermanager.pages.console_data_listing import list_namespaces
@@ -86,7 +86,7 @@ def declaration(name: str, kind: str, max_items: str) -> dict[str, object]:
     """What the gateway is asked for; FixRequest names the field that is wrong."""
     if not name:
         raise _wrong("name", "Fill this in")
-    check_namespace(name.encode())
+    check_header_name(name)
     if kind not in ("store", "cache"):
         raise _wrong("kind", "Choose a store or a cache")
     if kind == "store":

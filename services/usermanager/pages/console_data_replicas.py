@@ -21,8 +21,7 @@ from services.core.errors import ClientError, RetryLater
 from services.core.key import check_key, check_namespace, storage_key
 from services.core.ring import slot_of
 from services.usermanager.pages.console_data_links import here, namespace_default
-from services.usermanager.pages.console_data_listing import told
-from services.usermanager.pages.gateway_calls import PlatformCalls, check
+from services.usermanager.pages.gateway_calls import PlatformCalls, check, told
 from services.usermanager.pages.page import Page, Visit
 
 tenant_header: Final = b"X-Ydht-Tenant"

@@ -7,7 +7,6 @@ to be opened here.
 from __future__ import annotations
 
 import re
-from datetime import datetime
 from typing import Final, Literal
 
 import httpx
@@ -15,12 +14,14 @@ import msgspec
 from starlette.responses import Response
 
 from services.core.record import value_bytes_max
+from services.core.usage_report import Time
 from services.runtime.clock import Clock
 from services.runtime.request_body import read_body
 from services.usermanager.pages.console_data_changes import (
     conditioned,
     facts_of,
     kept_beside,
+    metadata_header,
     metadata_of,
     ttl_of,
     where,
@@ -42,16 +43,15 @@ class OfKey(msgspec.Struct, frozen=True):
 
 
 class Put(msgspec.Struct, frozen=True):
-    """`expires_at` is an expiry to keep; `metadata` a JSON object."""
+    """`expires_at` is an expiry to keep."""
 
     key: str
     namespace: str = namespace_default
     consistency: Consistency = ""
     condition: str = ""
     ttl: str = ""
-    expires_at: datetime | None = None
+    expires_at: Time | None = None
     content_type: str = ""
-    metadata: str = ""
 
 
 class Delete(msgspec.Struct, frozen=True):
@@ -95,19 +95,22 @@ class ValuePages:
         asked = visit.query(OfKey)
         headers = where(asked.namespace, asked.consistency)
         answer = check(await self._calls.of(visit.tenant).get(path_of(asked.key), headers=headers))
+        facts = facts_of(answer)
         name = _unfit_for_file.sub("_", asked.key)[-file_name_chars_max:].lstrip("._") or "value"
         return Response(
             answer.content,
             media_type="application/octet-stream",
             headers={
                 "Content-Disposition": f'attachment; filename="{name}"',
-                "X-Value-ETag": facts_of(answer).etag,
+                "X-Value-ETag": facts.etag,
+                "X-Value-Expires-At": facts.expires_at,
             },
         )
 
     async def put(self, visit: Visit) -> Response:
         asked = visit.query(Put)
         ttl = ttl_of(asked.ttl, asked.expires_at, self._clock.wall_ms())
+        metadata = visit.request.headers.get(metadata_header, "")
         answer = await self._calls.of(visit.tenant).ask(
             "PUT",
             path_of(asked.key),
@@ -117,7 +120,7 @@ class ValuePages:
             headers={
                 **where(asked.namespace, asked.consistency),
                 **conditioned(asked.condition),
-                **kept_beside(asked.content_type, metadata_of(asked.metadata)),
+                **kept_beside(asked.content_type, metadata_of(metadata)),
             },
         )
         return _passed_on(answer)

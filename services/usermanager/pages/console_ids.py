@@ -37,10 +37,11 @@ from services.runtime.request_body import invalid_members
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.messages_accounts import User
 from services.usermanager.messages_api_keys import page_keys_max
-from services.usermanager.pages.gateway_calls import PlatformCalls, check
+from services.usermanager.pages.gateway_calls import PlatformCalls, check, told
 from services.usermanager.pages.page import Page, Visit, errors_of
 
 here: Final = "/console/ids"
+unavailable: Final = "keygen_unavailable"
 path_of_return: Final = "/api/ReturnKeys"
 returned_max: Final = 10_000
 # As many of the longest as fit a signed request, with their quotes and commas.
@@ -129,14 +130,14 @@ class IdSource:
         answer = await self._keygen.ask(
             "POST", path_of_ids, params={"count": count, "size": size}, headers=_claims(user)
         )
-        return msgspec.json.decode(check(answer).content, type=Ids).ids
+        return told(check(answer), Ids, unavailable).ids
 
     async def quota(self, user: User) -> Quota | RetryLater:
         """RetryLater, returned and not raised, while nobody can tell."""
         try:
             async with asyncio.timeout(quota_s_max):
                 answer = await self._keygen.ask("GET", path_of_quota, headers=_claims(user))
-            return msgspec.json.decode(check(answer).content, type=Quota)
+            return told(check(answer), Quota, unavailable)
         except TimeoutError:
             return RetryLater("keygen_unavailable", "The ID service does not answer")
         except RetryLater as error:
@@ -151,12 +152,12 @@ class IdSource:
         ]
         for start in range(0, len(good), returned_at_once):
             try:
-                told = await self._return(user, good[start : start + returned_at_once])
+                part = await self._return(user, good[start : start + returned_at_once])
             except ClientError as error:
                 outcome.unsent, outcome.stopped = good[start:], error
                 break
-            outcome.returned += told.returned
-            outcome.rejected += told.rejected
+            outcome.returned += part.returned
+            outcome.rejected += part.rejected
         return outcome
 
     async def _return(self, user: User, ids: Sequence[str]) -> _Returned:
@@ -170,7 +171,7 @@ class IdSource:
                 "Content-Type": "application/json",
             },
         )
-        return msgspec.json.decode(check(answer).content, type=_Returned)
+        return told(check(answer), _Returned, unavailable)
 
 
 class IdPages:

@@ -6,18 +6,21 @@ what API keys ask for, and what people read and change by the pages of data.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
-from collections.abc import AsyncIterator, Iterable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from services.core.errors import FixRequest
+from services.core.errors import FixRequest, RetryLater
 from services.core.usage_report import no_key_id
 from services.runtime.request_body import invalid_members
 from services.usermanager.api_keys import ApiKeys
@@ -32,7 +35,7 @@ from services.usermanager.pages.usage_figures import (
     status_lines,
 )
 from services.usermanager.row_ids import id_max
-from services.usermanager.usage_query import UsageReader
+from services.usermanager.usage_query import UsagePage, UsageReader
 from services.usermanager.usage_series import UsageSeries
 from services.usermanager.usage_spans import Step
 
@@ -43,8 +46,14 @@ columns: Final = (
 )  # fmt: skip
 # As what, beside API keys, pages of the console are told.
 console_name: Final = "console"
-# With these a spreadsheet takes what follows for a formula, and runs it.
-_formula_signs: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+# With these a spreadsheet takes what follows for a formula, and runs it: some also behind blanks,
+# or in the width of Chinese characters.
+_formula_signs: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_formula_controls: Final = ("\t", "\r", "\n")
+# As <input type="datetime-local"> has a time.
+_local_time: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?", re.ASCII)
+# A download waits this often for its turn before it breaks off: others have theirs by then.
+turns_waited_max: Final = 20
 
 RangeName = Literal["1h", "24h", "7d", "30d", "90d", "custom"]
 
@@ -124,7 +133,8 @@ class UsagePages:
                 yield _csv(_row(row, names) for row in page.rows)
                 if page.next is None:
                     return
-                page = await self._usage.page(visit.user.id, page.next)
+                following = partial(self._usage.page, visit.user.id, page.next)
+                page = await patiently(following)
 
         name = f"usage-{view.range}.csv"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -178,14 +188,30 @@ def period_of(view: UsageView, now: datetime) -> Period:
             return Period(now - each.length, None, each.step, key_id)
     for name, text in (("from", view.from_), ("to", view.until)):
         try:
-            # As <input type="datetime-local"> has it.
-            times[name] = datetime.fromisoformat(text).replace(tzinfo=UTC)
+            times[name] = _time_of(text)
         except ValueError:
             wrong.append((name, "enter a date and a time, in UTC"))
     if wrong:
         raise invalid_members(wrong, "invalid_query")
     start, end = times["from"], times["to"]
     return Period(start, end, _step_for(end - start), key_id)
+
+
+def _time_of(text: str) -> datetime:
+    """ValueError if it is no time; nor is one of another time zone."""
+    if _local_time.fullmatch(text) is None:
+        raise ValueError("this is no local time")
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+async def patiently(ask: Callable[[], Awaitable[UsagePage]]) -> UsagePage:
+    """The next page of a download that has begun, which can tell nobody to try again later."""
+    for _ in range(turns_waited_max):
+        try:
+            return await ask()
+        except RetryLater as error:
+            await asyncio.sleep(error.retry_after_s)
+    return await ask()
 
 
 def _step_for(length: timedelta) -> Step:
@@ -233,7 +259,8 @@ def _row(row: UsageRow, names: Mapping[int, str]) -> tuple[object, ...]:
 
 def unformulated(text: str) -> str:
     """What people have named something, as a spreadsheet shows and does not run it."""
-    return f"'{text}" if text.startswith(_formula_signs) else text
+    runs = text.startswith(_formula_controls) or text.lstrip().startswith(_formula_signs)
+    return f"'{text}" if runs else text
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> str:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
-import msgspec
 
-from services.core.errors import ClientError
+from services.core.errors import ClientError, PeerError
 from services.runtime import telemetry
-from services.runtime.api_reference import Reference, reference_of
+from services.runtime.api_reference import Reference, reference_of, told_reference
 from services.runtime.clock import Clock
 from services.runtime.openapi import path_of_document
 from services.usermanager.pages.gateway_calls import PlatformCalls, Service
@@ -74,10 +73,10 @@ class References:
         if content == kept.content:
             return True
         try:
-            kept.reference = reference_of(msgspec.json.decode(content))
-        except (msgspec.DecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
+            kept.reference = told_reference(content)
+        except PeerError as error:
             # A service of another make has taken the address.
-            log.warning("a document cannot be read", asked=kept.service.name, reason=repr(error))
+            log.warning("a document cannot be read", asked=kept.service.name, reason=str(error))
             return False
         kept.content = content
         return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote_from_bytes
 
 import httpx
@@ -24,7 +24,10 @@ from services.core.key_checks import Scope
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.console_requests import scope_header, tenant_header
+from services.runtime.problem import path_chars_max
 from services.runtime.signed_client import signed_client
+
+T = TypeVar("T")
 
 # The gateway gives a request 5 s; more than that is a gateway that is gone.
 answer_s_max: Final = 10.0
@@ -108,6 +111,8 @@ class Service:
     async def ask(self, method: str, target: str, **sent: Any) -> httpx.Response:
         try:
             return await self.client.request(method, target, **sent)
+        except httpx.LocalProtocolError as error:
+            raise _unfit(error) from error
         except httpx.HTTPError as error:
             raise self._away(method, error) from error
 
@@ -117,6 +122,8 @@ class Service:
         try:
             async with self.client.stream(method, target, **sent) as answer:
                 yield answer
+        except httpx.LocalProtocolError as error:
+            raise _unfit(error) from error
         except httpx.HTTPError as error:
             raise self._away(method, error) from error
 
@@ -177,6 +184,24 @@ class TenantCalls:
         claims = {tenant_header: str(self.tenant), scope_header: ",".join(scopes)}
         both = {**claims, **(headers or {})}
         return [(name.encode("ascii"), value.encode()) for name, value in both.items()]
+
+
+def _unfit(error: httpx.LocalProtocolError) -> FixRequest:
+    """For what somebody wants said in a header that has no place there. Nothing was sent."""
+    return FixRequest("invalid_header", f"This cannot be asked for over HTTP: {error}")
+
+
+def told(answer: httpx.Response, of: type[T], code: str = "gateway_unavailable") -> T:
+    """The document of an answer that is no refusal; RetryLater, with this code, if it is none that
+    is understood here: while versions change, the one who answers may be of another one."""
+    try:
+        return msgspec.json.decode(answer.content, type=of)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        path = answer.request.url.path[:path_chars_max]
+        log.warning("an answer is not understood", path=path, reason=str(error))
+        raise RetryLater(
+            code, "It answered what is not understood here: is it of another version?"
+        ) from error
 
 
 def check(answer: httpx.Response) -> httpx.Response:

@@ -109,5 +109,5 @@ def _part(name: str, found: _Ready | None) -> Part:
 
 def _of_nodes(health: _Health) -> Part:
     live, known = sum(node.state in _up for node in health.nodes), len(health.nodes)
-    kind: Kind = "good" if live == known else "warn" if live > known // 2 else "bad"
+    kind: Kind = "good" if known and live == known else "warn" if live > known // 2 else "bad"
     return Part("Storage nodes", f"{live} of {known} up", kind)

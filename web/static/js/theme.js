@@ -1,5 +1,5 @@
-// Before anything is drawn: that scripts run, and light or dark, if its reader has chosen. Not a module, so that it runs
-// while the head is read.
+// Before anything is drawn: that scripts run, and light or dark, if its reader has chosen. Not a
+// module, so that it runs while the head is read.
 (function () {
   "use strict";
   // What needs scripts is shown (css/base.css).

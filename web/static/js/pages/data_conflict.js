@@ -9,12 +9,14 @@ export class Conflict {
   constructor(dialog, { keepMine }) {
     this.dialog = dialog;
     this.problem = dialog.querySelector("[data-problem]");
+    // Of theirs, as they are shown.
     this.condition = "";
+    this.expiresAt = "";
     dialog.querySelector("[data-take-theirs]").addEventListener("click", () => location.reload());
     dialog.querySelector("[data-keep-mine]").addEventListener("click", async () => {
       this.problem.textContent = "";
       try {
-        await keepMine(this.condition);
+        await keepMine(this.condition, this.expiresAt);
         dialog.close();
       } catch (error) {
         this.problem.textContent = error.message;
@@ -28,10 +30,12 @@ export class Conflict {
       const answer = await ask(address("/value", { ...of, consistency: "strong" }));
       theirs = new Uint8Array(await answer.arrayBuffer());
       this.condition = answer.headers.get("X-Value-ETag");
+      this.expiresAt = answer.headers.get("X-Value-Expires-At") ?? "";
     } catch (error) {
       if (error.code !== "key_not_found") throw error;
       // There must still be none when mine is put.
       this.condition = "absent";
+      this.expiresAt = "";
     }
     const form = formFor(mine) === "hex" || (theirs && formFor(theirs) === "hex") ? "hex" : "text";
     this.dialog.querySelector("[data-theirs]").textContent = theirs === null ? "(it was deleted)" : words(form, theirs);

@@ -3,7 +3,7 @@ import { ask } from "../requests.js";
 import { toast } from "../toasts.js";
 import { Conflict } from "./data_conflict.js";
 import { Editor } from "./data_editor.js";
-import { address } from "./data_requests.js";
+import { address, putting } from "./data_requests.js";
 
 // What the page says once it is there again.
 const said = "data.said";
@@ -32,7 +32,7 @@ function showKey(place) {
   const condition = () => (isCache ? "" : data.etag);
   const editor = new Editor(place.querySelector("[data-editor]"), Number(data.valueBytesMax));
   const problem = editor.form.querySelector("[data-problem]");
-  const conflict = new Conflict(document.getElementById("conflict"), { keepMine: (theirs) => save(theirs) });
+  const conflict = new Conflict(document.getElementById("conflict"), { keepMine: (etag, expiresAt) => save(etag, expiresAt) });
 
   async function load() {
     const part = (name) => place.querySelector(`[data-${name}]`);
@@ -49,11 +49,12 @@ function showKey(place) {
     part("waiting").hidden = true;
   }
 
-  async function save(under) {
+  // `expiresAt` is that of the version which is written over: what is kept is kept of that one.
+  async function save(under, expiresAt) {
     const bytes = editor.check();
-    const beside = editor.beside(data.expiresAt);
+    const beside = editor.beside(expiresAt);
     if (!bytes || !beside) throw new Error("Mend what is wrong with the value first");
-    await ask(address("/value", { ...of, ...beside, condition: under }), { method: "PUT", body: bytes });
+    await ask(...putting({ ...of, ...beside, condition: under }, bytes));
     showAnew("Saved");
   }
 
@@ -68,7 +69,7 @@ function showKey(place) {
     const button = editor.form.querySelector("[data-save]");
     button.disabled = true;
     try {
-      await save(condition());
+      await save(condition(), data.expiresAt);
     } catch (error) {
       if (error.code === "precondition_failed") await conflict.show(of, bytes).catch((why) => editor.refuse(why));
       else editor.refuse(error);
@@ -94,15 +95,15 @@ function smallForms(place, of) {
     }
   };
   const expiry = place.querySelector("[data-expiry]");
-  const let_ = async (ttl) => {
+  const setExpiry = async (ttl) => {
     const where = document.getElementById("expiry-problem");
     if (await changed(address("/value", { ...of, ttl }), { method: "PATCH" }, where)) showAnew(ttl === "0" ? "It does not expire any more" : "The expiry was set");
   };
   expiry?.addEventListener("submit", (event) => {
     event.preventDefault();
-    let_(document.getElementById("expiry-ttl").value.trim());
+    setExpiry(document.getElementById("expiry-ttl").value.trim());
   });
-  expiry?.querySelector("[data-never]")?.addEventListener("click", () => let_("0"));
+  expiry?.querySelector("[data-never]")?.addEventListener("click", () => setExpiry("0"));
   place.querySelector("[data-increment]")?.addEventListener("submit", async (event) => {
     event.preventDefault();
     const by = document.getElementById("increment-by").value.replace("+", "");
@@ -143,7 +144,7 @@ function showNew(place) {
     // Nothing that is there is to be written over by who makes something new.
     const condition = data.kind === "cache" ? "" : "absent";
     try {
-      await ask(address("/value", { ...of, ...beside, condition }), { method: "PUT", body: bytes });
+      await ask(...putting({ ...of, ...beside, condition }, bytes));
       showAnew("The key is made", `${data.page}&key=${encodeURIComponent(key.value)}`);
     } catch (error) {
       const ofKey = ["precondition_failed", "invalid_key", "key_too_long"].includes(error.code);

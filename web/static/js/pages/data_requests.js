@@ -15,6 +15,14 @@ export function address(page, members) {
   return `${root}${page}?${query}`;
 }
 
+// The request that puts a value with what is kept beside it, as the arguments of `ask`. Metadata is
+// in a header, which may have ASCII alone, and in no address, which logs have.
+export function putting({ metadata, ...members }, bytes) {
+  const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  const headers = metadata ? { "X-Metadata": metadata.replace(/[\u007f-\uffff]/g, escaped) } : {};
+  return [address("/value", members), { method: "PUT", body: bytes, headers }];
+}
+
 // One step of a job, again and again while it is refused for the moment. `waiting` is told of it.
 export async function again(path, options, waiting = () => {}) {
   for (let tried = 1; ; tried += 1) {

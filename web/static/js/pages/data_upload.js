@@ -3,10 +3,10 @@
 import { bytesOf } from "./data_bytes.js";
 import { Job } from "./data_job.js";
 import { itemOf, linesOf } from "./data_lines.js";
-import { address, again, count, keys } from "./data_requests.js";
+import { address, again, count, keys, putting } from "./data_requests.js";
 
 // As much as one signed request of the platform's may have, and not more items than a second's.
-const batch_chars_max = 56 * 1024;
+const batch_bytes_max = 56 * 1024;
 const batch_items_max = 500;
 const shown_max = 100;
 const rounds_max = 8;
@@ -35,14 +35,14 @@ class Upload {
       this.refuse(line, error.message);
       return;
     }
+    const size = new TextEncoder().encode(JSON.stringify({ line, ...item })).length;
     // In a batch a value has no metadata, and a large one has no room.
-    if (item.metadata !== undefined || item.content_type !== undefined || text.length > batch_chars_max / 2) {
+    if (item.metadata !== undefined || item.content_type !== undefined || size > batch_bytes_max / 2) {
       await this.flush();
       await this.putAlone(line, item);
       return;
     }
-    const size = new TextEncoder().encode(JSON.stringify({ line, ...item })).length;
-    if (this.batch.length === batch_items_max || this.size + size > batch_chars_max) await this.flush();
+    if (this.batch.length === batch_items_max || this.size + size > batch_bytes_max) await this.flush();
     this.batch.push({ line, ...item });
     this.size += size;
   }
@@ -86,7 +86,8 @@ class Upload {
       const members = { key: item.key, namespace: this.namespace, ttl: item.ttl, expires_at: item.expires_at };
       members.content_type = item.content_type;
       if (item.metadata !== undefined) members.metadata = JSON.stringify(item.metadata);
-      await again(address("/value", members), { method: "PUT", body: bytes, signal: this.job.signal }, () =>
+      const [path, options] = putting(members, bytes);
+      await again(path, { ...options, signal: this.job.signal }, () =>
         this.job.tell(null, `${keys(this.put)} put so far; waiting for the service`),
       );
       this.put += 1;
