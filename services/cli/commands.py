@@ -49,6 +49,9 @@ commands = {
     "cluster": LazyCommand(
         "services.cli.cluster", "cluster", "See how the cluster is, and compare replicas now."
     ),
+    "top": LazyCommand(
+        "services.cli.top", "top", "Watch all services at work: rates, latencies, lag, logs."
+    ),
 }
 
 

@@ -38,8 +38,10 @@ class PositionFile:
             raise NotDoneError(f"{self._path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError, KeyError):
             raise RefusedError(f"{self._path} is no position of ours: remove it") from None
-        if of != self._of or not isinstance(position, dict):
-            told = ", ".join(f"{name} {text}" for name, text in dict(of).items())
+        if not isinstance(of, dict) or not isinstance(position, dict):
+            raise RefusedError(f"{self._path} is no position of ours: remove it")
+        if of != self._of:
+            told = ", ".join(f"{name} {text}" for name, text in of.items())
             raise RefusedError(
                 f"{self._path} is the position of something else ({told}): remove it, or name"
                 " another one"

@@ -88,10 +88,15 @@ class ReplicatorDesk:
 
 def _urls_of_up(data_dir: Path) -> list[str]:
     told = told_by_up(data_dir, "set REPLICATOR_URLS")
-    urls = [url for name, url in told.items() if _replicator.fullmatch(name)]
+    urls = [url for name, url in told.items() if is_replicator(name)]
     if not urls:
         raise UnreachableError(f"{data_dir / up_name} names no replicator: set REPLICATOR_URLS")
     return urls
+
+
+def is_replicator(name: str) -> bool:
+    """Whether `up.json` calls a replicator so."""
+    return _replicator.fullmatch(name) is not None
 
 
 def told_by_up(data_dir: Path, otherwise: str) -> Document:
