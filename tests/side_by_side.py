@@ -1,9 +1,9 @@
 """Several processes share a run: which tests stay together, and which run while no other does.
 
 `make test` hands tests to two processes, for most of them wait: for a lease to end, for a killed
-service to start. A file of tests is run by one process, and a package whose tests share what is
-dear to start by one as well. They are begun in the order in which they are collected, in which
-the long ones come first, so that the end finds both at work.
+service to start. A file of tests is run by one process, and so is a package with a conftest of
+its own, whose tests share what is dear to start. They are begun in the order in which they are
+collected, in which the long ones come first, so that the end finds both at work.
 
 A test marked `alone` compares how long something takes. It waits until the other processes have
 come to the end of their tests, and those wait for it. That is no part of the time it may take.
@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-together = ("tests/browser/", "tests/cluster/gateway/", "tests/cluster/gateway_turmoil/")
 directory_key = pytest.StashKey[Path]()
 
 
@@ -32,9 +31,16 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         config.option.loadscopereorder = False
         super().__init__(config, log)
 
+        self._shared: dict[Path, bool] = {}
+
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return next((package for package in together if file.startswith(package)), file)
+        """The name of what is handed out as one. Asked several times of each test."""
+        file = Path(nodeid.partition("::")[0])
+        package = file.parent
+        if package not in self._shared:
+            has_own = (self.config.rootpath / package / "conftest.py").exists()
+            self._shared[package] = has_own and package.name != "tests"
+        return str(package if self._shared[package] else file)
 
 
 @pytest.hookimpl(optionalhook=True)
