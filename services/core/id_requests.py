@@ -31,6 +31,9 @@ key_id_header: Final = "X-Ydht-Key-Id"
 ids_per_day_header: Final = "X-Ydht-Ids-Per-Day"
 unlimited_text: Final = "unlimited"
 count_max: Final = 10_000
+returned_max: Final = 10_000
+# Characters of those that are given out.
+size_min: Final = 7
 # As many days are told of.
 days_told: Final = 7
 # Of API keys, those that have used the most.
@@ -39,7 +42,7 @@ keys_told_max: Final = 100
 
 class IdsQuery(msgspec.Struct, frozen=True):
     count: Annotated[int, Meta(ge=1, le=count_max, description="How many")] = 1
-    size: Annotated[int, Meta(ge=7, le=16, description="Characters of each")] = 7
+    size: Annotated[int, Meta(ge=size_min, le=16, description="Characters of each")] = size_min
 
 
 class KeyUse(msgspec.Struct, frozen=True):

@@ -68,6 +68,8 @@ ttl_ms_max: Final = 3_653 * day_ms
 # The versions of one If-Match header.
 versions_max: Final = 64
 batch_items_max: Final = 1_000
+# The JSON of a batch, and of its answer.
+batch_bytes_max: Final = 16 << 20
 # In an answer; a client reads a line, not a page.
 text_bytes_max: Final = 512
 

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from services.core.api_key import lookup_subkey
+from services.core.operations import batch_bytes_max
 from services.core.plans import Limits
 from services.gateway.answers import Dates
 from services.gateway.calls import Places, Platform
@@ -20,7 +21,6 @@ from services.gateway.console_lane import ConsoleLane, KeyRoute
 from services.gateway.cors import Cors, CorsAnswers, Preflights
 from services.gateway.json_api import JsonApi, Surroundings
 from services.gateway.kv import KeyValue
-from services.gateway.messages_batch import batch_bytes_max
 from services.gateway.readiness import add_conditions, health
 from services.gateway.reads import Reads
 from services.gateway.settings import GatewaySettings

@@ -22,12 +22,12 @@ from typing import Final
 import msgspec
 
 from services.core.errors import FixRequest, RetryLater, UnknownOutcome
-from services.core.operations import BATCH, decode_batch, encode_batch
+from services.core.operations import BATCH, batch_bytes_max, decode_batch, encode_batch
 from services.core.record import head_bytes, meta_bytes_max, visible
 from services.gateway.batch_items import Asked
 from services.gateway.keyspace import storage_prefix
 from services.gateway.many_reads import ManyReads
-from services.gateway.messages_batch import Batch, BatchAnswer, batch_bytes_max, look_at_length
+from services.gateway.messages_batch import Batch, BatchAnswer, look_at_length
 from services.gateway.messages_keys import BatchHeaders
 from services.gateway.seams import WholeCluster
 from services.runtime.clock import Clock

@@ -11,9 +11,6 @@ from services.core.operations import batch_items_max
 from services.gateway.messages_keys import Etag, Time
 from services.runtime.request_body import invalid_members
 
-# Each way.
-batch_bytes_max: Final = 16 << 20
-
 Op = Literal["put", "get", "delete"]
 Key = Annotated[str, Meta(description="1 to 1024 bytes of UTF-8; any other is refused by itself")]
 

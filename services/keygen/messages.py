@@ -7,16 +7,21 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from services.core.id_requests import KeyUse, ids_per_day_header, key_id_header
+from services.core.id_requests import (
+    KeyUse,
+    ids_per_day_header,
+    key_id_header,
+    returned_max,
+    size_min,
+)
 from services.core.permute import size_max
 from services.runtime.console_requests import tenant_header
 
 # Of /get-key, and of what the gateway asks for unless it is told otherwise.
-short_size: Final = 7
+short_size: Final = size_min
 size_default: Final = 8
 # The largest integer that every JSON reader keeps exact.
 integer_exact_max: Final = (1 << 53) - 1
-returned_max: Final = 10_000
 # Longer than any key; what is rejected is told again with the reason.
 returned_chars_max: Final = 64
 row_id_max: Final = (1 << 63) - 1

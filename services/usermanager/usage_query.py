@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import urlencode
 
+import asyncpg
 import msgspec
 
 from services.core.errors import FixRequest, RetryLater
@@ -37,7 +38,7 @@ from services.usermanager.messages_usage import (
     UsageStats,
 )
 from services.usermanager.row_ids import id_max
-from services.usermanager.usage_series import UsageSeries, series_of
+from services.usermanager.usage_series import UsageSeries, series_of, step_beginning
 from services.usermanager.usage_spans import Span, Step, spans, stats_span
 from services.usermanager.usage_store import Position
 
@@ -57,6 +58,19 @@ turn_s_max: Final = 3.0
 rows_per_turn: Final = 1_000
 # Times of ours are those of milliseconds; the present one is in the period.
 present: Final = timedelta(milliseconds=1)
+
+# What a page reads at a time: all of a period again for each of its pages would be a square of it.
+_windows: Final[Mapping[Step, timedelta]] = {
+    "minute": timedelta(hours=1),
+    "hour": timedelta(days=1),
+    "day": timedelta(days=4),
+}
+# Where the parts of a period end: at full steps, or larger ones.
+_aligned: Final[Mapping[Step, timedelta]] = {
+    "minute": timedelta(hours=1),
+    "hour": timedelta(days=1),
+    "day": timedelta(days=1),
+}
 
 _cursor: Final = re.compile(
     r"(?P<minute>[0-9]{1,9})\.(?P<key_id>[0-9]{1,19})\.(?P<operation>[a-z][a-z_]{0,31})"
@@ -101,20 +115,27 @@ class UsageReader:
         """
         start, end = period(query.from_, query.until, spans[query.step], self.now())
         after = None if query.cursor is None else position_of(query.cursor)
+        found: list[asyncpg.Record] = []
+        read = 0
         async with self._turn(user_id) as connection:
-            found = await store.sums(
-                connection,
-                user_id,
-                start,
-                end,
-                step=query.step,
-                # One more than may be tells whether there are more.
-                rows_read_max=rows_read_max + 1,
-                rows_max=query.limit + 1,
-                key_id=query.key_id,
-                after=after,
-            )
-        _check_read(found, rows_read_max)
+            for begin, stop in windows(after.start if after else start, start, end, query.step):
+                part = await store.sums(
+                    connection,
+                    user_id,
+                    begin,
+                    stop,
+                    step=query.step,
+                    # One more than may be tells whether there are more.
+                    rows_read_max=rows_read_max - read + 1,
+                    rows_max=query.limit + 1 - len(found),
+                    key_id=query.key_id,
+                    after=after,
+                )
+                read += _read(part)
+                _check_read(read, rows_read_max)
+                found += part
+                if len(found) > query.limit:
+                    break
         rows = await shown(found[: query.limit])
         if len(found) <= query.limit:
             return UsagePage(rows, None)
@@ -136,7 +157,7 @@ class UsageReader:
                 rows_read_max=rows_read_max + 1,
                 key_id=query.key_id,
             )
-        _check_read(found, rows_read_max)
+        _check_read(_read(found), rows_read_max)
         return _stats(start, end, found)
 
     async def series(
@@ -162,7 +183,7 @@ class UsageReader:
                 rows_read_max=rows_most + 1,
                 key_id=key_id,
             )
-        _check_read(found, rows_most)
+        _check_read(_read(found), rows_most)
         return await series_of(start, end, step, found)
 
     async def succeeded(self, user_id: int) -> set[str]:
@@ -296,8 +317,24 @@ def _shown(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _check_read(found: Sequence[Mapping[str, Any]], most: int) -> None:
-    if found and found[0]["rows_read"] > most:
+def windows(
+    first: datetime, start: datetime, end: datetime, step: Step
+) -> Iterator[tuple[datetime, datetime]]:
+    """A period in parts that a page reads one after the other until it is full, from the step on in
+    which `first` is; no step is in two of them."""
+    begin = max(first, start)
+    while begin < end:
+        stop = min(step_beginning(begin, _aligned[step]) + _windows[step], end)
+        yield begin, stop
+        begin = stop
+
+
+def _read(found: Sequence[Mapping[str, Any]]) -> int:
+    return int(found[0]["rows_read"]) if found else 0
+
+
+def _check_read(read: int, most: int) -> None:
+    if read > most:
         raise FixRequest(
             "invalid_query",
             f"There are more than {most} counts in this period: ask for a shorter one (from, to)",

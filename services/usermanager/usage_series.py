@@ -90,7 +90,7 @@ class UsageSeries:
     def times(self) -> list[datetime]:
         """Where each step of the period begins, also those in which there was nothing."""
         length = step_lengths[self.step]
-        first = _beginning(self.start, length)
+        first = step_beginning(self.start, length)
         count = -(-(self.end - first) // length)
         return [first + number * length for number in range(count)]
 
@@ -129,7 +129,7 @@ def _added(one: Iterable[int], other: Iterable[int]) -> list[int]:
     return [min(first + second, count_max) for first, second in zip(one, other, strict=True)]
 
 
-def _beginning(time: datetime, length: timedelta) -> datetime:
+def step_beginning(time: datetime, length: timedelta) -> datetime:
     """Of the step that a time is in: steps begin at full minutes, hours and days of UTC."""
     midnight = time.replace(hour=0, minute=0, second=0, microsecond=0)
     return midnight + (time - midnight) // length * length

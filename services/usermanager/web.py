@@ -93,9 +93,7 @@ class Web:
         directory = web_directory()
         self._assets = Assets(directory / "static")
         gateway_url = settings.clients_gateway_url
-        self._data = data_pages(
-            calls, clock, gateway_url=gateway_url, replicator_urls=settings.replicator_urls
-        )
+        self._data = data_pages(calls, clock, gateway_url=gateway_url, cluster=cluster)
         cookies = Cookies(is_https=settings.is_https)
         public_origin = None if settings.public_url is None else origin(settings.public_url)
         self.site = Site(

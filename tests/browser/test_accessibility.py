@@ -52,6 +52,10 @@ def test_the_first_page_is_light(visitor: Visitor) -> None:
     page = visitor.open("/")
     expect(page.get_by_text("3 of 3 up")).to_be_visible()
     weight = sum(sizes.values())
-    ready_ms = page.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
+    # All modules and deferred scripts have run, so whatever is clicked answers.
+    ready_ms = page.evaluate(
+        "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+    )
+    assert ready_ms > 0
     sys.stdout.write(f"first page: {weight:,} bytes, {len(sizes)} requests, {ready_ms:.0f} ms\n")
     assert weight < 100_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from urllib.parse import quote
@@ -10,12 +9,10 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.accessibility import issues, unguarded
-from tests.browser.conftest import NewVisitor
+from tests.browser.data_owner import Owner, data, key_page, value_of
 from tests.browser.running_platform import Person, RunningPlatform
-from tests.browser.visitor import Visitor, phone
+from tests.browser.visitor import Visitor
 
-data = "/console/data"
 hostile = [
     "<script>document.title='owned'</script>",
     '"><img src=x onerror="document.title=\'owned\'">',
@@ -34,63 +31,14 @@ hostile = [
 ]
 
 
-class Owner:
-    """Somebody with data: what a program of theirs puts, and where their browser finds it."""
-
-    def __init__(self, platform: RunningPlatform, person: Person) -> None:
-        self._key = platform.api_key(person)["key"]
-        self._platform = platform
-
-    def put(self, key: str, value: bytes, query: str = "", **headers: str) -> None:
-        with self._platform.gateway(self._key) as client:
-            target = f"/v1/kv/{quote(key, safe='').replace('.', '%2E')}{query}"
-            named = {name.replace("_", "-"): text for name, text in headers.items()}
-            answer = client.put(target, content=value, headers=named)
-        assert answer.status_code == 200, answer.text
-
-    def put_all(self, values: dict[str, bytes]) -> None:
-        """At the cost of one request."""
-        operations = [
-            {"op": "put", "key": key, "value_base64": base64.b64encode(value).decode()}
-            for key, value in values.items()
-        ]
-        with self._platform.gateway(self._key) as client:
-            answer = client.post("/v1/batch", json={"operations": operations})
-        assert {result["status"] for result in answer.json()["results"]} == {200}, answer.text
-
-    def get_all(self, keys: list[str]) -> list[bytes]:
-        operations = [{"op": "get", "key": key, "encoding": "base64"} for key in keys]
-        with self._platform.gateway(self._key, **{"X-Consistency": "strong"}) as client:
-            results = client.post("/v1/batch", json={"operations": operations}).json()["results"]
-        return [base64.b64decode(result["value_base64"]) for result in results]
-
-    def get(self, key: str) -> bytes | None:
-        with self._platform.gateway(self._key, **{"X-Consistency": "strong"}) as client:
-            answer = client.get(f"/v1/kv/{quote(key, safe='').replace('.', '%2E')}")
-        assert answer.status_code in (200, 404), answer.text
-        return answer.content if answer.status_code == 200 else None
-
-
 @pytest.fixture
 def owner(platform: RunningPlatform, person: Person) -> Owner:
     return Owner(platform, person)
 
 
-def key_page(key: str, **more: str) -> str:
-    members = {"namespace": "default", "key": key, **more}
-    query = "&".join(f"{name}={quote(text, safe='')}" for name, text in members.items())
-    return f"{data}/key?{query}"
-
-
 def at(visitor: Visitor, person: Person, path: str) -> Page:
     visitor.log_in(person, data)
     return visitor.open(path)
-
-
-def value_of(page: Page) -> str:
-    area = page.get_by_label("Value", exact=True)
-    expect(area).to_be_visible()
-    return area.input_value()
 
 
 def test_a_key_is_made_found_changed_and_deleted(visitor: Visitor, person: Person) -> None:
@@ -349,59 +297,3 @@ def test_a_search_goes_on_while_one_types_and_stays_in_the_address(
     expect(page.get_by_role("link", name="user:2")).to_be_visible()
     page.reload()
     expect(page.get_by_role("link", name="user:2")).to_be_visible()
-
-
-def test_a_key_is_reached_and_changed_with_the_keyboard_alone(
-    visitor: Visitor, person: Person, owner: Owner
-) -> None:
-    owner.put("group/one", b"1")
-    page = visitor.log_in(person, data)
-    summary = page.locator("summary", has_text="group/")
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if summary.evaluate("each => each === document.activeElement"):
-            break
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("link", name=re.compile("^one"))).to_be_visible()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", level=1)).to_have_text("group/one")
-    area = page.get_by_label("Value", exact=True)
-    expect(area).to_be_visible()
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if area.evaluate("each => each === document.activeElement"):
-            break
-    page.keyboard.type("23")
-    while not page.get_by_role("button", name="Save", exact=True).evaluate(
-        "each => each === document.activeElement"
-    ):
-        page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
-    assert owner.get("group/one") in (b"231", b"123")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_pages_have_no_serious_issues(
-    new_visitor: NewVisitor, person: Person, owner: Owner, scheme: str
-) -> None:
-    owner.put("users/ada", b'{"a": 1}', X_Metadata_by="ada")
-    owner.put("plain", b"text", "?ttl=1h")
-    visitor = new_visitor(**unguarded, viewport=phone, color_scheme=scheme)
-    page = visitor.log_in(person, data)
-    page.locator("summary", has_text="users/").click()
-    expect(page.get_by_role("link", name=re.compile("^ada"))).to_be_visible()
-    page.get_by_text("The same by curl").click()
-    assert issues(page) == []
-    others = (f"{data}?view=list", f"{data}/new", f"{data}/namespaces")
-    for path in others if scheme == "light" else others[:0]:
-        visitor.open(path)
-        assert issues(page) == [], path
-    visitor.open(key_page("users/ada"))
-    value_of(page)
-    expect(page.get_by_text("has it", exact=True)).to_have_count(3)
-    assert issues(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= phone["width"]
-    page.get_by_role("button", name="Delete", exact=True).click()
-    assert issues(page) == []

@@ -85,7 +85,7 @@ def test_the_examples_of_the_quick_start_do_what_they_say(
         # What the page tells everybody to run, in the shell of this machine.
         ran = subprocess.run(  # noqa: S603
             ["/bin/bash", "-euc", code],
-            env={"PATH": os.environ["PATH"], "YDHT_KEY": key, "no_proxy": "*"},
+            env={"PATH": os.environ["PATH"], "YDHT_API_KEY": key, "no_proxy": "*"},
             capture_output=True,
             text=True,
             timeout=30,

@@ -18,11 +18,11 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from services.core.key_checks import Scope, scopes_all
+from services.core.operations import batch_bytes_max
 from services.core.plans import Limits
 from services.gateway.cluster import Cluster, Doors
 from services.gateway.cors import Cors, CorsAnswers, Preflights
 from services.gateway.json_api import JsonApi, Surroundings
-from services.gateway.messages_batch import batch_bytes_max
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import SystemClock
 from services.runtime.console_requests import ConsoleRequests

@@ -18,7 +18,13 @@ from services.runtime.database_url import DatabaseAddress
 from services.usermanager.pages.console_data_changes import kept_beside, metadata_of, ttl_of
 from services.usermanager.pages.console_data_curl import Curl
 from services.usermanager.pages.console_data_links import link, namespace_path, shown
-from services.usermanager.pages.console_data_listing import ListedKey, Listing, View
+from services.usermanager.pages.console_data_listing import (
+    ListedKey,
+    Listing,
+    Trail,
+    View,
+    trail_chars_max,
+)
 from services.usermanager.pages.console_data_namespaces import declaration
 from tests.integration.pages_world import Browser, PagesWorld, pages_world
 
@@ -255,6 +261,24 @@ def test_an_expiry_that_is_kept_is_what_is_left_of_it() -> None:
     assert ttl_of("1h", None, 0) == "1h"
     with pytest.raises(FixRequest, match="passed meanwhile"):
         ttl_of("", datetime(2030, 1, 1, tzinfo=UTC), 1893456000_000)
+
+
+def test_a_trail_leads_back_as_far_as_an_address_has_room() -> None:
+    trail, cursor = Trail.of(""), ""
+    assert trail.back() is None
+    cursors = [f"c{number:03d}" + "x" * 500 for number in range(20)]
+    for following in cursors:
+        trail, cursor = Trail.of(trail.behind(cursor)), following
+        assert len(",".join(trail.cursors)) <= trail_chars_max
+    seen = []
+    while (back := trail.back()) is not None:
+        seen.append(back["cursor"])
+        trail = Trail.of(back.get("trail", ""))
+    assert seen == cursors[-2 : -2 - len(seen) : -1]
+    assert len(seen) >= 7
+    second = Trail.of(Trail.of("").behind(""))
+    assert second.back() == {}
+    assert Trail.of(second.behind("a")).back() == {"cursor": "a", "trail": "."}
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\r\nX-Evil: 1", " a", "a ", "a\0", "", "n" * 256])

@@ -12,8 +12,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from services.core.operations import batch_bytes_max
 from services.core.record import value_bytes_max
-from services.gateway.messages_batch import batch_bytes_max
 from tests.integration.database import SharedServer
 from tests.integration.gateway_desk import GatewayDesk, problem, whole_desk
 from tests.integration.replicator_process import until_told

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 import pytest_asyncio
 
-from services.core.id_requests import KeyUse
+from services.core.id_requests import KeyUse, returned_max
 from services.runtime.console_requests import signed_body_bytes_max
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager.pages.console_ids import (
@@ -17,7 +17,6 @@ from services.usermanager.pages.console_ids import (
     gauges_max,
     gauges_of,
     returned_at_once,
-    returned_max,
 )
 from tests.integration.pages_world import Browser, PagesWorld, pages_world
 

@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from services.usermanager.usage_query import (
     questions_at_once,
     questions_waiting_max,
     waiting_per_account_max,
+    windows,
 )
 from services.usermanager.usage_spans import Step, spans, stats_span
 from tests.integration.usage_desk import (
@@ -236,6 +238,41 @@ async def test_a_period_with_too_much_in_it_is_refused_before_it_is_added_up(
         await rows_of(desk, 1, UsageQuery())
     # Others' rows do not count.
     assert (await desk.reader.stats(2, StatsQuery())).total_requests == 0
+
+
+async def test_pages_of_a_long_list_read_each_row_about_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = this_minute()
+    rows = [
+        rollup(minute - timedelta(hours=ago), key_id=key) for ago in range(20) for key in range(10)
+    ]
+    await desk.usage.take(report(1, *rows))
+    # A quarter of them: to read all that is left for each page would be too much.
+    monkeypatch.setattr(usage_query, "rows_read_max", 50)
+    query: UsageQuery | None = UsageQuery(
+        minute - timedelta(hours=20), minute + timedelta(minutes=1), "minute", limit=15
+    )
+    found: list[UsageRow] = []
+    while query is not None:
+        page = await desk.reader.page(1, query)
+        assert len(page.rows) <= 15
+        found += page.rows
+        query = page.next
+    assert [(row.start, row.key_id) for row in found] == sorted(
+        (row.minute, row.key_id) for row in rows
+    )
+
+
+@pytest.mark.parametrize("step", ["minute", "hour", "day"])
+def test_parts_of_a_period_meet_at_full_steps(step: Step) -> None:
+    start, end = now - spans[step].longest, now
+    parts = list(windows(start, start, end, step))
+    assert (parts[0][0], parts[-1][1]) == (start, end)
+    assert all(stop == begin for (_, stop), (begin, _) in pairwise(parts))
+    assert all(beginning(stop, step) == stop for _, stop in parts[:-1])
+    assert len(parts) <= 40
+    assert next(windows(now - hour, start, end, step))[0] == now - hour
 
 
 blocker_sql = "LOCK TABLE usage_rollups IN ACCESS EXCLUSIVE MODE"

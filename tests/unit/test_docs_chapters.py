@@ -12,8 +12,6 @@ import jinja2
 import pytest
 
 from services.core.errors import CATALOGUE
-from services.gateway.messages_batch import batch_bytes_max
-from services.keygen import messages as keygen
 from services.runtime.api_reference import reference_of
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.openapi import openapi_document
@@ -152,12 +150,6 @@ async def test_what_is_no_document_of_ours_is_no_chapter(content: bytes) -> None
     desk = Desk()
     desk.elsewhere.answer = lambda _: httpx.Response(200, content=content)
     assert await desk.references.of("gateway") is None
-
-
-def test_limits_are_those_of_the_services() -> None:
-    assert docs_limits.batch_bytes_max == batch_bytes_max
-    assert docs_limits.id_size_min == keygen.short_size
-    assert docs_limits.returned_max == keygen.returned_max
 
 
 def test_every_limit_names_an_error_that_there_is() -> None:

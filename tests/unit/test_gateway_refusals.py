@@ -10,11 +10,10 @@ import pytest
 
 from services.core.declarations import DeclaredAnswer
 from services.core.deletions import PrefixDeleted
-from services.core.operations import DECLARE_NAMESPACE, DELETE_PREFIX
+from services.core.operations import DECLARE_NAMESPACE, DELETE_PREFIX, batch_bytes_max
 from services.core.packed_bodies import encode_body
 from services.core.wire import OK
 from services.gateway.json_api import JsonApi, Surroundings
-from services.gateway.messages_batch import batch_bytes_max
 from services.gateway.namespaces import changes_of_tenant
 from services.gateway.nodes import Answer
 from services.gateway.prefix_deletion import deletions_of_tenant

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from services.usermanager.pages.console_data_curl import Curl
 from services.usermanager.pages.console_data_links import here, link, namespace_default, shown
-from services.usermanager.pages.console_data_listing import View, known_namespaces, list_keys
+from services.usermanager.pages.console_data_listing import Trail, View, known_namespaces, list_keys
 from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.pages.page import Page, Visit
 
@@ -26,6 +26,8 @@ class Browse(msgspec.Struct, frozen=True):
     view: Literal["tree", "list"] = "tree"
     delimiter: Literal["/", ":"] = "/"
     cursor: str = ""
+    # Where the pages before began, for a way back (Trail).
+    trail: str = ""
     part: Literal["", "level"] = ""
 
 
@@ -53,6 +55,8 @@ class DataPages:
             ),
             known_namespaces(calls, asked.namespace),
         )
+        trail = Trail.of(asked.trail)
+        back = trail.back() if asked.cursor else None
         current = next(each for each in namespaces if each.name == asked.namespace)
         return visit.render(
             "console/_data_listing.html" if _is_part(visit) else "console/data.html",
@@ -62,7 +66,10 @@ class DataPages:
             view=view,
             rows=view.rows(listing),
             crumbs=view.crumbs(),
-            next_url=view.link(cursor=listing.cursor) if listing.cursor else "",
+            next_url=view.link(cursor=listing.cursor, trail=trail.behind(asked.cursor))
+            if listing.cursor
+            else "",
+            back_url="" if back is None else view.link(**back),
             more_url=view.link(cursor=listing.cursor, part="level") if listing.cursor else "",
             namespaces=namespaces,
             namespace=current,

@@ -45,7 +45,7 @@ class OfNew(msgspec.Struct, frozen=True):
     key: str = ""
 
 
-class KeyPages:
+class DataKeyPages:
     def __init__(self, calls: PlatformCalls, gateway_url: str) -> None:
         self._calls = calls
         self._gateway_url = gateway_url

@@ -120,6 +120,42 @@ class View:
         return link("/key", namespace=self.namespace, key=key.key)
 
 
+# Of the cursors that lead back: as long as the longest dozen, which an address has room for.
+trail_chars_max: Final = 4_000
+# In a trail, the first page, which has no cursor. Cursors have no such sign.
+_first: Final = "."
+
+
+@dataclass(slots=True, frozen=True)
+class Trail:
+    """The pages before this one, as far as they are remembered, the last of them as the last.
+
+    A listing tells only where it goes on, so an address brings where it has been. What is too long
+    to be brought is forgotten from its beginning; from there, the first page is the way back.
+    """
+
+    cursors: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Trail:
+        return cls(tuple(text.split(","))) if text else cls(())
+
+    def behind(self, cursor: str) -> str:
+        """The trail of the next page, where this one has the cursor."""
+        cursors = [*self.cursors, cursor or _first]
+        while len(text := ",".join(cursors)) > trail_chars_max:
+            del cursors[0]
+        return text
+
+    def back(self) -> dict[str, str] | None:
+        """What the address of the page before says; None if it is not known."""
+        if not self.cursors:
+            return None
+        *before, cursor = self.cursors
+        told = {"cursor": "" if cursor == _first else cursor, "trail": ",".join(before)}
+        return {name: text for name, text in told.items() if text}
+
+
 async def list_keys(
     calls: TenantCalls,
     namespace: str,

@@ -10,12 +10,11 @@ console_data_namespaces  the namespaces themselves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from services.runtime.clock import Clock
+from services.usermanager.cluster_looks import ClusterLooks
 from services.usermanager.pages.console_data import DataPages
 from services.usermanager.pages.console_data_export import ExportPages
-from services.usermanager.pages.console_data_key import KeyPages
+from services.usermanager.pages.console_data_key import DataKeyPages
 from services.usermanager.pages.console_data_many import ManyPages
 from services.usermanager.pages.console_data_namespaces import NamespacePages
 from services.usermanager.pages.console_data_replicas import ReplicaPages
@@ -25,14 +24,14 @@ from services.usermanager.pages.page import Page
 
 
 def data_pages(
-    calls: PlatformCalls, clock: Clock, *, gateway_url: str, replicator_urls: Sequence[str]
+    calls: PlatformCalls, clock: Clock, *, gateway_url: str, cluster: ClusterLooks
 ) -> list[Page]:
     """`gateway_url` is where clients reach the gateway, for the lines that a page shows."""
     return [
         *DataPages(calls, gateway_url).pages(),
-        *KeyPages(calls, gateway_url).pages(),
+        *DataKeyPages(calls, gateway_url).pages(),
         *ValuePages(calls, clock).pages(),
-        *ReplicaPages(calls, replicator_urls).pages(),
+        *ReplicaPages(calls, cluster).pages(),
         *ManyPages(calls, clock).pages(),
         *ExportPages(calls).pages(),
         *NamespacePages(calls, gateway_url).pages(),

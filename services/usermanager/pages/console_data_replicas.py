@@ -1,6 +1,6 @@
 """Which nodes hold a key, and what each of them has of it just now.
 
-    the map ──a replicator tells──► the owners of the key's slot ──each is asked──► its own copy
+    the map (cluster_looks.py) ──► the owners of the key's slot ──each is asked──► its own copy
 
 Eventual reads are answered by the first owner that is there. Copies may differ for the moment that
 a write takes to reach all of them.
@@ -9,28 +9,24 @@ a write takes to reach all of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-import msgspec
 from starlette.responses import Response
 
 from services.core.cluster import ClusterMap, Member
 from services.core.errors import ClientError, RetryLater
 from services.core.key import check_key, check_namespace, storage_key
 from services.core.ring import slot_of
-from services.usermanager.pages.console_data_links import here, namespace_default
-from services.usermanager.pages.gateway_calls import PlatformCalls, check, told
+from services.runtime.console_requests import tenant_header
+from services.usermanager.cluster_looks import ClusterLooks
+from services.usermanager.pages.console_data_links import here
+from services.usermanager.pages.console_data_values import OfKey
+from services.usermanager.pages.gateway_calls import PlatformCalls
 from services.usermanager.pages.page import Page, Visit
 
-tenant_header: Final = b"X-Ydht-Tenant"
-namespace_header: Final = b"X-Ydht-Namespace"
-
-
-class OfKey(msgspec.Struct, frozen=True):
-    key: str
-    namespace: str = namespace_default
+# As nodes take it; clients name a namespace by another header.
+_node_namespace_header: Final = "X-Ydht-Namespace"
 
 
 class Copy(NamedTuple):
@@ -41,36 +37,10 @@ class Copy(NamedTuple):
     etag: str | None
 
 
-class _Node(msgspec.Struct, frozen=True):
-    store_id: str
-    host: str
-    http_port: int
-    link_port: int
-    zone: str
-
-
-class _Cluster(msgspec.Struct, frozen=True):
-    """What a replicator tells of the cluster, as far as it matters here."""
-
-    state: str
-    epoch: int
-    replication_factor: int = 0
-    nodes: dict[str, _Node] = {}
-
-    def map(self) -> ClusterMap:
-        members = tuple(
-            Member(node_id, node.store_id, node.host, node.http_port, node.link_port, node.zone)
-            for node_id, node in self.nodes.items()
-        )
-        return ClusterMap(self.epoch, self.replication_factor, members)
-
-
 class ReplicaPages:
-    def __init__(self, calls: PlatformCalls, replicator_urls: Sequence[str]) -> None:
+    def __init__(self, calls: PlatformCalls, looks: ClusterLooks) -> None:
         self._calls = calls
-        self._replicator_urls = tuple(replicator_urls)
-        # With the placement of every slot, which takes some milliseconds to find.
-        self._map: ClusterMap | None = None
+        self._looks = looks
 
     def pages(self) -> list[Page]:
         return [Page("GET", f"{here}/replicas", self.show)]
@@ -97,36 +67,29 @@ class ReplicaPages:
         )
 
     async def _known_map(self) -> ClusterMap:
-        """As a replicator has it now; RetryLater if none tells, or the nodes are just changing."""
-        document = await self._cluster()
-        if document.state != "stable":
+        """RetryLater if nobody has told of one, or the nodes are just changing."""
+        look = await self._looks.look()
+        documents = [one.document for one in look.found.told if one.document is not None]
+        newest = max(documents, key=lambda one: one["epoch"], default=None)
+        if newest is None or look.map is None:
+            raise RetryLater(
+                "no_replicator", "The replicators of the cluster cannot be reached just now"
+            )
+        if newest["state"] != "stable":
             raise RetryLater(
                 "cluster_forming",
                 "The nodes of the cluster are just changing, and keys move between them: look "
                 "again when that is done",
             )
-        found = document.map()
-        if self._map is None or found != self._map:
-            for _ in found.prepare():
-                await asyncio.sleep(0)
-            self._map = found
-        return self._map
-
-    async def _cluster(self) -> _Cluster:
-        refusal: ClientError = RetryLater("no_replicator", "No replicator is known")
-        for url in self._replicator_urls:
-            try:
-                answer = check(await self._calls.inside.ask("GET", f"{url.rstrip('/')}/cluster"))
-            except ClientError as error:
-                refusal = error
-                continue
-            return told(answer, _Cluster)
-        raise RetryLater("no_replicator", refusal.detail)
+        return look.map
 
     async def _copies(
         self, tenant: int, namespace: bytes, key: bytes, known: ClusterMap, slot: int
     ) -> list[Copy]:
-        headers = [(tenant_header, str(tenant).encode()), (namespace_header, namespace)]
+        headers = [
+            (tenant_header.encode(), str(tenant).encode()),
+            (_node_namespace_header.encode(), namespace),
+        ]
         path = "/store/" + quote(key, safe="").replace(".", "%2E")
         owners = [known.nodes[node_id] for node_id in known.owners(slot)]
         return await asyncio.gather(*(self._copy(owner, path, headers) for owner in owners))

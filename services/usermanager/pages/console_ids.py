@@ -28,6 +28,8 @@ from services.core.id_requests import (
     key_id_header,
     path_of_ids,
     path_of_quota,
+    returned_max,
+    size_min,
 )
 from services.core.permute import size_max
 from services.core.plans import plan_named
@@ -43,21 +45,18 @@ from services.usermanager.pages.page import Page, Visit, errors_of
 here: Final = "/console/ids"
 unavailable: Final = "keygen_unavailable"
 path_of_return: Final = "/api/ReturnKeys"
-returned_max: Final = 10_000
 # As many of the longest as fit a signed request, with their quotes and commas.
 returned_at_once: Final = (signed_body_bytes_max - 1024) // (size_max + 3)
 # Of the longest, with line ends as browsers send them.
 form_bytes_max: Final = returned_max * (size_max + 6) + 16 * 1024
 # A page that tells of much else does not wait for this for long.
 quota_s_max: Final = 2.0
-# Of those that are given out.
-made_size_min: Final = 7
 rejected_shown_max: Final = 200
 # Of API keys that have made some today; the others are added up.
 gauges_max: Final = 5
-_id: Final = re.compile(rf"[0-9A-Za-z]{{{made_size_min},{size_max}}}")
+_id: Final = re.compile(rf"[0-9A-Za-z]{{{size_min},{size_max}}}")
 _shown_chars_max: Final = 40
-no_id: Final = f"IDs are {made_size_min} to {size_max} characters of 0-9, A-Z and a-z"
+no_id: Final = f"IDs are {size_min} to {size_max} characters of 0-9, A-Z and a-z"
 
 
 class Quota(msgspec.Struct, frozen=True):
@@ -254,13 +253,13 @@ class IdPages:
 
 # What the forms are shown with before anybody has filled them in.
 _usual: Final[Mapping[str, object]] = {
-    "fields": {"count": "10", "size": str(made_size_min)},
+    "fields": {"count": "10", "size": str(size_min)},
     "made": None,
     "outcome": None,
     "text": "",
     "errors": {},
     "stopped": {},
-    "size_min": made_size_min,
+    "size_min": size_min,
     "size_max": size_max,
     "count_max": count_max,
     "returned_max": returned_max,
@@ -279,7 +278,7 @@ def _claims(user: User) -> dict[str, str]:
 def _asked(fields: Mapping[str, str]) -> IdsQuery:
     wrong = []
     found = {}
-    for name, least, most in (("count", 1, count_max), ("size", made_size_min, size_max)):
+    for name, least, most in (("count", 1, count_max), ("size", size_min, size_max)):
         text = fields.get(name, "").strip()
         is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most))
         if is_number and least <= int(text) <= most:

@@ -1,18 +1,15 @@
-"""How much of anything there may be, as the documentation tells it: by the constants that hold it.
-
-What only another service knows is written here once more, and a test holds it to that service.
-"""
+"""How much of anything there may be, for the documentation: by the constants that hold it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from services.core.deletions import prefix_keys_max
-from services.core.id_requests import count_max
+from services.core.id_requests import count_max, returned_max, size_min
 from services.core.key import key_bytes_max, namespace_bytes_max
 from services.core.listings import list_limit_max
-from services.core.operations import batch_items_max, day_ms, ttl_ms_max
+from services.core.operations import batch_bytes_max, batch_items_max, day_ms, ttl_ms_max
 from services.core.permute import size_max
 from services.core.plans import Plan, account_plans, plans
 from services.core.record import user_metadata_bytes_max, value_bytes_max
@@ -21,12 +18,6 @@ from services.usermanager.api_keys import live_keys_max, overlap_ms_max
 from services.usermanager.messages_api_keys import expires_in_days_max
 from services.usermanager.pages.render import shown_count
 from services.usermanager.passwords import password_chars_max, password_chars_min
-
-# Of the gateway: a batch and its answer, each.
-batch_bytes_max: Final = 16 << 20
-# Of keygen: the shortest ID it gives, and how many can be returned at once.
-id_size_min: Final = 7
-returned_max: Final = 10_000
 
 
 class Limit(NamedTuple):
@@ -91,7 +82,7 @@ def _many() -> Iterator[Limit]:
 
 
 def _ids() -> Iterator[Limit]:
-    yield Limit("Characters of an ID", f"{id_size_min} to {size_max}", "invalid_query")
+    yield Limit("Characters of an ID", f"{size_min} to {size_max}", "invalid_query")
     yield Limit("IDs of one request", shown_count(count_max), "invalid_query")
     yield Limit("IDs that are returned at once", shown_count(returned_max), "invalid_body")
 

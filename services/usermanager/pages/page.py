@@ -14,7 +14,6 @@ where the browser says it comes from, before a handler is called (csrf.py).
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
@@ -170,13 +169,6 @@ class Visit:
         said, self.left = self.left or self.flash, None
         self.flash_was_shown = self.flash is not None
         return said
-
-    def toast(
-        self, response: Response, text: str, kind: Literal["good", "bad", "note"] = "good"
-    ) -> Response:
-        """Have the answer to htmx say so beside what it brings."""
-        response.headers["HX-Trigger"] = json.dumps({"toast": {"text": text, "kind": kind}})
-        return response
 
 
 def parse_form(body: bytes) -> dict[str, str]:

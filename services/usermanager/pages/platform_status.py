@@ -89,7 +89,7 @@ class PlatformStatus:
         own, _ = self._readiness.look()
         return [
             _part("Data", gateway),
-            *([] if health is None else [_of_nodes(health)]),
+            *([] if health is None else [of_nodes([node.state for node in health.nodes])]),
             _part("IDs", keygen),
             _part("Accounts and console", _Ready(own)),
         ]
@@ -107,7 +107,7 @@ def _part(name: str, found: _Ready | None) -> Part:
     return Part(name, *(("Unreachable", "bad") if found is None else _words[found.status]))
 
 
-def _of_nodes(health: _Health) -> Part:
-    live, known = sum(node.state in _up for node in health.nodes), len(health.nodes)
+def of_nodes(states: Sequence[str]) -> Part:
+    live, known = sum(state in _up for state in states), len(states)
     kind: Kind = "good" if known and live == known else "warn" if live > known // 2 else "bad"
     return Part("Storage nodes", f"{live} of {known} up", kind)

@@ -80,6 +80,8 @@ class Templates:
 
 def shown_size(size_bytes: float) -> str:
     """1536 as "1.5 KB": of 1024 bytes each, with as many digits as people compare."""
+    if size_bytes == 1:
+        return "1 byte"
     size, unit = float(size_bytes), 0
     while size >= 1024 and unit < len(_units) - 1:
         size, unit = size / 1024, unit + 1

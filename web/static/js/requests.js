@@ -28,7 +28,6 @@ export async function refusal(answer) {
   const error = new Error(problem.detail || problem.title || `The answer was ${answer.status}`);
   error.code = problem.code;
   error.status = answer.status;
-  error.problem = problem;
   return error;
 }
 

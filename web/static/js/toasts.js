@@ -1,6 +1,6 @@
 // Short messages at the edge of the page, read aloud by screen readers. From a script:
 //   toast("The key was revoked")      toast("It failed", "bad")
-// From an answer to htmx: the header HX-Trigger (Visit.toast), or an element put into #toasts.
+// From an answer to htmx: an element put into #toasts.
 const stays_ms = 6000;
 const place = document.getElementById("toasts");
 
@@ -37,5 +37,3 @@ if (place) {
     }
   }).observe(place, { childList: true });
 }
-
-document.addEventListener("toast", (event) => toast(event.detail.text, event.detail.kind));

@@ -77,17 +77,6 @@ export function tidied(text) {
   return out;
 }
 
-export function sizeOf(bytes) {
-  if (bytes < 1024) return `${bytes} ${bytes === 1 ? "byte" : "bytes"}`;
-  const units = ["KB", "MB", "GB"];
-  let size = bytes / 1024;
-  while (size >= 1024 && units.length > 1) {
-    size /= 1024;
-    units.shift();
-  }
-  return `${size.toFixed(size < 100 ? 1 : 0)} ${units[0]}`;
-}
-
 function decoded(bytes) {
   try {
     // A mark at the beginning belongs to the value, too.

@@ -1,5 +1,5 @@
 // Download: pages of JSON lines, put together here and kept as one file.
-import { sizeOf } from "./data_bytes.js";
+import { sizeOf } from "../size.js";
 import { Job } from "./data_job.js";
 import { address, again, keys } from "./data_requests.js";
 

@@ -1,5 +1,6 @@
 // The form of a value: the same bytes as text, JSON, hex or base64, and what is kept beside them.
-import { bytesOf, formFor, shownAs, sizeOf, tidied } from "./data_bytes.js";
+import { sizeOf } from "../size.js";
+import { bytesOf, formFor, shownAs, tidied } from "./data_bytes.js";
 
 export class Editor {
   constructor(form, bytes_max) {

@@ -1,4 +1,5 @@
 // The charts of the page of usage, by uPlot. Their figures are in data-usage, and in the tables.
+import { sizeOf } from "../size.js";
 import { colourOf } from "../theme_toggle.js";
 
 /** @typedef {{label: string, values: (number|null)[]}} Line */
@@ -7,7 +8,6 @@ const root = document.querySelector("[data-usage]");
 const usage = root ? JSON.parse(root.dataset.usage) : null;
 const height_px = 240;
 const series = ["--series-1", "--series-2", "--series-3", "--series-4", "--series-5", "--quiet"];
-const units = ["B", "KB", "MB", "GB", "TB"];
 /** @type {Map<Element, {chart: any}>} */
 const drawn = new Map();
 
@@ -16,14 +16,7 @@ const formats = {
   requests: inNumbers,
   limited: inNumbers,
   latency: (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(0)} ms`,
-  bytes: (value) => {
-    let unit = 0;
-    while (value >= 1024 && unit < units.length - 1) {
-      value /= 1024;
-      unit += 1;
-    }
-    return `${unit === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[unit]}`;
-  },
+  bytes: sizeOf,
 };
 
 // Days are those of UTC, as they are counted; hours and minutes the reader's own.
