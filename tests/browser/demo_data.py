@@ -26,6 +26,13 @@ usual_us: Final = {
 }  # fmt: skip
 rows_per_report: Final = 900
 looked_up: Final = "user:1003"
+# A day in which more and more was stored.
+_stored_before: Final = """
+    INSERT INTO stored_history
+    SELECT {user_id}, date_trunc('hour', now(), 'UTC') - make_interval(hours => ago),
+        66 - ago - ago % 4, 8000 - 210 * ago - 150 * (ago % 3)
+    FROM generate_series(1, 24) AS ago
+"""
 
 
 def fill(platform: RunningPlatform) -> None:
@@ -39,6 +46,7 @@ def fill(platform: RunningPlatform) -> None:
         keys = [_api_key(client, platform, **more) for more in _api_keys()]
         secret = read_env(platform.data_dir / env_file_name)["CLUSTER_SECRET"]
         _report(client, platform, secret, list(_traffic(user, keys)))
+    platform.sql(_stored_before.format(user_id=user))
     with platform.gateway(demo["api_key"]) as gateway:
         for key, value, headers, ttl in _values():
             params = {} if ttl is None else {"ttl": ttl}

@@ -19,8 +19,9 @@ from services.core.errors import FixRequest, RetryLater
 from services.core.value_lines import GotItems, WrittenLine
 from services.runtime.console_requests import signed_body_bytes_max
 from services.usermanager.pages.console_data_changes import facts_of, where
-from services.usermanager.pages.console_data_links import here, namespace_default
+from services.usermanager.pages.console_data_links import here
 from services.usermanager.pages.console_data_listing import ListedKey, Listing, list_keys
+from services.usermanager.pages.console_data_many import OfPrefix
 from services.usermanager.pages.gateway_calls import (
     PlatformCalls,
     TenantCalls,
@@ -42,12 +43,6 @@ export_s_max: Final = 25.0
 # What is around a key in a batch, and the most that a byte of it becomes: \u0000.
 _item_bytes: Final = len(b'{"op":"get","key":""},')
 _byte_escaped_bytes: Final = 6
-
-
-class OfPrefix(msgspec.Struct, frozen=True):
-    prefix: str = ""
-    namespace: str = namespace_default
-    cursor: str = ""
 
 
 class ExportPages:
