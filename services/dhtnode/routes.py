@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
-from urllib.parse import parse_qsl, unquote_to_bytes
+from typing import Annotated, Final
+from urllib.parse import unquote_to_bytes
 
 import msgspec
+from msgspec import Meta
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,6 +28,7 @@ from services.dhtnode import pages
 from services.dhtnode.listing import Entry, Query
 from services.dhtnode.node import Node
 from services.runtime.signing import RequireSignature, Verifier
+from services.runtime.text_members import TextMembers, code, half_escaped, refusal
 
 limit_default: Final = 100
 limit_max: Final = 1_000
@@ -37,6 +39,15 @@ namespace_header: Final = "X-Ydht-Namespace"
 # What clients of the gateway use. Here no signature covers it, and it is not taken for a claim.
 unsigned_header: Final = "X-Namespace"
 _tenant: Final = re.compile(r"[0-9]{1,20}")
+
+
+class StoreQuery(msgspec.Struct, frozen=True):
+    prefix: Annotated[str, Meta(extra=code("invalid_key"))] = ""
+    cursor: Annotated[str, Meta(extra=code("invalid_cursor"))] = ""
+    limit: Annotated[int, Meta(ge=1, le=limit_max)] = limit_default
+
+
+_store_query: Final = TextMembers(StoreQuery)
 
 
 def routes(node: Node, verifier: Verifier) -> list[BaseRoute]:
@@ -66,7 +77,12 @@ class Store:
         """This replica's value of a key; 404 if a client would see none here."""
         node_id = self._node.settings.node_id
         raw: bytes = request.scope["raw_path"]
-        key = self._namespace(request) + check_key(unquote_to_bytes(raw[len(key_path) :]))
+        namespace = self._namespace(request)
+        if half_escaped.search(raw) is not None:
+            raise FixRequest(
+                "invalid_key", "A % in the key is not followed by two hexadecimal digits"
+            )
+        key = namespace + check_key(unquote_to_bytes(raw[len(key_path) :]))
         found = self._node.table.peek(slot_of(key), key)
         await self._node.until_durable(key)
         if found is None or not visible(found, self._node.service.clock.wall_ms()):
@@ -81,10 +97,11 @@ class Store:
     async def list(self, request: Request) -> Response:
         """The keys that this replica has in a namespace, by pages."""
         prefix = self._namespace(request)
+        asked = _query(request)
         query = Query(
-            prefix=_prefix(request),
-            start=_cursor(request),
-            limit=_limit(request),
+            prefix=asked.prefix.encode(),
+            start=_cursor(asked.cursor),
+            limit=asked.limit,
         )
         answer = bytearray()
         await self._node.in_turns(self._page(prefix, query, answer))
@@ -143,29 +160,17 @@ def _shown(entry: Entry) -> dict[str, object]:
     }
 
 
-def _prefix(request: Request) -> bytes:
-    """The bytes that were sent: Starlette would replace what is not UTF-8, and so look for
-    another prefix than it was asked for."""
-    raw: bytes = request.scope["query_string"]
-    query = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, encoding="latin-1")
-    prefix = dict(query).get("prefix", "").encode("latin-1")
-    try:
-        prefix.decode()
-    except UnicodeDecodeError as error:
-        raise FixRequest("invalid_key", f"prefix is not UTF-8 at byte {error.start}") from None
-    return prefix
+def _query(request: Request) -> StoreQuery:
+    """As it was sent. What is unknown, or there twice, is refused: it would be ignored."""
+    query: StoreQuery | None
+    query, wrong = _store_query.of_query(request.scope["query_string"])
+    if query is None or wrong:
+        raise refusal(wrong)
+    return query
 
 
-def _cursor(request: Request) -> bytes:
-    cursor = request.query_params.get("cursor", "")
+def _cursor(text: str) -> bytes:
     try:
-        return bytes.fromhex(cursor)
+        return bytes.fromhex(text)
     except ValueError:
         raise FixRequest("invalid_cursor", "cursor is not one that this route gave") from None
-
-
-def _limit(request: Request) -> int:
-    text = request.query_params.get("limit", str(limit_default))
-    if not (text.isascii() and text.isdigit() and len(text) < 6) or not 1 <= int(text) <= limit_max:
-        raise FixRequest("invalid_query", f"limit is a number from 1 to {limit_max}")
-    return int(text)

@@ -21,6 +21,7 @@ from services.core.id_requests import (
     key_id_header,
     path_of_ids,
 )
+from services.gateway.messages_keys import UnconditionalHeaders
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.console_requests import tenant_header
@@ -84,6 +85,7 @@ class IdSource:
                 scope="write",
                 counted_as="ids",
                 query_type=IdsQuery,
+                header_type=UnconditionalHeaders,
                 bodiless=True,
                 answer_type=Ids,
                 errors=("quota_exhausted", "keygen_unavailable", "overloaded", "shutting_down"),

@@ -57,6 +57,8 @@ _names: Final = {
     "consistency": "X-Consistency",
     "if_match": "If-Match",
     "if_none_match": "If-None-Match",
+    "if_modified_since": "If-Modified-Since",
+    "if_unmodified_since": "If-Unmodified-Since",
 }
 
 
@@ -79,11 +81,30 @@ class ManyHeaders(msgspec.Struct, frozen=True, rename=_names):
     if_none_match: NoCondition = ""
 
 
+class ManyChangesHeaders(ManyHeaders, frozen=True, rename=_names):
+    """Of what changes many keys. A time says nothing wrong of what is only read: it may be passed
+    over there."""
+
+    if_modified_since: NoCondition = ""
+    if_unmodified_since: NoCondition = ""
+
+
 class BatchHeaders(msgspec.Struct, frozen=True, rename=_names):
     namespace: Namespace = "default"
     consistency: Consistency = "eventual"
     if_match: NoCondition = ""
     if_none_match: NoCondition = ""
+    if_modified_since: NoCondition = ""
+    if_unmodified_since: NoCondition = ""
+
+
+class UnconditionalHeaders(msgspec.Struct, frozen=True, rename=_names):
+    """Of changes that are not about keys."""
+
+    if_match: NoCondition = ""
+    if_none_match: NoCondition = ""
+    if_modified_since: NoCondition = ""
+    if_unmodified_since: NoCondition = ""
 
 
 class ListQuery(msgspec.Struct, frozen=True):

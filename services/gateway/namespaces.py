@@ -24,7 +24,7 @@ from services.core.packed_bodies import decode_body, encode_body
 from services.core.wire import OK
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import check_unlimited
-from services.gateway.messages_keys import Deleted
+from services.gateway.messages_keys import Deleted, UnconditionalHeaders
 from services.gateway.messages_namespaces import (
     CursorQuery,
     Declare,
@@ -94,6 +94,7 @@ class Namespaces:
                 "declareNamespace",
                 "Say what a namespace is to be: a store or a cache",
                 self._declare,
+                header_type=UnconditionalHeaders,
                 body_type=Declare,
                 answer_type=Declared,
                 errors=(*changing, "already_exists", "limit_reached", "storage_full"),
@@ -108,6 +109,7 @@ class Namespaces:
                 "Empty a namespace and forget that it was declared",
                 self._delete,
                 query_type=CursorQuery,
+                header_type=UnconditionalHeaders,
                 bodiless=True,
                 answer_type=Deleted,
                 errors=(*changing, "clock_skew"),

@@ -15,7 +15,7 @@ from services.core.operations import DELETE_PREFIX
 from services.core.packed_bodies import decode_body, encode_body
 from services.gateway.cursors import Cursors
 from services.gateway.keyspace import checked_prefix, storage_prefix
-from services.gateway.messages_keys import Deleted, DeleteQuery, ManyHeaders
+from services.gateway.messages_keys import Deleted, DeleteQuery, ManyChangesHeaders
 from services.gateway.seams import Asking
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.shares import ShareLimit, Shares
@@ -44,7 +44,7 @@ class PrefixDeletions:
                 scope="admin",
                 counted_as="delete_prefix",
                 query_type=DeleteQuery,
-                header_type=ManyHeaders,
+                header_type=ManyChangesHeaders,
                 bodiless=True,
                 answer_type=Deleted,
                 errors=(
@@ -65,7 +65,7 @@ class PrefixDeletions:
 
     async def _delete(self, call: Call[None, DeleteQuery, None]) -> Deleted:
         query = call.query
-        headers: ManyHeaders = call.headers
+        headers: ManyChangesHeaders = call.headers
         namespace = storage_prefix(call.credential, headers.namespace)
         prefix = checked_prefix(call.credential, query.prefix)
         if not prefix:

@@ -341,6 +341,28 @@ async def test_a_deletion_needs_a_prefix_and_the_scope_for_it(desk: GatewayDesk)
         assert (await narrow.delete("/v1/kv?prefix=a/")).json()["deleted"] == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"]
+)
+async def test_what_changes_more_than_a_key_takes_no_condition(
+    desk: GatewayDesk, name: str
+) -> None:
+    headers = {name: "Sun, 22 Nov 2026 03:00:00 GMT"}
+    async with desk.client(53) as ada:
+        await run(ada, [put("a/1")])
+        for method, target, body in (
+            ("DELETE", "/v1/kv?prefix=a", None),
+            ("POST", "/v1/batch", {"operations": [{"op": "delete", "key": "a/1"}]}),
+            ("PUT", "/v1/namespaces/n", {"kind": "store"}),
+            ("DELETE", "/v1/namespaces/default", None),
+            ("POST", "/v1/ids", None),
+        ):
+            answer = await ada.request(method, target, json=body, headers=headers)
+            assert problem(answer) == (400, "invalid_header"), target
+            assert answer.json()["detail"].startswith(name), target
+        assert (await ada.get("/v1/kv")).json()["count"] == 1
+
+
 async def test_ten_thousand_keys_go_in_a_call_and_a_cursor_leads_on(desk: GatewayDesk) -> None:
     async with desk.client(54) as ada:
         for start in range(0, 10_500, 500):

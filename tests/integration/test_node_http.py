@@ -180,6 +180,29 @@ async def test_a_prefix_is_the_bytes_that_were_sent(node: NodeProcess, client: N
         assert [entry["key"] for entry in answer["keys"]] == found
 
 
+@pytest.mark.parametrize(
+    ("target", "code", "named"),
+    [
+        ("/store?prefix=%zz", "invalid_query", "%"),
+        ("/store?prefix=%ff", "invalid_key", "prefix"),
+        ("/store?cursor=xyz", "invalid_cursor", "cursor"),
+        ("/store?limit=0", "invalid_query", "limit"),
+        ("/store?limit=1001", "invalid_query", "limit"),
+        ("/store?limit=1&limit=2", "invalid_query", "limit"),
+        ("/store?prefx=a", "invalid_query", "prefx"),
+        ("/store/%zz", "invalid_key", "%"),
+        ("/store/%", "invalid_key", "%"),
+    ],
+)
+async def test_what_would_be_passed_over_is_refused(
+    node: NodeProcess, target: str, code: str, named: str
+) -> None:
+    answer = await node.signed(target)
+    told = answer.json()
+    assert (answer.status_code, told["code"]) == (400, code)
+    assert named in told["detail"]
+
+
 async def test_the_keys_of_a_replica_are_listed_by_pages(
     node: NodeProcess, client: NodeClient
 ) -> None:

@@ -16,7 +16,12 @@ from services.core.wire import FAILED, OK, OVERLOADED
 from services.gateway.cursors import Cursors
 from services.gateway.listing import Listings, page_s, work_s
 from services.gateway.merge import Merge
-from services.gateway.messages_keys import ManyHeaders
+from services.gateway.messages_keys import (
+    BatchHeaders,
+    ManyChangesHeaders,
+    ManyHeaders,
+    UnconditionalHeaders,
+)
 from services.runtime import telemetry
 from services.runtime.text_members import TextMembers
 from tests.integration.link_ends import log_lines
@@ -62,6 +67,24 @@ def test_what_is_for_single_keys_is_to_be_left_out(name: bytes, text: bytes, tol
     assert value is None
     assert (wrong.member.lower(), wrong.detail) == (name.decode(), told)
     assert wrong.code in ("invalid_header", "invalid_consistency")
+
+
+@pytest.mark.parametrize("of", [ManyChangesHeaders, BatchHeaders, UnconditionalHeaders])
+@pytest.mark.parametrize(
+    "name", [b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"]
+)
+def test_no_change_of_many_keys_has_a_condition(of: type[object], name: bytes) -> None:
+    time = b"Sun, 22 Nov 2026 03:00:00 GMT"
+    value, [wrong] = TextMembers(of, "invalid_header").of_headers([(name, time)])
+    assert value is None
+    assert (wrong.member.lower().encode(), wrong.code) == (name, "invalid_header")
+    assert wrong.detail == "conditions are for single keys only; leave it out"
+
+
+def test_a_listing_needs_no_care_for_times() -> None:
+    headers = [(b"if-modified-since", b"Sun, 22 Nov 2026 03:00:00 GMT")]
+    value, wrong = TextMembers(ManyHeaders, "invalid_header").of_headers(headers)
+    assert (value, wrong) == (ManyHeaders(), [])
 
 
 @contextmanager
