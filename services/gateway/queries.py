@@ -28,7 +28,10 @@ def ttl_of(query: bytes, *, removable: bool = False) -> int:
     text = _members(query, "ttl") if query else None
     if text is None:
         if removable:
-            raise FixRequest("invalid_ttl", "ttl is missing: give the time to live, or 0 for none")
+            raise FixRequest(
+                "invalid_ttl",
+                "ttl is missing: give it in the query, as ?ttl=30m, or ?ttl=0 for none",
+            )
         return 0
     return ttl_ms_of(text, removable=removable)
 
