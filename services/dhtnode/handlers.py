@@ -44,6 +44,7 @@ from services.core.messages import (
     WRITE,
     WRITE_MANY,
     Reader,
+    is_of_few,
     many_bytes_max,
     u16,
     u64,
@@ -127,7 +128,7 @@ class NodeHandlers:
             **{kind: partial(self._guarded, handler) for kind, handler in at_once.items()},
             **{kind: partial(self._queued, handler) for kind, handler in by_turns.items()},
             GET_MANY: partial(self._queued, replica.get_many, first=True),
-            WRITE_MANY: partial(self._queued, replica.write_many, first=True, changes=True),
+            WRITE_MANY: self._write_many,
             CACHES: partial(self._queued, self._caches, first=True, changes=True),
             **{
                 kind: partial(self._queued, handler, changes=True)
@@ -171,6 +172,13 @@ class NodeHandlers:
         if not taken:
             self.counters.overloaded += 1
             peer.reply(request_id, OVERLOADED, b"")
+
+    def _write_many(self, peer: Peer, request_id: int, body: bytes) -> None:
+        if is_of_few(body) and request_id != no_answer:
+            self._guarded(self._replica.write_few, peer, request_id, body)
+        else:
+            write_many = self._replica.write_many
+            self._queued(write_many, peer, request_id, body, first=True, changes=True)
 
     def malformed(self, peer: Peer, request_id: int, error: PeerError) -> None:
         self._replica.counters.malformed += 1

@@ -27,6 +27,8 @@ from services.core.messages import (
     STORAGE_FULL,
     WRONG_EPOCH,
     Status,
+    all_applied,
+    applied,
     decode_get_many,
     decode_write_many,
     encode_records,
@@ -45,7 +47,6 @@ from services.runtime.clock import Clock
 from services.runtime.log.log import Batch, Log
 from services.runtime.peer import Peer
 
-applied: Final[Status] = (OK, b"")
 # A change of the cluster is two epochs: so many are made in years of a change every few minutes.
 # One that is as far ahead comes of flipped bits or a bug, and a replica that followed it could
 # never go back. Of a bit that flipped in an epoch, the lower 20 at most pass.
@@ -199,6 +200,11 @@ class Replica(ReplicaState):
             return self.log.newest
         return self._changing.get(key) if status[0] == NEWER else None
 
+    def write_few(self, peer: Peer, request_id: int, body: bytes) -> None:
+        """As `write_many`, in one piece."""
+        for _ in self.write_many(peer, request_id, body):
+            pass
+
     def write_many(self, peer: Peer, request_id: int, body: bytes) -> Iterator[None]:
         """As `write`, item by item. It yields where others may have their turn; what they change
         meanwhile counts for the items that follow, a later epoch too."""
@@ -245,7 +251,9 @@ class Replica(ReplicaState):
         adopting = self._adopting
         if adopting is not None and (last is None or adopting.first > last.first):
             last = adopting
-        answer = encode_statuses(statuses)
+        count = len(statuses)
+        plain = statuses.count(applied) == count
+        answer = all_applied(count) if plain else encode_statuses(statuses)
         if last is None:
             peer.reply(request_id, OK, answer)
         else:

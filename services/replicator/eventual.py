@@ -10,11 +10,12 @@ is answered only once its hint is durable.
                   │      └── stamped again, once, if a replica holds something newer
                   └────────► refused (nothing was done) or unknown (something may have been)
 
-Writes that come together, those of a batch, go to each node in few messages and come back so,
-and so do those of them that have to be sent again. Each is still a write by itself.
+Writes that come together, those of a batch or of one turn of the event loop, go to each node in few
+messages and come back so, and so do those of them that have to be sent again. Each is still a write
+by itself.
 
-This is the hot path of the platform: for each write one object, one callback for each replica
-made by `partial`, no task, no future, no timer; one sweep sees to all that take too long.
+This is the hot path of the platform: for each write one object, for each message one callback made
+by `partial`, no task, no future, no timer; one sweep sees to all that take too long.
 """
 
 from __future__ import annotations
@@ -36,19 +37,20 @@ from services.core.messages import (
     WRITE_MANY,
     WRONG_EPOCH,
     Status,
+    all_applied,
     decode_statuses,
     encode_write,
     epoch_of,
 )
 from services.core.operations import CHANGED, UNKNOWN, changed_answer, unknown_answer
 from services.core.record import expires_at_ms, version
-from services.core.wire import DOWN, FAILED, LOST, OK
+from services.core.wire import DOWN, FAILED, LOST, OK, OVERLOADED
 from services.replicator.answers import Done, Failures, refusal_of, senseless, undecided
 from services.replicator.counters import Counters
 from services.replicator.retries import Retries
 from services.replicator.seams import Epochs, Hints
 from services.replicator.stamps import Stamps
-from services.replicator.write import Message, Share, Write, messages
+from services.replicator.write import Load, Write, loads
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet, Owner
 from services.runtime.peer import SENT
@@ -62,6 +64,9 @@ sweep_s: Final = 0.05
 begun_in_a_turn: Final = 256
 # Of those that took too long: to refuse so many takes about a millisecond.
 ended_in_a_turn: Final = 200
+# What a node has been sent together with others and has not told of, as many as a link takes of
+# those that go alone; past it the node counts as overloaded. Each is held here for as long.
+writes_unheard_max: Final = 16_384
 # Until a newer map arrives, which takes a query; without PostgreSQL it takes longer, and the pause
 # doubles up to the last.
 map_pause_s_min: Final = 0.03
@@ -90,6 +95,8 @@ class EventualWrites:
         # In the order in which they came; answered ones leave when the sweep meets them.
         self._open: deque[Write] = deque()
         self._sweeping = False
+        # What has come in this turn of the loop, to be begun at its end.
+        self._coming: list[Write] = []
         # What is to be sent and waits for more that go with it, while more are coming.
         self._gathered: list[Write] | None = None
         # Writes, with their attempts, that wait for a newer map than that of this epoch, and how
@@ -112,6 +119,19 @@ class EventualWrites:
         """Store a record that lacks only its version. One that `yields` is not stamped again where
         something newer is: that stays, as if it had come after."""
         self._begin(Write(key, body, done, self._clock.monotonic_s(), yields=yields))
+
+    def write_soon(self, key: bytes, body: bytes, done: Done) -> None:
+        """As `write`, but with all others for which this is called in this turn of the event loop:
+        in messages of many to each node and back. They are no more ordered than if they had come
+        by themselves."""
+        coming = self._coming
+        if not coming:
+            self._clock.call_later(0.0, self._begin_coming)
+        coming.append(Write(key, body, done, self._clock.monotonic_s(), yields=False))
+
+    def _begin_coming(self) -> None:
+        coming, self._coming = self._coming, []
+        self._begin_some(iter(coming))
 
     def write_many(
         self, writes: Iterable[tuple[bytes, bytes, Done]], *, yields: bool = False
@@ -201,22 +221,34 @@ class EventualWrites:
         begun = [(write, route(write.slot)) for write in writes]
         for write, route_ in begun:
             write.begin(route_)
-        for message in messages(self._fleet.epoch, begun):
-            self._send_message(message)
+        before: Load | None = None
+        body = b""
+        for load in loads(begun):
+            if before is None or load.writes != before.writes:
+                body = load.encode(self._fleet.epoch)
+            before = load
+            self._send_load(load, body)
         for write, route_ in begun:
+            if not write.missed:
+                write.awaited = route_.owners[0].bit
+                continue
             away = {owner.bit for owner, _ in write.missed}
             write.awaited = next((owner.bit for owner in route_.owners if owner.bit not in away), 0)
-            if away and not write.possible:
+            if not write.possible:
                 self._give_up(write)
 
-    def _send_message(self, message: Message) -> None:
-        node, shares, body = message
-        heard = partial(self._heard_many, shares)
-        asked = node.link.request(WRITE_MANY, body, heard, operation_s)
-        for write, _, owner in shares:
-            if asked == SENT:
+    def _send_load(self, load: Load, body: bytes) -> None:
+        node = load.node
+        asked = OVERLOADED
+        if node.writes_unheard < writes_unheard_max:
+            heard = partial(self._heard_many, load)
+            asked = node.link.request(WRITE_MANY, body, heard, operation_s)
+        if asked == SENT:
+            node.writes_unheard += len(load.writes)
+            for write in load.writes:
                 write.unheard += 1
-            else:
+        else:
+            for write, owner in zip(load.writes, load.owners, strict=True):
                 write.note(owner, asked)
 
     # -- hearing
@@ -248,22 +280,28 @@ class EventualWrites:
                 self._learn_epoch(body)
             self._failed(write, owner, kind)
 
-    def _heard_many(self, shares: list[Share], kind: int, body: bytes) -> None:
+    def _heard_many(self, load: Load, kind: int, body: bytes) -> None:
         """What a node answers to a message with many writes. Unless it did them, and tells what
         became of each, its answer is for all."""
-        statuses: Sequence[Status] = [(kind, body)] * len(shares)
+        count = len(load.writes)
+        load.node.writes_unheard -= count
+        if kind == OK and body == all_applied(count):
+            for index, write in enumerate(load.writes):
+                self._heard(write, load.attempts[index], load.owners[index], OK, b"")
+            return
+        statuses: Sequence[Status] = [(kind, body)] * count
         if kind == OK:
             try:
                 statuses = decode_statuses(body)
             except PeerError:
                 statuses = []
-            if len(statuses) != len(shares):
+            if len(statuses) != count:
                 # It did something, and nobody can say what.
-                senseless(shares[0][2].node.node_id, kind, f"no statuses of {len(shares)} writes")
-                statuses = [(FAILED, b"")] * len(shares)
+                senseless(load.node.node_id, kind, f"no statuses of {count} writes")
+                statuses = [(FAILED, b"")] * count
         with self._together():
-            for (write, attempt, owner), (status, detail) in zip(shares, statuses, strict=True):
-                self._heard(write, attempt, owner, status, detail)
+            for index, write in enumerate(load.writes):
+                self._heard(write, load.attempts[index], load.owners[index], *statuses[index])
 
     def _learn_epoch(self, body: bytes) -> None:
         self._counters.wrong_epoch += 1

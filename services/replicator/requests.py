@@ -171,10 +171,10 @@ class Requests:
     # -- what is asked
 
     def _put(self, body: bytes, done: Done) -> None:
-        self._writes.write(*put_record(body, self._clock.wall_ms()), done)
+        self._writes.write_soon(*put_record(body, self._clock.wall_ms()), done)
 
     def _delete(self, body: bytes, done: Done) -> None:
-        self._writes.write(check_storage_key(body), tombstone_body, done)
+        self._writes.write_soon(check_storage_key(body), tombstone_body, done)
 
     def _change(self, kind: int, body: bytes, done: Done) -> None:
         key, change, grows = strong_of(kind, body, self._clock.wall_ms())

@@ -27,7 +27,16 @@ look_s: Final = 0.1
 class FleetNode:
     """One node and the link to it."""
 
-    __slots__ = ("catching_up", "link", "live", "member", "name", "node_id", "rank")
+    __slots__ = (
+        "catching_up",
+        "link",
+        "live",
+        "member",
+        "name",
+        "node_id",
+        "rank",
+        "writes_unheard",
+    )
 
     def __init__(self, member: Member, link: OwnedLink) -> None:
         self.node_id = member.node_id
@@ -39,6 +48,8 @@ class FleetNode:
         # A node tells so itself, when a link to it comes up and when that changes.
         self.catching_up = False
         self.rank = 2
+        # Of a replicator: how many writes it was sent in messages of many, and has not told of.
+        self.writes_unheard = 0
 
     def look(self) -> bool:
         """Whether its place in the order has changed."""

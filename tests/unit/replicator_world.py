@@ -315,6 +315,12 @@ class World:
         )
         return asked
 
+    def put_soon(self, key: bytes, value: bytes = b"value") -> Asked:
+        """As clients do, each by itself."""
+        asked = Asked()
+        self.replicator.writes.write_soon(key, value_body(value), asked)
+        return asked
+
     def delete(self, key: bytes) -> Asked:
         asked = Asked()
         self.replicator.writes.write(key, tombstone_body, asked)

@@ -101,6 +101,10 @@ def written(*items: tuple[bytes, bytes], epoch: int = 0) -> bytes:
     return m.encode_write_many(epoch, items)
 
 
+# So many writes take turns; fewer are stored in one piece.
+many = m.few_items_max + 1
+
+
 # Many writes.
 
 
@@ -108,7 +112,7 @@ def test_many_writes_wait_for_the_last_of_their_batches_whatever_is_durable_by_t
     station: Station,
 ) -> None:
     world = station.world
-    items = [(key_of(number), value(number + 1, bytes(300))) for number in range(40)]
+    items = [(key_of(number), value(number + 1, bytes(300))) for number in range(many)]
     request_id = station.ask(m.WRITE_MANY, written(*items))
     while station.due:
         station.turn()
@@ -117,11 +121,11 @@ def test_many_writes_wait_for_the_last_of_their_batches_whatever_is_durable_by_t
     world.settle()
     kind, answer = world.asker.answers[request_id]
     assert (kind, set(m.decode_statuses(answer))) == (OK, {(OK, b"")})
-    assert world.asker.durable_at[request_id] == 40
+    assert world.asker.durable_at[request_id] == many
 
 
 def test_many_writes_whose_batches_are_all_durable_are_answered_at_once(station: Station) -> None:
-    items = [(key_of(1), value(5)), (b"short", value(1)), (b"short", value(1))]
+    items = [(key_of(1), value(5)), *[(b"short", value(1))] * many]
     request_id = station.ask(m.WRITE_MANY, written(*items))
     station.turn()
     station.turn()
@@ -136,13 +140,13 @@ def test_items_behind_a_change_of_the_epoch_are_refused_with_it_once_that_is_dur
     station: Station,
 ) -> None:
     world = station.world
-    items = [(key_of(number), value(number + 1)) for number in range(20)]
+    items = [(key_of(number), value(number + 1)) for number in range(many)]
     request_id = station.ask(m.WRITE_MANY, written(*items))
     for _ in range(8):
         station.turn()
     world.settle()
     stored = world.table.total.keys
-    assert 0 < stored < 20
+    assert 0 < stored < many
     world.replica.adopt_epoch(3)
     station.finish()
     assert world.answer(request_id) is None, "the epoch is not durable yet"
@@ -150,8 +154,43 @@ def test_items_behind_a_change_of_the_epoch_are_refused_with_it_once_that_is_dur
     kind, answer = world.asker.answers[request_id]
     refused = (m.WRONG_EPOCH, m.u64.pack(3))
     assert kind == OK
-    assert m.decode_statuses(answer) == [(OK, b"")] * stored + [refused] * (20 - stored)
+    assert m.decode_statuses(answer) == [(OK, b"")] * stored + [refused] * (many - stored)
     assert world.table.total.keys == stored
+
+
+@pytest.mark.parametrize("count", [1, m.few_items_max])
+def test_a_few_writes_are_stored_in_one_piece_and_told_once_all_are_durable(
+    station: Station, count: int
+) -> None:
+    world = station.world
+    items = [(key_of(number), value(number + 1)) for number in range(count)]
+    request_id = station.ask(m.WRITE_MANY, written(*items))
+    assert (station.due, world.table.total.keys) == ([], count)
+    assert world.answer(request_id) is None
+    world.settle()
+    assert world.asker.answers[request_id] == (OK, m.encode_statuses([(OK, b"")] * count))
+    assert world.asker.durable_at[request_id] == count
+
+
+def test_of_a_few_writes_each_has_its_own_verdict(station: Station) -> None:
+    items = [
+        (key_of(1), value(5)),
+        (key_of(1), value(4)),
+        (b"short", value(6)),
+        (key_of(1), value(7)),
+    ]
+    kind, answer = station.told(m.WRITE_MANY, written(*items))
+    assert kind == OK
+    assert [status for status, _ in m.decode_statuses(answer)] == [OK, m.NEWER, m.MALFORMED, OK]
+    assert station.world.table.get(slot_of(key_of(1)), key_of(1)) == value(7)
+
+
+def test_few_writes_that_are_large_take_turns(station: Station) -> None:
+    request_id = station.ask(m.WRITE_MANY, written((key_of(1), value(1, bytes(m.few_bytes_max)))))
+    assert station.world.table.total.keys == 0
+    station.finish()
+    station.world.settle()
+    assert station.world.asker.answers[request_id] == (OK, m.all_applied(1))
 
 
 def test_a_message_that_makes_no_sense_changes_nothing(station: Station) -> None:
@@ -217,7 +256,7 @@ def test_past_so_many_bytes_of_writes_the_next_are_overloaded(station: Station) 
 
 def test_a_peer_that_has_gone_is_told_that_nothing_was_done(station: Station) -> None:
     world = station.world
-    request_id = station.ask(m.WRITE_MANY, written((key_of(1), value(1))))
+    request_id = station.ask(m.WRITE_MANY, written(*[(key_of(1), value(1))] * many))
     world.asker.connected = False
     station.finish()
     assert world.answer(request_id) == (OVERLOADED, b"")

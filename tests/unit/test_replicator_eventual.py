@@ -38,6 +38,7 @@ from services.replicator.eventual import (
     ended_in_a_turn,
     operation_s,
     sweep_s,
+    writes_unheard_max,
 )
 from services.replicator.retries import retry_s
 from services.runtime.peer import Peer
@@ -553,6 +554,66 @@ def test_writes_that_come_together_take_one_message_to_each_node_and_back(world:
         assert world.held(key) == [one.version + value_body(b"value")] * 3
     assert world.replicator.fleet.pending == 0
     assert world.replicator.counters.successful_replicas == 300
+
+
+def test_writes_of_one_turn_take_one_message_to_each_node_and_are_each_by_themselves(
+    world: World,
+) -> None:
+    keys = [key_of(number) for number in range(50)]
+    asked = [world.put_soon(key) for key in keys]
+    assert world.replicator.counters.total_replications == 0, "others may come in this turn"
+    world.pass_time()
+    assert all(one.kind == CHANGED for one in asked)
+    assert [one.version for one in asked] == sorted({one.version for one in asked})
+    assert (world.messages(WRITE_MANY), world.messages(WRITE)) == (3, 0)
+    for one, key in zip(asked, keys, strict=True):
+        assert world.held(key) == [one.version + value_body(b"value")] * 3
+
+    world.put_soon(key)
+    world.pass_time()
+    assert (world.messages(WRITE_MANY), world.messages(WRITE)) == (3, 3), "one alone goes as such"
+
+
+def test_of_two_clients_that_write_one_key_in_one_turn_neither_yields_to_what_was_there(
+    world: World,
+) -> None:
+    newer = world.version(ahead_ms=400) + value_body(b"newer")
+    world.plant(world.owners(key)[0], key, newer)
+    one, other = world.put_soon(key, b"one"), world.put_soon(key, b"other")
+    world.pass_time()
+    assert (one.kind, other.kind) == (CHANGED, CHANGED)
+    assert min(one.version, other.version) > newer[:version_bytes]
+    latest = max((one.version, b"one"), (other.version, b"other"))
+    assert world.held(key) == [latest[0] + value_body(latest[1])] * 3
+
+
+def test_a_write_that_comes_as_nothing_can_be_stamped_any_more_is_refused(world: World) -> None:
+    asked = world.put_soon(key)
+    world.replicator.stamps.seal()
+    world.pass_time()
+    assert refusal(asked)[0] == "shutting_down"
+    assert world.writes_sent == 0
+
+
+def test_a_node_that_tells_nothing_of_too_many_writes_gets_no_more_of_them(world: World) -> None:
+    node = world.owners(key)[2]
+    node.ignore(WRITE_MANY)
+    keys = [key_of(number) for number in range(begun_in_a_turn)]
+    for _ in range(writes_unheard_max // begun_in_a_turn):
+        for one in keys:
+            world.put_soon(one)
+        world.pass_time(0.001)
+    fleet_node = world.replicator.fleet.nodes[node.node_id]
+    assert fleet_node.writes_unheard == writes_unheard_max
+    sent = node.asked[WRITE_MANY]
+    asked = [world.put_soon(key), world.put_soon(key)]
+    world.pass_time(0.05)
+    assert node.asked[WRITE_MANY] == sent
+    assert [one.kind for one in asked] == [CHANGED] * 2
+    node.obey()
+    world.pass_time(noticed_s + operation_s)
+    assert fleet_node.writes_unheard == 0
+    assert len(set(world.held(key))) == 1, "it was tried again, or is a hint"
 
 
 def test_among_many_nodes_each_gets_its_share_alone() -> None:
