@@ -17,7 +17,8 @@ def test_an_expiry_that_is_kept_is_that_of_the_version_written_over(
     with visitor.platform.gateway(made["key"]) as gateway:
         put = gateway.put("/v1/kv/lease", params={"ttl": "1h"}, content=b"first")
         assert put.status_code == 200
-        page = visitor.log_in(person, "/console/data/key?namespace=default&key=lease")
+        visitor.log_in(person, "/console/data")
+        page = visitor.open("/console/data/key?namespace=default&key=lease")
         expect(page.get_by_label("Value", exact=True)).to_have_value("first")
         expect(page.locator("#value-expiry")).to_have_value("keep")
         gateway.put("/v1/kv/lease", params={"ttl": "10h"}, content=b"theirs")
