@@ -372,10 +372,17 @@ class EmbeddedPostgres:
         self, command: Sequence[str], passed: Sequence[int] = (), told: bytes = b""
     ) -> tuple[int, str]:
         """Run a program to its end on what it is told; its exit code and what it said."""
-        process = await self._spawn(command, passed, asyncio.subprocess.PIPE)
+        # Not through a pipe: who ends without having read one has uvloop fail the write.
+        stdin = os.memfd_create("told")
+        try:
+            os.write(stdin, told)
+            os.lseek(stdin, 0, os.SEEK_SET)
+            process = await self._spawn(command, passed, stdin)
+        finally:
+            os.close(stdin)
         try:
             async with asyncio.timeout(initdb_s_max):
-                said, _ = await process.communicate(told)
+                said, _ = await process.communicate()
         except TimeoutError:
             return -1, f"no answer within {initdb_s_max:.0f} s"
         finally:
