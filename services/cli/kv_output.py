@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 from services.cli.endings import NotDoneError
 
@@ -17,6 +17,8 @@ T = TypeVar("T")
 stdout_descriptor: Final = 1
 # What a shell says of a program that SIGTERM has ended.
 terminated_exit_code: Final = 128 + signal.SIGTERM
+# What is being written to: a pipe that nobody empties holds up the loop, and all else with it.
+_writing: Final[list[int]] = []
 
 
 def write_out(data: bytes) -> None:
@@ -38,12 +40,16 @@ def write_out(data: bytes) -> None:
 
 def write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
-    while left:
-        try:
-            left = left[os.write(descriptor, left) :]
-        except BlockingIOError:
-            # Others who share it may have set it so.
-            select.select([], [descriptor], [])
+    _writing.append(descriptor)
+    try:
+        while left:
+            try:
+                left = left[os.write(descriptor, left) :]
+            except BlockingIOError:
+                # Others who share it may have set it so.
+                select.select([], [descriptor], [])
+    finally:
+        _writing.pop()
 
 
 def write_line(text: str) -> None:
@@ -51,18 +57,29 @@ def write_line(text: str) -> None:
 
 
 def interruptible(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run it so that Ctrl-C and SIGTERM end it by exceptions, and whoever called can say how far
-    it has come; KeyboardInterrupt, or SystemExit, even from amidst a write that waits."""
-    for number, stop in ((signal.SIGINT, _interrupted), (signal.SIGTERM, _terminated)):
-        # Unless it is ignored, as in a job that a shell has put into the background.
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, stop)
-    return asyncio.run(work())
+    """Run it so that Ctrl-C and SIGTERM cancel it, and whoever called can say how far it has come:
+    they end as KeyboardInterrupt and SystemExit, also from amidst a write that waits."""
+    stopped_by: list[BaseException] = []
 
+    async def run() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
-def _interrupted(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+        def stop(number: int, _: object) -> None:
+            terminated = SystemExit(terminated_exit_code)
+            reason = KeyboardInterrupt() if number == signal.SIGINT else terminated
+            if _writing:
+                raise reason
+            stopped_by.append(reason)
+            if task is not None:
+                loop.call_soon_threadsafe(task.cancel)
 
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Unless it is ignored, as in a job that a shell has put into the background.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+        return await work()
 
-def _terminated(*_: object) -> NoReturn:
-    raise SystemExit(terminated_exit_code)
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        raise stopped_by[0] from None

@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import CancelledError
 from typing import Final, NamedTuple
 
 from services.cli.endings import NotDoneError
@@ -93,8 +94,10 @@ class Chunks:
                 chunk = os.read(self._descriptor, chunk_bytes)
             except OSError as error:
                 chunk = error
+            handing_over = self._queue.put(chunk)
             try:
-                asyncio.run_coroutine_threadsafe(self._queue.put(chunk), self._loop).result()
-            except RuntimeError:
+                asyncio.run_coroutine_threadsafe(handing_over, self._loop).result()
+            except (RuntimeError, CancelledError):
                 # The loop has ended, and nobody wants it any more.
+                handing_over.close()
                 return
