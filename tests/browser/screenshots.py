@@ -40,6 +40,8 @@ class Picture:
     scheme: Literal["light", "dark"] = "light"
     is_phone: bool = False
     is_stranger: bool = False
+    # Of an account that has just been made, and not of the demo account.
+    is_new: bool = False
     # Something that is there once the page is drawn.
     awaited: str = "h1"
 
@@ -51,7 +53,7 @@ pictures: Final = (
     Picture("landing-phone", "/", is_phone=True, is_stranger=True, awaited="text=3 of 3 up"),
     Picture("signup", "/signup", is_stranger=True),
     Picture("login", "/login", "dark", is_stranger=True),
-    Picture("welcome", "/console/welcome", awaited="#first-key"),
+    Picture("welcome", "/console/welcome", is_new=True, awaited="#first-key"),
     Picture("overview", "/console"),
     Picture("overview-dark", "/console", "dark"),
     Picture("overview-phone", "/console", is_phone=True),
@@ -98,12 +100,16 @@ def take(directory: Path) -> None:
             with visiting(platform, browser) as visitor:
                 visitor.log_in_as_demo()
                 session = visitor.context.storage_state()
+            with visiting(platform, browser) as visitor:
+                visitor.log_in(platform.person("ada"))
+                new_session = visitor.context.storage_state()
             for picture in pictures:
+                known = new_session if picture.is_new else session
                 options = {
                     "viewport": phone if picture.is_phone else desk,
                     "color_scheme": picture.scheme,
                     "reduced_motion": "reduce",
-                    "storage_state": None if picture.is_stranger else session,
+                    "storage_state": None if picture.is_stranger else known,
                 }
                 with visiting(platform, browser, **options) as visitor:
                     page = visitor.open(picture.path)
