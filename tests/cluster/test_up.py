@@ -23,6 +23,9 @@ from tests.free_ports import free_port
 from tests.integration.supervised import supervised
 from tests.waiting import wait_until
 
+# Some start the platform five times over, each of which may take as long as anybody has patience.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
