@@ -16,7 +16,7 @@ from rich.live import Live
 from services.cli.kv_output import interruptible, write_line
 from services.cli.options import Duration, data_dir_option, json_option
 from services.cli.top_figures import Row, rows_of
-from services.cli.top_looks import Lookout, Seen
+from services.cli.top_looks import Seen, Watch
 from services.cli.top_tables import document_of, shown, sort_names
 from services.core.hlc import rfc3339
 from services.runtime.clock import SystemClock
@@ -61,39 +61,39 @@ def top(*, once: bool, every_s: float, sort: str, as_json: bool, data_dir: Path)
     """
     if every_s < refresh_s_min:
         raise click.BadParameter(f"at least {refresh_s_min:g}s", param_hint="--every")
-    lookout = Lookout.open(data_dir)
+    watch = Watch.open(data_dir)
     if once:
-        rows = interruptible(lambda: _once(lookout))
+        rows = interruptible(lambda: _once(watch))
         _tell(rows, sort, as_json=as_json)
         if any(row.reasons for row in rows):
             sys.exit(not_well_code)
         return
     try:
-        interruptible(lambda: _for_ever(lookout, every_s, sort, as_json=as_json))
+        interruptible(lambda: _for_ever(watch, every_s, sort, as_json=as_json))
     except KeyboardInterrupt:
         return
 
 
-async def _once(lookout: Lookout) -> list[Row]:
-    async with lookout.client() as client:
-        before = _by_url(await lookout.look(client))
+async def _once(watch: Watch) -> list[Row]:
+    async with watch.client() as client:
+        before = _by_url(await watch.look(client))
         await asyncio.sleep(once_s)
-        return rows_of(before, await lookout.look(client))
+        return rows_of(before, await watch.look(client))
 
 
-async def _for_ever(lookout: Lookout, every_s: float, sort: str, *, as_json: bool) -> None:
+async def _for_ever(watch: Watch, every_s: float, sort: str, *, as_json: bool) -> None:
     console = Console()
     loop = asyncio.get_running_loop()
     before: dict[str, Seen] = {}
     live = Live(console=console, screen=True, auto_refresh=False)
     on_screen = console.is_terminal and not as_json
-    async with lookout.client() as client:
+    async with watch.client() as client:
         if on_screen:
             live.start()
         try:
             while True:
                 next_s = loop.time() + every_s
-                now = await lookout.look(client)
+                now = await watch.look(client)
                 rows = rows_of(before, now)
                 if on_screen:
                     live.update(_page(rows, sort, every_s), refresh=True)

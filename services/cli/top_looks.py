@@ -67,7 +67,7 @@ class Seen:
     view: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Lookout:
+class Watch:
     """Where the services are, and looks at all of them; `client` is kept between them."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Lookout:
         self._names: dict[str, str] = {}
 
     @classmethod
-    def open(cls, data_dir: Path) -> Lookout:
+    def open(cls, data_dir: Path) -> Watch:
         """FatalError if nobody says where replicators are."""
         desk = ReplicatorDesk.open(data_dir)
         settings = load(TopSettings, {**os.environ, "DATA_DIR": str(data_dir)})
