@@ -8,8 +8,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Far more than anything waited for takes on a busy machine; reaching it is a failure. On one that
-# has ten times as much to do as it has cores a whole platform has taken 40 s to start.
+# Far more than anything waited for takes on a busy machine; reaching it is a failure. 30 s were
+# not enough for a whole platform to start on two cores with ten times as much to do.
 patience_s = 60.0
 poll_s = 0.02
 
