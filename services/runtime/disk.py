@@ -50,6 +50,7 @@ from typing import Literal, Protocol, Self
 
 from services.core.errors import RestartLater
 from services.runtime.file_lock import FileLock
+from services.runtime.file_systems import heeds_synced_writes
 
 Done = Callable[[OSError | None], None]
 Mode = Literal["read", "write", "create"]
@@ -379,7 +380,8 @@ class SystemFile:
         self._closing = False
         self._failed: int | None = None
         # Whether a write can carry its sync. None until the first commit has shown it: an error
-        # that comes after a success is the device's, whatever its number.
+        # that comes after a success is the device's, whatever its number. That some file systems
+        # write, sync nothing and report success no commit would show: see file_systems.py.
         self._write_syncs: bool | None = None if hasattr(os, "RWF_DSYNC") else False
 
     @property
@@ -470,7 +472,11 @@ class SystemFile:
         self._sync()
 
     def _write_synced(self, offset: int, data: bytes) -> bool:
-        """Write and sync by one call; False, with nothing done, where there is no such call."""
+        """Write and sync by one call; False, with nothing done, where there is no such call, or
+        none to be relied on."""
+        if self._write_syncs is None and not heeds_synced_writes(self._path):
+            self._write_syncs = False
+            return False
         rest = memoryview(data)
         while rest:
             try:

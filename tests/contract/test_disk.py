@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from services.core.errors import FatalError
+from services.runtime import file_systems
 from services.runtime.clock import FakeClock, Timeline
 from services.runtime.disk import (
     DirectoryInUse,
@@ -843,6 +844,23 @@ async def test_where_a_write_cannot_carry_its_sync_the_sync_follows_it(
         assert await bench.outcome(partial(file.commit_soon, 0, b"one")) is None
         assert await bench.outcome(partial(file.commit_soon, 3, b"two")) is None
         assert calls.made == ["both", "sync", "sync"]
+        assert bench.read("file") == b"onetwo"
+    bench.disk.close()
+
+
+async def test_where_a_write_may_pass_over_its_sync_the_sync_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9p reports success of such a write, and has synced nothing."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(b"27 1 0:21 / / rw - 9p host rw\n")
+    monkeypatch.setattr(file_systems, "mounts", mounts)
+    calls = Calls(monkeypatch)
+    bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
+    with bench.file() as file:
+        assert await bench.outcome(partial(file.commit_soon, 0, b"one")) is None
+        assert await bench.outcome(partial(file.commit_soon, 3, b"two")) is None
+        assert calls.made == ["sync", "sync"]
         assert bench.read("file") == b"onetwo"
     bench.disk.close()
 
