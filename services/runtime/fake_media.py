@@ -142,8 +142,11 @@ class Inode:
         for change in self._take(mark):
             if isinstance(change, Write):
                 self.durable.write(change.offset, change.data)
-            else:
+            elif change.cuts:
                 self.durable.resize(change.size)
+            else:
+                # A commit behind it may have made more durable already.
+                self.durable.resize(max(self.durable.size, change.size))
 
     def settle_range(self, mark: int, offset: int, length: int) -> None:
         """A commit of this range succeeded, whose own write was the last before `mark`.

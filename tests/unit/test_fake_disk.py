@@ -363,6 +363,18 @@ def test_a_sync_after_a_commit_covers_what_the_commit_left() -> None:
         assert content == b"ac" + b"a" * 598 + b"b" + b"a" * 1447 + bytes(2048)
 
 
+def test_a_sync_of_an_earlier_growth_takes_nothing_from_a_commit_beyond_it() -> None:
+    for machine in machines(20):
+        file = machine.file(b"head")
+        file.allocate(8192)
+        file.commit_soon(10_000, b"tail", lambda _error: None)
+        machine.timeline.advance(1)
+        file.sync()
+        # What is read is looked up on the device only if something was not synced.
+        file.write_at(0, b"x")
+        assert machine.after_crash()[1:] == b"ead" + bytes(9996) + b"tail"
+
+
 def test_commits_writes_and_syncs_in_any_order_keep_what_they_promised() -> None:
     """Against a dumb model: by byte, what is durable for certain and all that may be there."""
     for seed in range(300):
