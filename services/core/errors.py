@@ -167,7 +167,8 @@ class ClientError(YdhtError):
 def kept(error: ClientError) -> ClientError:
     """The error, to be kept beyond the handling of it.
 
-    Without the frames that it has come by: these have in hand all that was being done, such as what
+    Without its context and the frames that it has come by, as long as it was not raised from
+    another: these have in hand all that was being done, such as what
     a client has sent, down to the connection; and where one of them belongs to who keeps the error,
     none of it would be freed before the cycle collector comes by.
     """

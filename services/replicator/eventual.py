@@ -50,7 +50,7 @@ from services.replicator.counters import Counters
 from services.replicator.retries import Retries
 from services.replicator.seams import Epochs, Hints
 from services.replicator.stamps import Stamps
-from services.replicator.write import Load, Write, loads
+from services.replicator.write import Load, Write, few_of, loads
 from services.runtime.clock import Clock
 from services.runtime.fleet import Fleet, Owner
 from services.runtime.peer import SENT
@@ -95,8 +95,8 @@ class EventualWrites:
         # In the order in which they came; answered ones leave when the sweep meets them.
         self._open: deque[Write] = deque()
         self._sweeping = False
-        # What has come in this turn of the loop, to be begun at its end.
-        self._coming: list[Write] = []
+        # What has come in this turn of the loop, to be begun at its end; in the order of coming.
+        self._coming: deque[Write] = deque()
         # What is to be sent and waits for more that go with it, while more are coming.
         self._gathered: list[Write] | None = None
         # Writes, with their attempts, that wait for a newer map than that of this epoch, and how
@@ -130,8 +130,12 @@ class EventualWrites:
         coming.append(Write(key, body, done, self._clock.monotonic_s(), yields=False))
 
     def _begin_coming(self) -> None:
-        coming, self._coming = self._coming, []
-        self._begin_some(iter(coming))
+        few = few_of(self._coming)
+        if self._coming:
+            self._clock.call_later(0.0, self._begin_coming)
+        with self._together():
+            for write in few:
+                self._begin(write)
 
     def write_many(
         self, writes: Iterable[tuple[bytes, bytes, Done]], *, yields: bool = False

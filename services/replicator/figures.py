@@ -45,7 +45,7 @@ def add_figures(metrics: Metrics, replicator: Replicator) -> None:
         "and adopted ones count too",
         lambda: counters.successful_replicas + _hints_delivered(replicator),
     )
-    text = "Requests to replicas under way, of whatever kind"
+    text = "Messages to replicas under way, of whatever kind; writes that came together share one"
     add("queue_size", "gauge", text, lambda: replicator.fleet.pending)
     add(
         "retries_in_progress",

@@ -7,17 +7,28 @@ replica is never forgotten: it decides between "nothing was done" and "unknown".
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from services.core.messages import encode_write_many, items_max, many_bytes_max, u16, u32, u64
+from services.core.hlc import version_bytes
+from services.core.messages import (
+    encode_write_many,
+    few_bytes_max,
+    few_items_max,
+    items_max,
+    many_bytes_max,
+    u16,
+    u32,
+    u64,
+)
 from services.core.placement import Placement
 from services.core.ring import slot_of
 from services.replicator.answers import Done, Failures
 from services.runtime.fleet import FleetNode, Owner, Route
 
-# What a message has besides its keys and records, for each of them and in all.
-_item_bytes: Final = u16.size + u32.size
+# What a message has besides its keys and bodies, for each of them and in all.
+_item_bytes: Final = u16.size + u32.size + version_bytes
 _many_bytes: Final = u64.size + u16.size
 
 
@@ -160,14 +171,27 @@ class Load:
         return encode_write_many(epoch, [(write.key, write.record) for write in self.writes])
 
 
+def few_of(coming: deque[Write]) -> list[Write]:
+    """The first of them, which are taken out: no more than a node stores in one piece, so that none
+    has to wait there behind the batches of others."""
+    few = [coming.popleft()]
+    room = few_bytes_max - _many_bytes - _size_of(few[0])
+    while coming and len(few) < few_items_max:
+        room -= _size_of(coming[0])
+        if room < 0:
+            break
+        few.append(coming.popleft())
+    return few
+
+
 def loads(begun: Iterable[tuple[Write, Route]]) -> list[Load]:
     """What to send to whom, in this order, so that every owner gets its share of these writes in
-    as few messages as can be. Nodes that own the same have the very same writes in theirs, one
-    next to the other."""
+    as few messages as can be. Nodes that own the same have the very same writes in theirs; where
+    there are no others, one next to the other."""
     found: list[Load] = []
     filling: dict[FleetNode, Load] = {}
     for write, route in begun:
-        size = _item_bytes + len(write.key) + len(write.record)
+        size = _size_of(write)
         for owner in route.owners:
             node = owner.node
             load = filling.get(node)
@@ -176,3 +200,7 @@ def loads(begun: Iterable[tuple[Write, Route]]) -> list[Load]:
                 found.append(load)
             load.add(write, owner, size)
     return found
+
+
+def _size_of(write: Write) -> int:
+    return _item_bytes + len(write.key) + len(write.body)

@@ -488,6 +488,9 @@ class SystemFile:
                 self._failed = error.errno or errno.EIO
                 raise failure(self._failed, self._path) from error
             self._write_syncs = True
+            if not written:
+                self._failed = errno.EIO
+                raise failure(self._failed, self._path)
             # What the kernel cuts short has its own sync, as has the rest.
             rest = rest[written:]
             offset += written

@@ -797,7 +797,12 @@ async def test_a_failed_sync_is_never_tried_again(
 class Calls:
     """What a disk asks of the kernel to commit, and a kernel that answers as it is told."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file_system: str = "ext4"
+    ) -> None:
+        mounts = tmp_path / "mountinfo"
+        mounts.write_text(f"27 1 0:21 / / rw - {file_system} host rw\n")
+        monkeypatch.setattr(file_systems, "mounts", mounts)
         self.made: list[str] = []
         # What the next calls to write and sync at once fail with.
         self.errors: list[int] = []
@@ -812,6 +817,9 @@ class Calls:
         if self.errors:
             code = self.errors.pop(0)
             raise OSError(code, os.strerror(code))
+        if not self.bytes_at_once:
+            # The system's own writes at least a byte, or fails.
+            return 0
         cut = [bytes(buffers[0])[: self.bytes_at_once]]
         return self._pwritev(descriptor, cut, offset, flags)
 
@@ -821,7 +829,7 @@ class Calls:
 
 
 async def test_a_commit_is_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, tmp_path)
     bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
     with bench.file(content=b"head") as file:
         assert await bench.outcome(partial(file.commit_soon, 4, b"tail")) is None
@@ -837,7 +845,7 @@ async def test_a_commit_is_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 async def test_where_a_write_cannot_carry_its_sync_the_sync_follows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, tmp_path)
     bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
     with bench.file() as file:
         calls.errors = [code]
@@ -852,10 +860,7 @@ async def test_where_a_write_may_pass_over_its_sync_the_sync_follows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """9p reports success of such a write, and has synced nothing."""
-    mounts = tmp_path / "mountinfo"
-    mounts.write_bytes(b"27 1 0:21 / / rw - 9p host rw\n")
-    monkeypatch.setattr(file_systems, "mounts", mounts)
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, tmp_path, "9p")
     bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
     with bench.file() as file:
         assert await bench.outcome(partial(file.commit_soon, 0, b"one")) is None
@@ -868,7 +873,7 @@ async def test_where_a_write_may_pass_over_its_sync_the_sync_follows_it(
 async def test_where_there_is_no_such_flag_the_sync_follows_the_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, tmp_path)
     monkeypatch.delattr(os, "RWF_DSYNC")
     bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
     with bench.file() as file:
@@ -882,7 +887,7 @@ async def test_where_there_is_no_such_flag_the_sync_follows_the_write(
 async def test_after_a_commit_by_one_call_every_error_is_the_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, tmp_path)
     bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
     with bench.file() as file:
         assert await bench.outcome(partial(file.commit_soon, 0, b"one")) is None
@@ -898,7 +903,7 @@ async def test_after_a_commit_by_one_call_every_error_is_the_devices(
 async def test_a_commit_the_kernel_cuts_short_is_whole_or_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, tmp_path)
     calls.bytes_at_once = 7
     bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
     data = bytes(range(100))
@@ -906,6 +911,18 @@ async def test_a_commit_the_kernel_cuts_short_is_whole_or_fails(
         assert await bench.outcome(partial(file.commit_soon, 4, data)) is None
         assert calls.made == ["both"] * 15
         assert bench.read("file") == b"head" + data
+    bench.disk.close()
+
+
+async def test_a_commit_of_which_the_kernel_takes_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch, tmp_path)
+    calls.bytes_at_once = 0
+    bench = Bench(SystemDisk(), tmp_path, tmp_path, None)
+    with bench.file() as file:
+        error = await bench.outcome(partial(file.commit_soon, 0, b"data"))
+        assert_names(error, errno.EIO, file.path)
     bench.disk.close()
 
 

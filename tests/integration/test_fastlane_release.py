@@ -84,6 +84,7 @@ async def test_who_leaves_before_the_answer_leaves_nothing_behind(world: World) 
 
 async def _nothing_is_left(world: World, leave: Callable[[], None]) -> None:
     left = [weakref.ref(connection) for connection in world.connections.connections]
+    assert left
     leave()
     await eventually(lambda: not world.connections.connections)
     await eventually(lambda: not any(connection() for connection in left))

@@ -574,6 +574,17 @@ def test_writes_of_one_turn_take_one_message_to_each_node_and_are_each_by_themse
     assert (world.messages(WRITE_MANY), world.messages(WRITE)) == (3, 3), "one alone goes as such"
 
 
+@pytest.mark.parametrize(("count", "size", "messages"), [(300, 5, 3), (20, 20_000, 4)])
+def test_clients_writes_of_one_turn_go_by_as_many_as_a_node_stores_at_once(
+    world: World, count: int, size: int, messages: int
+) -> None:
+    asked = [world.put_soon(key_of(number), b"v" * size) for number in range(count)]
+    world.pass_time()
+    assert [one.kind for one in asked] == [CHANGED] * count
+    assert [one.version for one in asked] == sorted({one.version for one in asked})
+    assert world.messages(WRITE_MANY) == 3 * messages
+
+
 def test_of_two_clients_that_write_one_key_in_one_turn_neither_yields_to_what_was_there(
     world: World,
 ) -> None:
