@@ -21,6 +21,7 @@ from services.cli.endings import (
 from services.cli.front_desk import FrontDesk, at_front_desk
 from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.runtime.database_url import DatabaseAddress
+from services.usermanager.readiness import revision_needed
 from tests.integration.shell import Shell, ada, usage_error
 from tests.integration.usermanager_process import good_password, key_pepper
 
@@ -131,7 +132,8 @@ async def test_before_the_schema_is_there_it_says_what_to_run(
     shell = Shell(tmp_path, DATABASE_URL=empty_database_address.url(), KEY_PEPPER=key_pepper)
     said = await shell.refused(FatalError.exit_code, "user", "list")
     assert said == (
-        "ydht: the database cannot be used: its schema is at nothing and 0004 is needed: "
+        "ydht: the database cannot be used: its schema is at nothing and "
+        f"{revision_needed} is needed: "
         "run `ydht migrate`\n"
     )
 
