@@ -68,8 +68,8 @@ def test_who_signs_up_makes_a_key_stores_reads_and_sees_it_in_usage(visitor: Vis
 
 def test_who_signs_up_puts_and_gets_in_the_console_sees_it_in_usage(visitor: Visitor) -> None:
     page = visitor.open("/signup")
-    page.get_by_label("Email address").fill("grace@example.com")
-    page.get_by_label("User name").fill("grace")
+    page.get_by_label("Email address").fill("hopper@example.com")
+    page.get_by_label("User name").fill("hopper")
     page.get_by_label("Password", exact=True).fill(good_password)
     page.get_by_role("button", name="Create account").click()
     # The key that comes with the account, which nothing is asked with.
