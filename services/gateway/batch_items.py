@@ -117,7 +117,13 @@ class Asked:
             self.outcome = decode_changed(body)
         elif kind == UNKNOWN:
             operation, text = decode_unknown(body)
-            self.lost(text, operation.hex())
+            # What is unknown of a read is whether it has settled something; it has no outcome
+            # itself.
+            self.outcome = (
+                RetryLater("no_quorum", text)
+                if self.is_read
+                else UnknownOutcome(text, operation_id=operation.hex())
+            )
         elif kind in (REFUSED, INVALID):
             self.outcome = _refused(kind, body)
         elif kind == TOO_LARGE:
@@ -126,10 +132,9 @@ class Asked:
             raise PeerError(f"a replicator answered an item of a batch with kind {kind}")
 
     def lost(self, why: str, operation_id: str | None = None) -> None:
-        """It may have been done."""
-        # What is unknown of a read is whether it has settled something; it has no outcome itself.
+        """No replicator has told of it: it may have been done."""
         self.outcome = (
-            RetryLater("no_quorum", why)
+            RetryLater("no_replicator", "The replicator that was asked gave no answer")
             if self.is_read
             else UnknownOutcome(why, operation_id=operation_id)
         )

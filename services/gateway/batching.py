@@ -137,7 +137,7 @@ class Batches:
         body = encode_batch([item.request for item in items])
         try:
             _, told = await self._cluster.replicators.ask(
-                BATCH, body, left_s, repeatable=all(item.is_read for item in items)
+                BATCH, body, left_s, reads=all(item.is_read for item in items)
             )
         except RetryLater as error:
             for item in items:

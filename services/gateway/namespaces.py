@@ -126,7 +126,7 @@ class Namespaces:
         body = await self._ask(
             LIST_NAMESPACES,
             encode_body(ReplicatorQuery(credential.tenant, start, query.limit)),
-            repeatable=True,
+            reads=True,
         )
         page = decode_body(body, NamespacesTold)
         place = page.next
@@ -138,7 +138,7 @@ class Namespaces:
 
     async def _describe(self, call: Call[NamespacePath, None, None]) -> NamespaceInfo:
         prefix = _prefix_of(call.credential, call.path.name)
-        body = await self._ask(DESCRIBE_NAMESPACE, prefix, repeatable=True)
+        body = await self._ask(DESCRIBE_NAMESPACE, prefix, reads=True)
         return _info(decode_body(body, NamespaceTold))
 
     async def _declare(self, call: Call[NamespacePath, None, Declare]) -> Declared:
@@ -170,8 +170,12 @@ class Namespaces:
             None if place is None else self._cursors.make(asked, place),
         )
 
-    async def _ask(self, kind: int, body: bytes, *, repeatable: bool = False) -> bytes:
-        told, answer = await self._replicators.ask(kind, body, asked_s, repeatable=repeatable)
+    async def _ask(
+        self, kind: int, body: bytes, *, repeatable: bool = False, reads: bool = False
+    ) -> bytes:
+        told, answer = await self._replicators.ask(
+            kind, body, asked_s, repeatable=repeatable, reads=reads
+        )
         if told == OK:
             return answer
         if told == INVALID:

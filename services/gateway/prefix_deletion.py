@@ -1,8 +1,8 @@
 """Deleting, or counting, all keys with a prefix: DELETE /v1/kv.
 
 A replicator goes through up to 10,000 keys a call, or as many as it can in its time, and says where
-to go on. It is asked once: a call of which nobody knows what became is told as that. To ask again
-is no harm, but its numbers would be those of what was left.
+to go on. It is asked once to delete: a call of which nobody knows what became is told as that. To
+ask again is no harm, but its numbers would be those of what was left.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class PrefixDeletions:
         request = PrefixDeletion(namespace, prefix, start, dry_run=query.dry_run)
         async with self._shares.of(call.credential.tenant):
             _, body = await self._replicators.ask(
-                DELETE_PREFIX, encode_body(request), asked_s, repeatable=query.dry_run
+                DELETE_PREFIX, encode_body(request), asked_s, reads=query.dry_run
             )
         deleted = decode_body(body, PrefixDeleted)
         place = deleted.next

@@ -14,7 +14,13 @@ class Asking(Protocol):
     """Whoever asks replicators."""
 
     async def ask(
-        self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
+        self,
+        kind: int,
+        body: bytes,
+        timeout_s: float,
+        *,
+        repeatable: bool = False,
+        reads: bool = False,
     ) -> Answer: ...
 
 

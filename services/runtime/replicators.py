@@ -7,7 +7,8 @@ asked last, and a request goes to the next one as long as nothing was done:
 
     DOWN, OVERLOADED, UNKNOWN_KIND, REFUSED with a code to retry by    ──► the next replicator
     LOST, TIMEOUT, FAILED, UNKNOWN    it may have been done            ──► UnknownOutcome, or the
-                                      next one if to do it twice is no harm
+                                      next one if to do it twice is no harm; RetryLater if there
+                                      was nothing to do
 
 `choose` is for hot paths, which ask by callbacks and decide themselves who is next. `ask` is for
 everybody else: it is awaited, and raises what became of it.
@@ -116,13 +117,20 @@ class Replicators:
         )
 
     async def ask(
-        self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
+        self,
+        kind: int,
+        body: bytes,
+        timeout_s: float,
+        *,
+        repeatable: bool = False,
+        reads: bool = False,
     ) -> Answer:
         """The kind and body of an answer that tells of something done, or of why not for good.
 
         What is `repeatable` does no harm when it is done twice: the next one is asked also when
-        it is not known whether it was done. `timeout_s` is for all of them together; each that
-        can be asked has an equal share of what is left of it then, for one may never answer.
+        it is not known whether it was done. What only `reads` is repeatable, and has no outcome
+        that could be unknown. `timeout_s` is for all of them together; each that can be asked has
+        an equal share of what is left of it then, for one may never answer.
 
         RetryLater if nobody took it, with the last one's reason or `no_replicator`; UnknownOutcome
         if it may have been done; PeerError if a replicator does not understand us.
@@ -136,11 +144,13 @@ class Replicators:
             left_s = until_s - loop.time()
             if left_s <= 0:
                 break
-            if repeatable:
+            if repeatable or reads:
                 left_s /= max(1, sum(other.connected for other in links[number:]))
             name = link.peer.id if link.peer is not None else "a replicator"
             kind_told, told = await _answer(link, kind, body, left_s)
-            if kind_told in _undecided or kind_told == UNKNOWN:
+            if reads and (kind_told in _undecided or kind_told == UNKNOWN):
+                refusal = _unread(name, kind_told, told)
+            elif kind_told in _undecided or kind_told == UNKNOWN:
                 unknown = _unknown(name, kind_told, told)
                 if not repeatable:
                     raise unknown
@@ -188,6 +198,12 @@ def fault_told(body: bytes) -> FixRequest:
     if entry is None or entry.status not in FixRequest.statuses:
         raise PeerError(f"a replicator finds a request wrong: {code}: {text}")
     return FixRequest(code, text)
+
+
+def _unread(name: str, kind: int, body: bytes) -> RetryLater:
+    if kind == UNKNOWN:
+        return RetryLater("no_quorum", decode_unknown(body)[1])
+    return RetryLater("no_replicator", f"{name} gave no answer")
 
 
 def _unknown(name: str, kind: int, body: bytes) -> UnknownOutcome:

@@ -286,6 +286,19 @@ async def test_one_that_does_not_answer_leaves_the_next_its_share_of_the_time(
     assert (cluster.first.asked, cluster.second.asked) == (2, 2)
 
 
+async def test_what_only_reads_has_no_unknown_outcome(cluster: Cluster) -> None:
+    cluster.first.answer = cluster.second.answer = None
+    with log_lines() as lines, pytest.raises(RetryLater, match="gave no answer") as told:
+        await cluster.replicators.ask(FETCH, b"x", wait_s / 10, reads=True)
+    assert told.value.code == "no_replicator"
+    assert (cluster.first.asked, cluster.second.asked) == (1, 1)
+    assert not [line for line in lines if "outcome" in line["event"]]
+    cluster.second.answer = (UNKNOWN, unknown_answer(bytes(12), "two of three were gone"))
+    with pytest.raises(RetryLater, match="two of three were gone") as told:
+        await cluster.replicators.ask(FETCH, b"x", wait_s / 10, reads=True)
+    assert told.value.code == "no_quorum"
+
+
 async def test_what_may_be_repeated_is_when_the_replicator_does_not_know_its_outcome(
     cluster: Cluster,
 ) -> None:

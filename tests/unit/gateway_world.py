@@ -36,7 +36,13 @@ class Coordinating:
         self._coordinator = coordinator
 
     async def ask(
-        self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
+        self,
+        kind: int,
+        body: bytes,
+        timeout_s: float,
+        *,
+        repeatable: bool = False,
+        reads: bool = False,
     ) -> Answer:
         assert kind == BATCH
         self.asked += 1

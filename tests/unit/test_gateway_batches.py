@@ -11,6 +11,7 @@ import pytest
 from services.core.errors import FixRequest, RetryLater, UnknownOutcome
 from services.core.key_checks import scopes_all
 from services.core.messages import GET_MANY, encode_records
+from services.core.operations import UNKNOWN, unknown_answer
 from services.core.wire import FAILED, OK, OVERLOADED
 from services.gateway.batch_items import Asked
 from services.gateway.batching import Batches, cost, encoded
@@ -133,8 +134,18 @@ async def test_what_may_have_been_done_is_unknown_and_a_read_never_is(world: Gat
     assert [(one["status"], one["code"]) for one in strong] == [
         (504, "unknown_outcome"),
         (504, "unknown_outcome"),
-        (503, "no_quorum"),
+        (503, "no_replicator"),
     ]
+    assert strong[2]["detail"] == "The replicator that was asked gave no answer"
+
+
+@pytest.mark.parametrize("strong", [False, True])
+async def test_a_read_that_a_replicator_cannot_settle_lacks_a_quorum(*, strong: bool) -> None:
+    item = Asked(GetItem("a"), credential, prefix, strong=strong)
+    item.told(UNKNOWN, unknown_answer(bytes(12), "two of three were gone"))
+    result = item.result()
+    assert (result.status, result.code) == (503, "no_quorum")
+    assert result.detail == "two of three were gone"
 
 
 async def test_strong_items_without_a_majority_are_told_so_one_by_one() -> None:

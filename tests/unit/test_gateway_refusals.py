@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 
 import httpx
@@ -12,19 +13,23 @@ from services.core.declarations import DeclaredAnswer
 from services.core.deletions import PrefixDeleted
 from services.core.operations import DECLARE_NAMESPACE, DELETE_PREFIX, batch_bytes_max
 from services.core.packed_bodies import encode_body
-from services.core.wire import OK
+from services.core.wire import LOST, OK, TIMEOUT
 from services.gateway.json_api import JsonApi, Surroundings
 from services.gateway.namespaces import changes_of_tenant
 from services.gateway.nodes import Answer
 from services.gateway.prefix_deletion import deletions_of_tenant
+from services.gateway.seams import Asking
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import SystemClock
 from services.runtime.console_requests import ConsoleRequests
 from services.runtime.http import application
 from services.runtime.key_access import KeyAccess
 from services.runtime.metrics import Metrics
+from services.runtime.peer import SENT, OnAnswer
 from services.runtime.probes import Readiness
+from services.runtime.replicators import Replicators
 from services.runtime.signing import Verifier
+from tests.integration.link_ends import log_lines
 from tests.known_keys import Counted, KnownKeys
 from tests.unit.gateway_world import GatewayWorld
 from tests.waiting import wait_until
@@ -44,7 +49,13 @@ class Held:
         self.open = asyncio.Event()
 
     async def ask(
-        self, kind: int, body: bytes, timeout_s: float, *, repeatable: bool = False
+        self,
+        kind: int,
+        body: bytes,
+        timeout_s: float,
+        *,
+        repeatable: bool = False,
+        reads: bool = False,
     ) -> Answer:
         self.asked += 1
         await self.open.wait()
@@ -52,12 +63,12 @@ class Held:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, replicators: Asking | None = None) -> None:
         clock = SystemClock()
         self.keys = KnownKeys(clock)
         self.replicators = Held()
         gateway = GatewayWorld()
-        gateway.replicators = self.replicators  # type: ignore[assignment]
+        gateway.replicators = replicators or self.replicators  # type: ignore[assignment]
         api = JsonApi(gateway, Surroundings(secret, "http://keygen", None), clock)
         verifier = Verifier(secret, clock)
         access = KeyAccess(self.keys, ConsoleRequests(verifier, self.keys), Counted(), clock)
@@ -111,6 +122,60 @@ async def test_a_body_that_nobody_reads_is_refused(world: World, method: str, pa
     answer = await world.client.request(method, path, headers=headers, json={"count": 5})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
     assert world.replicators.asked == 0
+
+
+class Silent:
+    """A link to a replicator that is killed, or does not answer in time."""
+
+    connected = True
+    last_error = None
+    peer = None
+    pending = 0
+
+    def __init__(self, becomes: int) -> None:
+        self.asked = 0
+        self._becomes = becomes
+
+    def silent_s(self) -> float:
+        return 0.0
+
+    def start(self) -> None: ...
+
+    async def close(self, drain_s: float = 0.0) -> None: ...
+
+    def request(self, kind: int, body: bytes, on_answer: OnAnswer, timeout_s: float) -> int:
+        self.asked += 1
+        asyncio.get_running_loop().call_soon(on_answer, self._becomes, b"")
+        return SENT
+
+    def notify(self, kind: int, body: bytes) -> bool:
+        raise AssertionError("no replicator is told what nobody answers")
+
+
+@pytest.mark.parametrize("becomes", [TIMEOUT, LOST])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/namespaces"),
+        ("GET", "/v1/namespaces/b"),
+        ("DELETE", "/v1/kv?prefix=a&dry_run=true"),
+    ],
+)
+async def test_what_is_only_read_has_no_unknown_outcome(
+    method: str, path: str, becomes: int
+) -> None:
+    links = [Silent(becomes), Silent(becomes)]
+    world = World(Replicators(links, random.Random(1)))
+    headers = {"X-API-Key": world.keys.add(7)}
+    async with world.client:
+        with log_lines() as lines:
+            answer = await world.client.request(method, path, headers=headers)
+    told = answer.json()
+    assert (answer.status_code, told["code"]) == (503, "no_replicator")
+    assert told["detail"] == "a replicator gave no answer"
+    assert answer.headers["Retry-After"].isdigit()
+    assert [link.asked for link in links] == [1, 1]
+    assert not [line for line in lines if "outcome" in line["event"]]
 
 
 @pytest.mark.parametrize("count", [1_001, 100_000])
