@@ -22,7 +22,8 @@ class MemoryLedger:
         self.away = False
         # So many blocks are set aside whose commits are not answered.
         self.lose_replies = 0
-        self.taken = 0
+        # Blocks that were asked for, and those of them that were set aside or refused.
+        self.asked = self.taken = 0
         # Cleared by a test that lets whoever sets a block aside wait.
         self.open = asyncio.Event()
         self.open.set()
@@ -32,8 +33,9 @@ class MemoryLedger:
         self.day += timedelta(days=1)
 
     async def take(self, tenant: int, key_id: int, limit: int, needed: int, /) -> Block:
-        self._check()
+        self.asked += 1
         await self.open.wait()
+        self._check()
         self.taken += 1
         name = (tenant, key_id, self.day)
         left = limit - self._used[name]
@@ -68,6 +70,8 @@ class MemoryLedger:
         self._check()
         _check_once([(tenant, key_id) for tenant, key_id, _ in spent])
         for tenant, key_id, count in spent:
+            if count < 0:
+                raise ValueError(f"less than nothing was spent by key {key_id}")
             self._used[tenant, key_id, self.day] += count
 
     async def forget(self) -> None:

@@ -7,7 +7,8 @@ A block is set aside in PostgreSQL and spent here, so a request costs no stateme
 not spent for a while is given back. With the date the row is another one: nobody resets anything.
 A count that fits only partly is refused whole. Where the plan has no limit keys are only counted.
 
-Fail closed: with the block spent and PostgreSQL away nothing is given out under a limit.
+Fail closed: with the block spent and PostgreSQL away nothing is given out under a limit. Those who
+wait for one block share its failure, and for a second nobody asks for another.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ accounts_max: Final = 50_000
 unlimited: Final = 1 << 60
 # What is used up is not looked up for every request; others may still give something back.
 refused_s: Final = 0.25
+# While PostgreSQL is away: nobody waits for it who comes after one that has waited in vain.
+again_s: Final = 1.0
 # Blocks that nobody has spent from for so long are given back.
 give_back_s: Final = 5.0
 forget_s: Final = 3_600.0
@@ -63,6 +66,7 @@ class Account:
         "left",
         "refused_until_s",
         "resets_s",
+        "retry_at_s",
         "seen_left",
         "tenant",
         "turn",
@@ -80,6 +84,8 @@ class Account:
         # Until when there was found to be nothing left, and when the day is over.
         self.refused_until_s = -math.inf
         self.resets_s = -math.inf
+        # When another block may be asked for, if the last one could not be set aside.
+        self.retry_at_s = -math.inf
         # One block at a time.
         self.turn = asyncio.Lock()
 
@@ -89,7 +95,8 @@ class Account:
 
     @property
     def spent_unlimited(self) -> int:
-        """Not counted in PostgreSQL yet."""
+        """Not counted in PostgreSQL yet. Less than nothing, once more of it was refunded than has
+        been given out since it was counted."""
         is_open = self.until_s > -math.inf
         return unlimited - self.left if self._limit is None and is_open else 0
 
@@ -165,9 +172,14 @@ class Quotas:
             raise self._exhausted(account, count, limit, block.used - account.left)
 
     async def _set_aside(self, account: Account, limit: int, needed: int) -> Block:
+        if self._clock.monotonic_s() < account.retry_at_s:
+            raise RetryLater("database_unavailable", "No keys can be set aside of this day now")
         try:
             return await self._ledger.take(account.tenant, account.key_id, limit, needed)
-        except UnknownOutcome as error:
+        except (RetryLater, UnknownOutcome) as error:
+            account.retry_at_s = self._clock.monotonic_s() + again_s
+            if isinstance(error, RetryLater):
+                raise
             # Of the client's request nothing was done. The block may be set aside for nobody.
             raise RetryLater("database_unavailable", error.detail) from error
 
@@ -202,7 +214,7 @@ class Quotas:
         if account is None:
             return key
         if account.limit is None:
-            return KeyUse(key.key_id, key.used + account.spent_unlimited)
+            return KeyUse(key.key_id, max(key.used + account.spent_unlimited, 0))
         unspent = account.left if now_s < account.until_s else 0
         return KeyUse(key.key_id, max(key.used - unspent, 0))
 
@@ -257,18 +269,23 @@ class Quotas:
     def _exhausted(self, account: Account, count: int, limit: int, used: int) -> RetryLater:
         self.refused += 1
         wait_s = max(1, math.ceil(account.resets_s - self._clock.monotonic_s()))
-        return RetryLater(
-            "quota_exhausted",
-            f"{used} of the {limit} keys of this day are used or set aside, and {count} more "
-            "do not fit; nothing was given out. The next day begins at midnight UTC",
-            retry_after_s=wait_s,
-        )
+        if count > limit:
+            # To wait for the next day would be in vain.
+            detail = f"{count} at once fit no day: each has {limit} keys. Ask for fewer at once"
+        else:
+            detail = (
+                f"{used} of the {limit} keys of this day are used or set aside, and {count} more "
+                "do not fit; nothing was given out. The next day begins at midnight UTC"
+            )
+        return RetryLater("quota_exhausted", detail, retry_after_s=wait_s)
 
     def _settle(self, account: Account, now_s: float, *, everything: bool) -> None:
         is_idle = account.seen_left == account.left
         account.seen_left = account.left
         if account.limit is None:
-            if account.spent_unlimited:
+            # What is refunded after it was counted is taken off what comes next: it is never told
+            # as a number below zero, which PostgreSQL would refuse with all others.
+            if account.spent_unlimited > 0:
                 self._spent[account.tenant, account.key_id] += account.spent_unlimited
                 account.left = unlimited
         elif account.left and (is_idle or everything) and not account.turn.locked():

@@ -9,7 +9,7 @@ import pytest
 
 from services.core.errors import RetryLater
 from services.keygen.memory_ledger import MemoryLedger
-from services.keygen.quotas import Quotas, give_back_s
+from services.keygen.quotas import Quotas, again_s, give_back_s
 from services.runtime.clock import FakeClock, Timeline
 
 
@@ -22,6 +22,7 @@ class Day:
         self.ledger = MemoryLedger()
         # What the last one that was refused was told.
         self.wait_s = 0
+        self.detail = ""
         self.keygens = [Quotas(self.ledger, self.clock, accounts_max) for _ in range(keygens)]
 
     async def take(
@@ -35,6 +36,7 @@ class Day:
             if refused.code != "quota_exhausted":
                 raise
             self.wait_s = refused.retry_after_s
+            self.detail = refused.detail
             return False
         return True
 
@@ -99,7 +101,12 @@ async def test_a_count_that_fits_only_partly_is_refused_whole() -> None:
 async def test_more_than_a_day_has_is_refused_from_the_beginning() -> None:
     day = Day()
     assert not await day.take(1_001)
+    assert "1001 at once" in day.detail
+    assert "has 1000 keys" in day.detail
+    assert "midnight" not in day.detail, "which would change nothing"
     assert await day.take(1_000)
+    assert not await day.take(1)
+    assert "midnight" in day.detail
 
 
 async def test_a_new_day_begins_by_its_date_alone() -> None:
@@ -148,8 +155,28 @@ async def test_without_postgresql_nothing_is_given_beyond_the_block() -> None:
         await day.take()
     assert refused.value.code == "database_unavailable"
     day.ledger.away = False
+    day.after(again_s)
     assert await day.take()
     assert await day.used() == 32
+
+
+async def test_who_waits_for_a_block_shares_its_failure_and_is_not_the_next_to_wait() -> None:
+    day = Day()
+    day.ledger.open.clear()
+    waiting = [asyncio.create_task(day.take()) for _ in range(12)]
+    await asyncio.sleep(0)
+    day.ledger.away = True
+    day.ledger.open.set()
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(end, RetryLater) for end in ends)
+    assert {end.code for end in ends if isinstance(end, RetryLater)} == {"database_unavailable"}
+    assert day.ledger.asked == 1
+    day.ledger.away = False
+    with pytest.raises(RetryLater):
+        await day.take()
+    assert day.ledger.asked == 1, "and for a moment nobody asks again"
+    day.after(again_s)
+    assert await day.take()
 
 
 async def test_what_has_no_limit_is_counted_all_the_same() -> None:
@@ -163,6 +190,25 @@ async def test_what_has_no_limit_is_counted_all_the_same() -> None:
     assert await day.used(limit=None) == 10_000
     await day.take(1, limit=None)
     assert await day.used(limit=None) == 10_001
+
+
+async def test_what_is_refunded_after_it_was_counted_is_taken_off_what_comes_next() -> None:
+    day = Day()
+    quotas = day.keygens[0]
+    account = quotas.account(7, 1, None)
+    await quotas.take(account, 40)
+    day.after(give_back_s)
+    await quotas.flush()
+    quotas.refund(account, 40, account.day)
+    await day.take(5, limit=None, key_id=2)
+    day.after(give_back_s)
+    await quotas.flush()
+    told = await quotas.of_tenant(7)
+    assert {key.key_id: key.used for key in told.keys} == {1: 0, 2: 5}
+    await quotas.take(account, 41)
+    day.after(give_back_s)
+    await quotas.flush()
+    assert await day.used(limit=None) == 41
 
 
 async def test_a_smaller_plan_holds_from_the_next_lookup_on() -> None:
@@ -273,6 +319,7 @@ async def test_a_block_that_was_not_confirmed_is_spent_by_nobody() -> None:
     with pytest.raises(RetryLater) as refused:
         await day.take()
     assert refused.value.code == "database_unavailable", "nothing was given out"
+    day.after(again_s)
     given = 0
     while await day.take():
         given += 1
