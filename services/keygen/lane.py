@@ -183,7 +183,8 @@ class KeyLane:
 
     async def _credential(self, exchange: Exchange, asker: Asker) -> Credential:
         if asker.nobody is not None:
-            allowed = exchange.path == get_key and asker.nobody.code == "missing_api_key"
+            # An empty header is from a program whose variable is not set, which should hear of it.
+            allowed = exchange.path == get_key and not asker.sent
             if self._public is not None and allowed:
                 return self._public
             raise asker.nobody

@@ -51,6 +51,11 @@ class Asked(Exchange):
         found: str = json.loads(self.body_told)["code"]
         return found
 
+    @property
+    def detail(self) -> str:
+        found: str = json.loads(self.body_told)["detail"]
+        return found
+
 
 class LaneWorld:
     def __init__(self, *, anybody: bool) -> None:
@@ -162,6 +167,29 @@ async def test_without_an_api_key_only_get_key_answers() -> None:
         assert (refused.status, refused.code) == (401, "missing_api_key")
         wrong = await world.ask(world.headers("ydht_wrong"))
         assert (wrong.status, wrong.code) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "api-key", "authorization"])
+async def test_who_sends_an_empty_api_key_is_not_taken_for_nobody(name: str) -> None:
+    async with lane_world(anybody=True) as world:
+        for value in (b"", b" "):
+            refused = await world.ask(Headers([(name.encode(), value)]))
+            assert refused.status == 401, value
+            assert b"WWW-Authenticate: " in refused.lines
+        assert world.pools.issued == 0
+
+
+async def test_a_refusal_names_the_headers_that_were_sent() -> None:
+    async with lane_world() as world:
+        one, other = (world.api_key(tenant).encode() for tenant in (1, 2))
+        two = await world.ask(Headers([(b"x-api-key", one), (b"api-key", other)]))
+        assert (two.status, two.code) == (400, "invalid_header")
+        assert two.detail == "Different API keys are in X-API-Key and API-KEY; send one"
+        empty = await world.ask(Headers([(b"api-key", b"")]))
+        assert (empty.status, empty.code) == (401, "missing_api_key")
+        assert "API-KEY is empty" in empty.detail
+        none = await world.ask(world.headers())
+        assert "as API-KEY" in none.detail
 
 
 async def test_a_key_that_cannot_be_looked_up_is_not_refused() -> None:
