@@ -12,7 +12,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from services.core.errors import CATALOGUE, ClientError, RetryLater
+from services.core.errors import CATALOGUE, ClientError, FixRequest, RetryLater
 from services.core.id_requests import (
     Ids,
     IdsQuery,
@@ -36,7 +36,16 @@ connections_max: Final = 100
 # A supervisor has it back within a few seconds.
 retry_after_s: Final = 2
 # What of keygen's refusals is the client's to hear.
-_passed_on: Final = frozenset(("quota_exhausted", "rate_limited", "overloaded", "shutting_down"))
+_passed_on: Final = frozenset(
+    (
+        "quota_exhausted",
+        "limit_reached",
+        "rate_limited",
+        "database_unavailable",
+        "overloaded",
+        "shutting_down",
+    )
+)
 
 log = telemetry.logger("services.gateway")
 
@@ -88,7 +97,14 @@ class IdSource:
                 header_type=UnconditionalHeaders,
                 bodiless=True,
                 answer_type=Ids,
-                errors=("quota_exhausted", "keygen_unavailable", "overloaded", "shutting_down"),
+                errors=(
+                    "quota_exhausted",
+                    "limit_reached",
+                    "keygen_unavailable",
+                    "database_unavailable",
+                    "overloaded",
+                    "shutting_down",
+                ),
                 tag="IDs",
             )
         ]
@@ -136,6 +152,8 @@ class IdSource:
                 "keygen refuses the gateway", status=answer.status_code, code=problem.code or None
             )
             return _unavailable(f"keygen answered with status {answer.status_code}")
+        if entry.status in FixRequest.statuses:
+            return FixRequest(problem.code, problem.detail)
         wait = answer.headers.get("retry-after", "")
         wait_s = int(wait) if wait.isdecimal() and len(wait) < 7 else retry_after_s
         return RetryLater(problem.code, problem.detail, retry_after_s=wait_s)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
-from services.core.errors import FixRequest, RetryLater
+from services.core.errors import ClientError, FixRequest, RetryLater
 from services.core.id_requests import Ids, IdsQuery
 from services.gateway.ids import IdSource
 from services.runtime.client_address import ClientAddresses
@@ -128,7 +128,11 @@ async def test_ids_are_asked_for_in_the_tenants_name(keygen: Keygen) -> None:
     [
         (RetryLater("quota_exhausted", "Tomorrow", retry_after_s=777), (429, "quota_exhausted")),
         (RetryLater("overloaded", "Busy", retry_after_s=777), (503, "overloaded")),
-        (RetryLater("database_unavailable", "Away"), (503, "keygen_unavailable")),
+        (
+            RetryLater("database_unavailable", "Away", retry_after_s=777),
+            (503, "database_unavailable"),
+        ),
+        (FixRequest("limit_reached", "Ask for longer ones"), (409, "limit_reached")),
         (FixRequest("unauthorized", "Who?"), (503, "keygen_unavailable")),
         (ZeroDivisionError(), (503, "keygen_unavailable")),
         (["not", "ids"], (503, "keygen_unavailable")),
@@ -137,7 +141,10 @@ async def test_ids_are_asked_for_in_the_tenants_name(keygen: Keygen) -> None:
     ],
 )
 async def test_what_keygen_refuses_is_passed_on_if_it_is_for_clients(
-    keygen: Keygen, instead: object, expected: tuple[int, str]
+    keygen: Keygen,
+    instead: object,
+    expected: tuple[int, str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     keygen.instead = instead
     async with world(over(keygen)) as here:
@@ -145,7 +152,10 @@ async def test_what_keygen_refuses_is_passed_on_if_it_is_for_clients(
         assert problem(answer) == expected
         if isinstance(instead, RetryLater) and expected[1] == instead.code:
             assert answer.headers["Retry-After"] == "777"
+        if isinstance(instead, ClientError) and expected[1] == instead.code:
             assert answer.json()["detail"] == instead.detail
+        is_ours = expected[1] == "keygen_unavailable" and not isinstance(instead, list | dict)
+        assert ("keygen refuses the gateway" in caplog.text) == is_ours
         assert "RateLimit" in answer.headers
     assert len(keygen.asked) == 1, "asked once, whatever it says"
 
