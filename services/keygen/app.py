@@ -9,7 +9,7 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.core.api_key import lookup_subkey
@@ -20,7 +20,7 @@ from services.keygen.askers import with_usual_names
 from services.keygen.home import Home
 from services.keygen.issuing import Issuing
 from services.keygen.keeper import Keeper
-from services.keygen.key_api import KeyApi
+from services.keygen.key_api import KeyApi, path_of_keys
 from services.keygen.lane import KeyLane
 from services.keygen.owners import Owners
 from services.keygen.pools import Pools
@@ -79,7 +79,7 @@ class Keygen:
             acquire_s_max=acquire_s_max,
             command_s_max=command_s_max,
         )
-        ranges = RangeStore(self.database)
+        ranges = RangeStore(self.database, settings.return_rest_ms / 1000)
         self.pools = Pools(ranges, settings.range_size, clock)
         self.quotas = Quotas(QuotaStore(self.database), clock)
         self.home = Home(SystemDisk(), settings.data_dir / "keygen" / str(settings.port))
@@ -129,11 +129,13 @@ class Keygen:
             *self.owners.endpoints(),
         ]
         document = openapi_document("ydht keygen", api_version, endpoints, description=_about)
-        return [
-            document_route(document),
-            *docs_routes(document),
-            *routes(endpoints, verifier=self.verifier, addresses=self.addresses, keys=self.access),
-        ]
+        answering = routes(
+            endpoints, verifier=self.verifier, addresses=self.addresses, keys=self.access
+        )
+        for route in answering:
+            if isinstance(route, Route) and route.path == path_of_keys:
+                route.methods = {"GET"}
+        return [document_route(document), *docs_routes(document), *answering]
 
     async def open(self, stack: AsyncExitStack, loops: Loops) -> None:
         self.home.open()

@@ -34,6 +34,9 @@ from services.runtime.credential import Credential
 from services.runtime.endpoints import Access, Call, Encoded, Endpoint, Raw
 from services.runtime.text_members import Wrong, refusal
 
+# Each answer has keys that nobody else gets: not for a HEAD, which would not show them.
+path_of_keys: Final = "/api/keys/{count}"
+
 errors_of_giving: Final = (
     "quota_exhausted",
     "limit_reached",
@@ -79,7 +82,7 @@ class KeyApi:
             ),
             Endpoint(
                 "GET",
-                "/api/keys/{count}",
+                path_of_keys,
                 "getKeys",
                 "Get many keys",
                 self._give,

@@ -22,6 +22,9 @@ from services.runtime.postgres import Connection, Database
 material_name: Final = "keygen permutation"
 # Whose ranges are closed from the beginning.
 _no_instance: Final = 0
+# A client that has heard nothing of its return repeats it within minutes. Were the key somebody
+# else's by then, that would be taken as his return of it.
+return_rest_s_default: Final = 600.0
 
 # Nobody may ever make a second one, so never where ranges were given out under a first.
 _MAKE_MATERIAL: Final = """
@@ -74,6 +77,7 @@ _CLAIM: Final = """
     WITH chosen AS (
         SELECT size, index FROM returned_keys
         WHERE tenant = $1 AND size = $2 AND is_free AND claim_id IS NULL
+            AND returned_at <= now() - make_interval(secs => $5)
         LIMIT $3 FOR UPDATE SKIP LOCKED
     ), claim AS MATERIALIZED (SELECT nextval('key_claims') AS id)
     UPDATE returned_keys AS returned SET claim_id = claim.id, instance_id = $4
@@ -115,6 +119,7 @@ _WITH_FREE: Final = """
         SELECT FROM returned_keys AS returned
         WHERE (returned.tenant, returned.size) = (asked.tenant, asked.size)
             AND returned.is_free AND returned.claim_id IS NULL
+            AND returned.returned_at <= now() - make_interval(secs => $3)
     )
 """
 _COUNTERS: Final = "SELECT size, next FROM key_counters"
@@ -166,8 +171,11 @@ class Unconfirmed(Exception):
 
 
 class RangeStore:
-    def __init__(self, database: Database) -> None:
+    """What was returned is claimed once it has rested for `return_rest_s`."""
+
+    def __init__(self, database: Database, return_rest_s: float = return_rest_s_default) -> None:
         self._database = database
+        self._return_rest_s = return_rest_s
 
     async def material(self, drawn: bytes) -> bytes:
         """The key material of this installation: `drawn`, if it had none. FatalError if it is
@@ -218,7 +226,7 @@ class RangeStore:
         reserved: RangeLot | None = None
         try:
             async with self._database.transaction() as connection:
-                claimed = await _claim(connection, instance_id, wish)
+                claimed = await _claim(connection, instance_id, wish, self._return_rest_s)
                 found = len(claimed) if claimed is not None else 0
                 if found < wish.wanted:
                     reserved = await _reserve(connection, instance_id, wish, found)
@@ -261,7 +269,7 @@ class RangeStore:
         """Those of these tenants and sizes of which returned keys can be given out."""
         tenants, sizes = [tenant for tenant, _ in names], [size for _, size in names]
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_WITH_FREE, tenants, sizes)
+            rows = await connection.fetch(_WITH_FREE, tenants, sizes, self._return_rest_s)
         return {(int(row["tenant"]), row["size"]) for row in rows}
 
     async def counters(self) -> dict[int, int]:
@@ -270,8 +278,12 @@ class RangeStore:
             return {row["size"]: int(row["next"]) for row in await connection.fetch(_COUNTERS)}
 
 
-async def _claim(connection: Connection, instance_id: int, wish: Wish) -> ClaimLot | None:
-    rows = await connection.fetch(_CLAIM, wish.tenant, wish.size, wish.claim_max, instance_id)
+async def _claim(
+    connection: Connection, instance_id: int, wish: Wish, rest_s: float
+) -> ClaimLot | None:
+    rows = await connection.fetch(
+        _CLAIM, wish.tenant, wish.size, wish.claim_max, instance_id, rest_s
+    )
     if not rows:
         return None
     return ClaimLot(rows[0]["id"], [(int(row["index"]), row["reserved_ms"]) for row in rows])

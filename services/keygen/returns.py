@@ -5,7 +5,8 @@ was given out, and has not been returned since. Where the range, or the claim by
 out again, is still some keygen's, that one is asked, for a key must never be in a pool and on the
 list at once. If it does not answer, the key is rejected for now.
 
-What is taken back goes out again once its range is closed.
+What is taken back goes out again once its range is closed, and not before it has rested for so long
+that nobody repeats its return any more: a repeated one would be taken for that of whoever has it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Returns:
                 body_bytes_max=return_body_bytes_max,
                 answer_type=Returned,
                 errors=("database_unavailable", "overloaded", "shutting_down", "unknown_outcome"),
-                description="Each key is looked at by itself. What is rejected is told, with why.",
+                description="Each key is looked at by itself. What is rejected is told, with why. "
+                "Where no answer came, or 504, a return may be repeated for as long as RETURN_REST "
+                "(ten minutes), and not later: the key may be somebody's again.",
                 tag="Keys",
             )
         ]

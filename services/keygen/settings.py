@@ -34,6 +34,12 @@ class KeygenSettings(DatabaseSettings):
         default="1000",
         help="Keys that are reserved at once for a tenant whose first few are used up, or more",
     )
+    return_rest_ms: int = setting(
+        "RETURN_REST",
+        values.duration_ms(0, 7 * 86_400_000),
+        default="10m",
+        help="How long a returned key is given to nobody, so that its return may be repeated",
+    )
     anonymous: bool = setting(
         "KEYGEN_ANONYMOUS",
         values.boolean,

@@ -49,7 +49,7 @@ class InMemory:
 
 class InPostgres:
     def __init__(self, database: Database) -> None:
-        self._store = RangeStore(database)
+        self._store = RangeStore(database, return_rest_s=0.0)
         self.ranges: Ranges = self._store
         self._returns = ReturnStore(database)
         self._database = database

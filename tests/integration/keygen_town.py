@@ -126,12 +126,17 @@ class Town:
         self.clock = SystemClock()
 
     async def keygen(
-        self, name: str, *, home: str | None = None, range_size: int = 1_000
+        self,
+        name: str,
+        *,
+        home: str | None = None,
+        range_size: int = 1_000,
+        return_rest_s: float = 0.0,
     ) -> Keygen:
         database = await self._stack.enter_async_context(
             Database(self._address, acquire_s_max=acquire_s_max, command_s_max=command_s_max)
         )
-        store = RangeStore(database)
+        store = RangeStore(database, return_rest_s)
         pools = await self._stack.enter_async_context(Pools(store, range_size, self.clock))
         quotas = Quotas(QuotaStore(database), self.clock)
         at_home = Home(SystemDisk(), self._path / (home or name))

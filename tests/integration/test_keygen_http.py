@@ -164,8 +164,11 @@ async def test_a_key_is_asked_for_by_get_alone(desk: Desk) -> None:
             answer = await desk.keygen.call(method, target, api_key=key)
             assert problem(answer) == (405, "method_not_allowed")
             assert "GET" in answer.headers["Allow"]
-    head = await desk.keygen.call("HEAD", "/get-key", api_key=key)
-    assert head.status_code == 405, "a HEAD would cost a key that nobody sees"
+    for target in ("/get-key", "/api/key", "/api/keys/1"):
+        head = await desk.keygen.call("HEAD", target, api_key=key)
+        assert head.status_code == 405, "a HEAD would cost a key that nobody sees"
+        assert head.headers["Allow"] == "GET"
+    assert (await desk.get("/quota", key)).json()["used"] == 0
 
 
 async def test_a_keygen_that_has_keys_is_one_process(desk: Desk) -> None:

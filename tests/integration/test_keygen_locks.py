@@ -39,7 +39,7 @@ async def test_who_closes_ranges_holds_no_returned_key_meanwhile(
         watched(database_address) as other,
         watched(database_address) as watcher,
     ):
-        ranges, returns = RangeStore(database), ReturnStore(database)
+        ranges, returns = RangeStore(database, return_rest_s=0.0), ReturnStore(database)
         await ranges.register(instance, "", 60.0, None)
         first = (await ranges.refill(instance, wish)).reserved
         assert first is not None

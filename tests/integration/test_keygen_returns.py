@@ -46,6 +46,24 @@ async def test_a_returned_key_goes_out_again_once_its_range_is_closed(town: Town
     assert not set(await keygen.take(50)) & {*keys, *following}
 
 
+async def test_a_returned_key_rests_for_as_long_as_its_return_may_be_repeated(town: Town) -> None:
+    keygen = await town.keygen("one", return_rest_s=600.0)
+    keys = await keygen.take(20)
+    await until_closed(keygen, 1)
+    assert (await keygen.give_back(keys[:2])).returned == 2
+    assert not set(await keygen.take(50)) & set(keys)
+    assert await keygen.reasons(keys[:2]) == dict.fromkeys(keys[:2], twice)
+    async with keygen.database.transaction() as connection:
+        await connection.execute("UPDATE returned_keys SET returned_at = now() - interval '540 s'")
+    keygen.pools.look_first([(ada, 7)])
+    assert not set(await keygen.take(50)) & set(keys)
+    async with keygen.database.transaction() as connection:
+        await connection.execute("UPDATE returned_keys SET returned_at = now() - interval '600 s'")
+    assert await RangeStore(keygen.database).with_free([(ada, 7), (bob, 7)]) == {(ada, 7)}
+    keygen.pools.look_first([(ada, 7)])
+    assert set(await keygen.take(2)) == set(keys[:2])
+
+
 async def test_each_key_is_returned_once(town: Town) -> None:
     keygen = await town.keygen("one")
     (key,) = await keygen.take()

@@ -148,7 +148,9 @@ async def returning(
 
     async with (
         usermanager_process(path / "data", address) as usermanager,
-        running_keygens(path, address.url(), 3, USERMANAGER_URL=usermanager.url) as keygens,
+        running_keygens(
+            path, address.url(), 3, USERMANAGER_URL=usermanager.url, RETURN_REST="0"
+        ) as keygens,
         hard_client(clients) as http,
     ):
         api_keys = [await _api_key(usermanager, address) for _ in range(accounts)]
