@@ -25,7 +25,7 @@ from services.runtime.credential import Credential
 from services.runtime.exchange import Exchange
 from services.runtime.metering import Meters
 from services.runtime.peer import SENT, OwnedLink
-from services.runtime.replicators import fault_told, refusal_told
+from services.runtime.replicators import as_told_to_clients, fault_told, refusal_told
 
 # A client is answered within 5 s of its request, the way there and back included.
 call_s_max: Final = 4.9
@@ -229,7 +229,7 @@ class KeyCall:
     def _refused(self, body: bytes) -> None:
         error = refusal_told(body)
         if error.code in _next_may_do:
-            self._refusal = error
+            self._refusal = as_told_to_clients(error)
             self._ask_next()
         else:
             self.refuse(error)

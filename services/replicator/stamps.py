@@ -104,8 +104,9 @@ class Stamps:
         """A new version, later than every one before.
 
         Raises `RetryLater`, with nothing stamped: `clock_skew` while the clock leads the wall
-        clock too far; `overloaded` while the ceiling is late, `storage_full` if for want of
-        space; `shutting_down` once sealed, or after the disk has failed.
+        clock too far; `no_replicator` while the ceiling is late, for another replicator may be able
+        to, `storage_full` if for want of space; `shutting_down` once sealed, or after the disk has
+        failed.
         """
         try:
             return self._hybrid.tick(self._clock.wall_ms())

@@ -155,7 +155,7 @@ class Replicators:
                 if not repeatable:
                     raise unknown
             elif kind_told == REFUSED:
-                refusal = refusal_told(told)
+                refusal = as_told_to_clients(refusal_told(told))
             elif kind_told == MALFORMED:
                 raise PeerError(f"{name} does not understand us: {told.decode(errors='replace')}")
             elif kind_told not in _not_taken:
@@ -189,6 +189,15 @@ def refusal_told(body: bytes) -> RetryLater:
     if entry is None or entry.status not in RetryLater.statuses:
         raise PeerError(f"a replicator refuses us: {code}: {text}")
     return RetryLater(code, text)
+
+
+def as_told_to_clients(refusal: RetryLater) -> RetryLater:
+    """A replicator that cannot stamp for a moment, since its disk is slow, refuses as if it was not
+    there, so that the next one is asked. Where there is none it was there, and has too much to
+    do."""
+    if refusal.code == "no_replicator":
+        return RetryLater("overloaded", refusal.detail, retry_after_s=refusal.retry_after_s)
+    return refusal
 
 
 def fault_told(body: bytes) -> FixRequest:

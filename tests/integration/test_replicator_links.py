@@ -192,6 +192,14 @@ async def test_the_next_is_asked_when_the_first_has_done_nothing(
     assert (cluster.first.asked, cluster.second.asked) == (2, 2)
 
 
+async def test_one_that_cannot_stamp_for_a_moment_has_too_much_to_do(cluster: Cluster) -> None:
+    cluster.first.answer = cluster.second.answer = refused("no_replicator")
+    with pytest.raises(RetryLater, match="because") as told:
+        await cluster.replicators.ask(PUT, b"x", wait_s)
+    assert told.value.code == "overloaded"
+    assert (cluster.first.asked, cluster.second.asked) == (1, 1)
+
+
 async def test_answers_that_tell_of_something_are_handed_on(cluster: Cluster) -> None:
     cluster.first.answer = (ABSENT, b"")
     assert await cluster.replicators.ask(FETCH, b"x", wait_s) == (ABSENT, b"")
