@@ -76,6 +76,8 @@ class ServiceProtocol(HttpToolsProtocol):
         # Bytes of the head, or of what stands around the body, that have arrived.
         self._framing_bytes = 0
         self._in_head = True
+        # Of the message that is being parsed; uvicorn has none before the first.
+        self.url = b""
         # From here on, what the client sends is dropped.
         self._refused = False
         # The line that frames the body of a message whose offer to upgrade is being declined.
@@ -272,7 +274,9 @@ class ServiceProtocol(HttpToolsProtocol):
             self._linger()
 
     def _raw(self, error: ClientError) -> bytes:
-        return raw_answer(error, self.server_state.date_line)
+        # Before its target nobody knows what a message is, and the parser names the one before.
+        bodiless = bool(self.url) and self.parser.get_method() == b"HEAD"
+        return raw_answer(error, self.server_state.date_line, bodiless=bodiless)
 
 
 class BehindAnOffer:
@@ -342,8 +346,9 @@ def _framing_too_large() -> FixRequest:
     )
 
 
-def raw_answer(error: ClientError, date_line: bytes = b"") -> bytes:
-    """A whole response for a connection that is closed after it."""
+def raw_answer(error: ClientError, date_line: bytes = b"", *, bodiless: bool = False) -> bytes:
+    """A whole response for a connection that is closed after it; `bodiless` to HEAD, which has a
+    body's length and no body."""
     request_id = new_request_id()
     body = msgspec.json.encode(error.problem(request_id))
     headers = {
@@ -355,7 +360,8 @@ def raw_answer(error: ClientError, date_line: bytes = b"") -> bytes:
         "Connection": "close",
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return STATUS_LINE[error.status] + date_line + lines.encode("latin-1") + b"\r\n" + body
+    head = STATUS_LINE[error.status] + date_line + lines.encode("latin-1") + b"\r\n"
+    return head if bodiless else head + body
 
 
 class Listener:

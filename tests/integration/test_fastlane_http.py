@@ -373,6 +373,35 @@ async def test_a_head_without_end_is_refused(world: World) -> None:
     assert (await client.answer()).status == 431
 
 
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ("Host: b\r\n" + "A: b\r\n" * 4000, 431),
+        ("Host: b\r\nHost: c\r\n", 400),
+        ("Host: b\r\nContent-Length: 1\r\nContent-Length: 2\r\n", 400),
+        ("Host: b\r\nno colon\r\n", 400),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/kv/a", "/app/a"])
+@pytest.mark.parametrize("fast", [True, False])
+async def test_a_head_that_is_refused_to_head_gets_no_body(
+    path: str, lines: str, status: int, *, fast: bool
+) -> None:
+    async with opened(fast=fast) as world:
+        # Only the fast lane refuses behind an answer; the other one closes the connection there.
+        for before in (b"", get("a")) if fast else (b"",):
+            for method, to_head in (("HEAD", True), ("GET", False)):
+                client = await world.connect()
+                client.send(before + f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode())
+                if before:
+                    await client.answer()
+                answer = await client.answer(to_head=to_head)
+                assert (answer.status, answer.closes) == (status, True)
+                assert int(answer.field(b"content-length") or b"") > 0
+                assert bool(answer.body) is not to_head
+                assert await client.rest() == b""
+
+
 async def test_trailers_and_chunk_extensions_are_bounded(world: World) -> None:
     head = request("POST", "/v1/kv/a", "Transfer-Encoding: chunked")
     for more in (b"1;" + b"e" * 20_000, b"0\r\n" + b"T: t\r\n" * 4000):
