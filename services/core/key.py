@@ -40,24 +40,24 @@ def check_key(key: bytes) -> bytes:
     if not key:
         raise FixRequest("invalid_key", f"the key is empty; it is 1 to {key_bytes_max} bytes")
     if not key.isascii():
-        _check_utf8("invalid_key", "key", key)
+        _check_utf8("invalid_key", "the key", key)
     return key
 
 
-def check_namespace(namespace: bytes) -> bytes:
-    """The namespace itself if a client may use it, else `FixRequest`.
+def check_namespace(namespace: bytes, name: str = "the namespace") -> bytes:
+    """The namespace itself if a client may use it, else `FixRequest`, which calls it by `name`.
 
     Control characters are refused, because a namespace travels in a header.
     """
     if not 1 <= len(namespace) <= namespace_bytes_max:
         raise FixRequest(
             "invalid_namespace",
-            f"the namespace is {len(namespace)} bytes; it is 1 to {namespace_bytes_max} bytes",
+            f"{name} is {len(namespace)} bytes; it is 1 to {namespace_bytes_max} bytes",
         )
     if not namespace.isascii():
-        _check_utf8("invalid_namespace", "namespace", namespace)
+        _check_utf8("invalid_namespace", name, namespace)
     if min(namespace) < 0x20 or 0x7F in namespace:
-        raise FixRequest("invalid_namespace", "the namespace contains a control character")
+        raise FixRequest("invalid_namespace", f"{name} contains a control character")
     return namespace
 
 
@@ -126,5 +126,5 @@ def _check_utf8(code: str, what: str, text: bytes) -> None:
         text.decode()
     except UnicodeDecodeError as error:
         raise FixRequest(
-            code, f"the {what} is not valid UTF-8: {error.reason} at byte {error.start}"
+            code, f"{what} is not valid UTF-8: {error.reason} at byte {error.start}"
         ) from error

@@ -35,6 +35,8 @@ user_metadata_bytes_max = 1024
 # Its length is one byte, and so is that of a metadata name; longer ones are abuse.
 content_type_bytes_max = 255
 metadata_name_bytes_max = 255
+# Enough of a name to recognise it.
+_shown_name_bytes = 40
 
 head_bytes = 23
 _meta_format = 1
@@ -190,12 +192,17 @@ class Metadata:
         total = 0
         previous = b""
         for name, text in self.user:
-            shown = "X-Metadata-" + name[:40].decode("latin-1")
-            if len(name) > metadata_name_bytes_max or not _field_name.fullmatch(name):
+            ellipsis = "…" if len(name) > _shown_name_bytes else ""
+            shown = "X-Metadata-" + name[:_shown_name_bytes].decode("latin-1") + ellipsis
+            if not 1 <= len(name) <= metadata_name_bytes_max:
                 raise FixRequest(
                     "invalid_header",
-                    f"{shown!r} is no name of a header in lower case, with 1 to "
-                    f"{metadata_name_bytes_max} characters after X-Metadata-",
+                    f"{shown}: {len(name)} characters follow X-Metadata-; a name has 1 to "
+                    f"{metadata_name_bytes_max}",
+                )
+            if not _field_name.fullmatch(name):
+                raise FixRequest(
+                    "invalid_header", f"{shown!r} is no name of a header in lower case"
                 )
             if name == previous:
                 raise FixRequest("invalid_header", f"{shown} is given more than once")

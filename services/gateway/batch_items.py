@@ -45,14 +45,14 @@ from services.core.record import (
     value_bytes_max,
 )
 from services.core.wire import OK
-from services.gateway.keyspace import check_allowed
+from services.gateway.keyspace import absent, check_allowed
 from services.gateway.many_reads import too_large
 from services.gateway.messages_batch import GetItem, Item, Op, PutItem, Result, op_of
 from services.gateway.queries import ttl_ms_of
 from services.runtime import telemetry
 from services.runtime.credential import Credential
 from services.runtime.key_access import check_scope
-from services.runtime.replicators import fault_told, refusal_told
+from services.runtime.replicators import as_told_to_clients, fault_told, refusal_told
 
 log = telemetry.logger("services.gateway")
 
@@ -148,8 +148,7 @@ class Asked:
             return _problem(op, key, outcome)
         if isinstance(outcome, bytes):
             if not outcome:
-                absent = f"There is no key {key!r} in this namespace"
-                return _problem(op, key, FixRequest("key_not_found", absent))
+                return _problem(op, key, absent(key.encode()))
             return self._found(outcome)
         return Result(
             op=op,
@@ -221,7 +220,9 @@ def _shown(item: Item, content: bytes) -> tuple[str | UnsetType, str | UnsetType
 
 def _refused(kind: int, body: bytes) -> ClientError:
     try:
-        return refusal_told(body) if kind == REFUSED else fault_told(body)
+        if kind == REFUSED:
+            return as_told_to_clients(refusal_told(body))
+        return fault_told(body)
     except PeerError:
         # The other items are what they are.
         log.exception("an item of a batch failed")

@@ -30,6 +30,7 @@ from services.gateway.many_reads import ManyReads
 from services.gateway.messages_batch import Batch, BatchAnswer, look_at_length
 from services.gateway.messages_keys import BatchHeaders
 from services.gateway.seams import WholeCluster
+from services.gateway.unheeded import check_no_metadata
 from services.runtime.clock import Clock
 from services.runtime.endpoints import Access, Call, Encoded, Endpoint
 
@@ -71,6 +72,7 @@ class Batches:
                 counted_as="batch",
                 cost=cost,
                 header_type=BatchHeaders,
+                look_at_headers=check_no_metadata,
                 body_type=Batch,
                 look=look_at_length,
                 body_bytes_max=batch_bytes_max,

@@ -27,7 +27,7 @@ class KeyRoute(BaseRoute):
     have."""
 
     def __init__(self, lane: ConsoleLane) -> None:
-        self._answering = LaneRoute(lane)
+        self.app = LaneRoute(lane)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         is_one = scope["type"] == "http" and scope["raw_path"].startswith(path_prefix)
@@ -37,7 +37,7 @@ class KeyRoute(BaseRoute):
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._answering(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 class ConsoleLane:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from services.core.errors import FixRequest, PeerError, RetryLater
 from services.core.hlc import version_bytes
 from services.core.operations import FETCH, UNKNOWN, decode_unknown
@@ -11,11 +9,9 @@ from services.core.record import head_bytes, plain, value, visible
 from services.core.wire import FAILED, LOST, OK, TIMEOUT
 from services.gateway.answers import value_lines
 from services.gateway.calls import KeyCall
+from services.gateway.keyspace import absent
 from services.gateway.queries import no_query
 from services.runtime.fleet import FleetNode
-
-# Enough of a key to recognise it.
-shown_bytes_max: Final = 100
 
 
 class Get(KeyCall):
@@ -89,5 +85,4 @@ def answer_value(call: KeyCall, record: bytes, node_id: bytes) -> None:
 
 
 def answer_absent(call: KeyCall) -> None:
-    shown = call.key[:shown_bytes_max].decode(errors="replace")
-    call.refuse(FixRequest("key_not_found", f"There is no key {shown!r} in this namespace"))
+    call.refuse(absent(call.key))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from services.core.errors import FixRequest
 from services.core.key import check_namespace, key_bytes_max, namespace_prefix
 from services.runtime.credential import Credential
 
+namespace_header: Final = "X-Namespace"
+# Enough of a key to recognise it.
+shown_bytes_max: Final = 100
+
 
 def storage_prefix(credential: Credential, namespace: str) -> bytes:
     """What storage keys of the namespace begin with. FixRequest if there can be no such one."""
-    return namespace_prefix(credential.tenant, check_namespace(namespace.encode()))
+    return namespace_prefix(
+        credential.tenant, check_namespace(namespace.encode(), namespace_header)
+    )
 
 
 def checked_prefix(credential: Credential, prefix: str) -> bytes:
@@ -47,5 +55,13 @@ def check_unlimited(credential: Credential) -> None:
         )
 
 
-def shown(prefix: bytes) -> str:
-    return repr(prefix.decode("utf-8", "replace"))
+def absent(key: bytes) -> FixRequest:
+    return FixRequest("key_not_found", f"There is no key {shown(key)} in this namespace")
+
+
+def shown(key: bytes) -> str:
+    """A key, or what keys begin with, in quotes; a long one is cut, which an ellipsis tells of."""
+    if len(key) <= shown_bytes_max:
+        return repr(key.decode("utf-8", "replace"))
+    # Not within a character.
+    return repr(key[:shown_bytes_max].decode("utf-8", "ignore") + "…")

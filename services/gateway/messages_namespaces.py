@@ -11,12 +11,19 @@ from services.core.key import namespace_bytes_max
 from services.core.listings import list_limit_max
 from services.core.namespaces import max_items_max
 from services.gateway.cursors import Cursor
+from services.runtime.text_members import code
 
 Kind = Literal["store", "cache"]
 
 
 class NamespacePath(msgspec.Struct, frozen=True):
-    name: Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": namespace_bytes_max})]
+    name: Annotated[
+        str,
+        Meta(
+            extra=code("invalid_namespace"),
+            extra_json_schema={"minLength": 1, "maxLength": namespace_bytes_max},
+        ),
+    ]
 
 
 class NamespacesQuery(msgspec.Struct, frozen=True):

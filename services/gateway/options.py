@@ -16,6 +16,7 @@ from services.core.hlc import Version, parse_etag
 from services.core.key import check_namespace, namespace_prefix
 from services.core.operations import versions_max
 from services.core.record import Metadata
+from services.gateway.keyspace import namespace_header
 from services.gateway.unheeded import is_noted, metadata_mark
 from services.runtime.credential import Credential
 from services.runtime.edge import given_request_id
@@ -142,7 +143,9 @@ class Options:
         self.content_type = found.get(b"content-type", b"")
         if self.content_type.lower() in _types_unsaid:
             self.content_type = b""
-        self.namespace = check_namespace(found.get(b"x-namespace", namespace_default))
+        self.namespace = check_namespace(
+            found.get(b"x-namespace", namespace_default), namespace_header
+        )
         self.strong = _is_strong(found.get(b"x-consistency"))
         self.if_match = _tags_of("If-Match", conditions.get(b"if-match"), weakly=False)
         self.if_none_match = _tags_of(
@@ -173,8 +176,15 @@ def _tags_of(header: str, values: list[bytes] | None, *, weakly: bool) -> Tags |
         raise FixRequest(
             "invalid_header", f"{header} names {len(texts)} etags; at most {versions_max} are taken"
         )
-    versions = [parse_etag(text.decode("latin-1"), weakly=weakly) for text in texts]
+    versions = [_version_of(header, text, weakly=weakly) for text in texts]
     return Tags(tuple([version for version in versions if version is not None]), any_=False)
+
+
+def _version_of(header: str, text: bytes, *, weakly: bool) -> Version | None:
+    try:
+        return parse_etag(text.decode("latin-1"), weakly=weakly)
+    except FixRequest as error:
+        raise FixRequest(error.code, f"{header}: {error.detail}") from None
 
 
 def _twice(name: bytes) -> FixRequest:

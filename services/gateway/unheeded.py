@@ -1,4 +1,4 @@
-"""Headers that a request about one key could only ignore. It is refused: who sends them counts on
+"""Headers that a request about keys could only ignore. It is refused: who sends them counts on
 them."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from services.core.errors import FixRequest
 # How the names begin under which options.py tells of metadata; the others are told by their names.
 metadata_mark: Final = b"x-metadata-"
 content_encoding: Final = b"content-encoding"
+content_range: Final = b"content-range"
 _dates: Final = frozenset((b"if-modified-since", b"if-unmodified-since"))
 
 _reads: Final = frozenset((b"GET", b"HEAD"))
@@ -21,7 +22,9 @@ _as_it_is: Final = frozenset((b"", b"identity"))
 
 def is_noted(name: bytes, value: bytes) -> bool:
     """Whether some method could only ignore this header, which is none of metadata."""
-    return name in _dates or (name == content_encoding and value.lower() not in _as_it_is)
+    if name == content_encoding:
+        return value.lower() not in _as_it_is
+    return name in _dates or name == content_range
 
 
 def check_heeded(method: bytes, names: Iterable[bytes]) -> None:
@@ -33,6 +36,12 @@ def check_heeded(method: bytes, names: Iterable[bytes]) -> None:
                     "unsupported_media_type",
                     "Content-Encoding is not kept with a value: leave it out, and tell of the "
                     "encoding in your own Content-Type, or in an X-Metadata header",
+                )
+        elif name == content_range:
+            if method == b"PUT":
+                raise FixRequest(
+                    "invalid_header",
+                    "Content-Range: a PUT replaces the whole value; leave it out",
                 )
         elif name == metadata_mark:
             if method in _keeping:
@@ -46,3 +55,13 @@ def check_heeded(method: bytes, names: Iterable[bytes]) -> None:
                 "invalid_header",
                 f"{shown} is no condition of a change: give the etag of the value in If-Match",
             )
+
+
+def check_no_metadata(fields: Iterable[tuple[bytes, bytes]]) -> None:
+    """FixRequest if there is metadata, which a batch keeps with none of its values."""
+    if any(name.startswith(metadata_mark) for name, _ in fields):
+        raise FixRequest(
+            "invalid_header",
+            "X-Metadata headers come with a PUT of a single key: a batch keeps none; leave them "
+            "out",
+        )

@@ -9,7 +9,8 @@ What a request is refused for, in this order:
 
     who asks        401 unauthorized     no good bearer token, or no good signature
                     401, 429, 403        of API keys, as key_access.py has it
-    the path        404 not_found        a parameter that nothing can be called by
+    the path        404 not_found        a parameter that nothing can be called by, if its type
+                                         names no other code
     the query       400 invalid_query    names each member that is wrong, unknown or repeated
     the headers     400 invalid_header   likewise, of those that the endpoint has a type for
     the body        413, 415, 400 invalid_body, likewise
@@ -65,6 +66,8 @@ calls_of_caller: Final = ShareLimit(4, 16, 3.0, "rate_limited", "requests of thi
 calls_of_tenant: Final = ShareLimit(32, 256, 3.0, "rate_limited", "requests of this account")
 
 _json: Final = "application/json"
+# What a path is refused with whose type names no other code.
+_nothing_there: Final = "not_found"
 
 
 @dataclass(slots=True, frozen=True)
@@ -129,6 +132,7 @@ class Raw:
     media_types: tuple[str, ...] = ("application/octet-stream",)
 
 
+Headers = Iterable[tuple[bytes, bytes]]
 Handler = Callable[[Call[Any, Any, Any]], Awaitable[object]]
 
 
@@ -156,6 +160,8 @@ class Endpoint:
     path_type: type[Any] | None = None
     query_type: type[Any] | None = None
     header_type: type[Any] | None = None
+    # Refuses headers that no member of `header_type` can stand for.
+    look_at_headers: Callable[[Headers], None] | None = None
     body_type: type[Any] | Raw | None = None
     # Refuses a body that would take long to decode and be refused then.
     look: Callable[[bytes], None] | None = None
@@ -228,6 +234,8 @@ def routes(
 class _Resource:
     """The methods of one path, in one route: so a wrong method is told all that are possible."""
 
+    limits_bodies = True
+
     def __init__(self, methods: Mapping[str, ASGIApp]) -> None:
         self._methods = dict(methods)
         if "GET" in methods:
@@ -264,7 +272,7 @@ class _Answering:
         self._endpoint = endpoint
         self._handler = handler
         self._office = office
-        self._path = TextMembers(endpoint.path_type)
+        self._path = TextMembers(endpoint.path_type, _nothing_there)
         self._query = TextMembers(endpoint.query_type)
         self._headers = TextMembers(endpoint.header_type, "invalid_header")
 
@@ -303,7 +311,7 @@ class _Answering:
         return Call(
             self._path_of(request),
             _value(self._query.of_query(request.scope["query_string"])),
-            headers=_value(self._headers.of_headers(request.scope["headers"])),
+            headers=self._headers_of(request),
             body=await self._body_of(request, admitted, held),
             client=self._client(request),
             signed_in=signed_in,
@@ -345,8 +353,17 @@ class _Answering:
         value, wrong = self._path.of_path(request.path_params)
         # Where it was not, the path has been made into other text that is.
         if wrong or not is_text(request.scope.get("raw_path") or b""):
-            raise FixRequest("not_found", f"Nothing is at {request.url.path[:path_chars_max]}")
+            code = next(iter(self._path.codes), _nothing_there)
+            if code != _nothing_there:
+                raise FixRequest(code, "The name in the path is not valid UTF-8")
+            raise FixRequest(code, f"Nothing is at {request.url.path[:path_chars_max]}")
         return value
+
+    def _headers_of(self, request: Request) -> Any:
+        fields = request.scope["headers"]
+        if self._endpoint.look_at_headers is not None:
+            self._endpoint.look_at_headers(fields)
+        return _value(self._headers.of_headers(fields))
 
     async def _body_of(self, request: Request, of_key: Admitted | None, held: Held | None) -> Any:
         endpoint = self._endpoint

@@ -31,6 +31,8 @@ class LaneRoute:
     Without a lane it is the one in the state that the lifespan yields.
     """
 
+    limits_bodies = True
+
     def __init__(self, lane: Lane | None = None, *, body_s_max: float = body_s_default) -> None:
         self._lane = lane
         self._body_s_max = body_s_max

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import FixRequest
@@ -56,8 +57,12 @@ _located = re.compile(r"(?P<what>.*) - at `\$(?P<where>.*)`", re.DOTALL)
 class BodyLimit:
     """Middleware that refuses bodies that are too large or arrive too slowly.
 
-    Limits nest: an application has the largest that any of its routes takes, a route less.
+    Limits nest: an application has the largest that any of its routes takes, a route less. Where
+    the route's application says that it `limits_bodies` itself, what is announced is left to it, so
+    that a client is told the limit that holds there.
     """
+
+    limits_bodies = True
 
     def __init__(
         self,
@@ -75,14 +80,15 @@ class BodyLimit:
             return
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self._bytes_max:
+        too_large = announced.isdigit() and int(announced) > self._bytes_max
+        if too_large and not _is_limited_further_in(scope):
             raise body_too_large(self._bytes_max)
         arriving = _ArrivingBody(
             receive,
             send,
             self._bytes_max,
             self._seconds_max,
-            endless=b"transfer-encoding" in headers,
+            endless=too_large or b"transfer-encoding" in headers,
         )
         await self._app(scope, arriving.receive, arriving.send)
 
@@ -128,7 +134,7 @@ class _ArrivingBody:
 
     async def send(self, message: Message) -> None:
         # What is left of an announced body is read and dropped so that the connection can be
-        # used again; one without an announced end could go on forever.
+        # used again; one without an announced end, or with one that is far, could go on forever.
         if message["type"] == "http.response.start" and self._endless and not self._whole:
             headers = list(message.get("headers", ()))
             # A limit around this one has said it, or who answers.
@@ -136,6 +142,17 @@ class _ArrivingBody:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)
+
+
+def _is_limited_further_in(scope: Scope) -> bool:
+    """Whether this limit stands around a route that has one of its own."""
+    # Within a route the routes of the application are not looked at again.
+    if "endpoint" in scope or "app" not in scope:
+        return False
+    for route in scope["app"].routes:
+        if route.matches(scope)[0] is Match.FULL:
+            return getattr(getattr(route, "app", None), "limits_bodies", False)
+    return False
 
 
 def body_too_large(bytes_max: int) -> FixRequest:

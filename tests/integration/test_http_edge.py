@@ -292,6 +292,18 @@ async def test_a_route_may_take_less_than_the_application(client: httpx.AsyncCli
     assert "50 bytes" in problem(response, 413, "body_too_large")["detail"]
 
 
+async def test_a_route_that_takes_less_says_so_of_whatever_is_announced(
+    client: httpx.AsyncClient,
+) -> None:
+    # A route with its own limit says so; a wrong method is not of that route.
+    content = b" " * (body_bytes_max + 1)
+    response = await client.post("/small", content=content, headers=json_headers)
+    assert "50 bytes" in problem(response, 413, "body_too_large")["detail"]
+    assert response.headers["connection"] == "close"
+    response = await client.put("/small", content=content, headers=json_headers)
+    assert str(body_bytes_max) in problem(response, 413, "body_too_large")["detail"]
+
+
 async def test_a_body_that_trickles_is_given_up(client: httpx.AsyncClient) -> None:
     async def trickle() -> AsyncIterator[bytes]:
         for _ in range(1000):

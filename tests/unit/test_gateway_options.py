@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from services.core.errors import ClientError, FixRequest
 from services.core.record import Metadata
+from services.gateway.keyspace import absent
 from services.gateway.options import Options, namespace_default
 from services.gateway.unheeded import check_heeded
 
@@ -92,6 +93,7 @@ def test_an_etag_of_ours_may_come_bare_as_json_has_it(header: bytes) -> None:
     [
         (b"content-encoding", b"gzip", ["PUT"], "unsupported_media_type"),
         (b"content-encoding", b"gzip, identity", ["PUT"], "unsupported_media_type"),
+        (b"content-range", b"bytes 0-4/10", ["PUT"], "invalid_header"),
         (b"x-metadata-a", b"1", ["PATCH", "POST"], "invalid_header"),
         (b"if-unmodified-since", b"x", ["PUT", "DELETE", "PATCH", "POST"], "invalid_header"),
         (b"if-modified-since", b"x", ["PUT", "DELETE", "PATCH", "POST"], "invalid_header"),
@@ -113,6 +115,50 @@ def test_what_a_method_could_only_ignore_is_refused(
 @pytest.mark.parametrize("value", [b"", b"identity", b"Identity"])
 def test_a_value_that_is_as_it_is_may_say_so(value: bytes) -> None:
     assert options((b"content-encoding", value)).unheeded == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        (b"if-match", b"nonsense x", "If-Match: 'nonsense x' is no entity tag"),
+        (b"if-none-match", b'"', "If-None-Match: '\"' is no entity tag"),
+        (b"x-namespace", b"", "X-Namespace is 0 bytes"),
+        (b"x-namespace", b"a" * 256, "X-Namespace is 256 bytes"),
+        (b"x-namespace", b"\xff", "X-Namespace is not valid UTF-8"),
+        (b"x-namespace", b"a\tb", "X-Namespace contains a control character"),
+    ],
+)
+def test_what_is_wrong_names_its_header(name: bytes, value: bytes, told: str) -> None:
+    assert problem((name, value)).detail.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (b"", "X-Metadata-: 0 characters follow X-Metadata-; a name has 1 to 255"),
+        (
+            b"n" * 256,
+            f"X-Metadata-{'n' * 40}…: 256 characters follow X-Metadata-; a name has 1 to 255",
+        ),
+    ],
+)
+def test_a_name_of_metadata_that_is_empty_or_too_long_is_told_so(name: bytes, told: str) -> None:
+    with pytest.raises(FixRequest) as refused:
+        options((b"x-metadata-" + name, b"v")).meta()
+    assert (refused.value.code, refused.value.detail) == ("invalid_header", told)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (b"a" * 100, "'" + "a" * 100 + "'"),
+        (b"a" * 101, "'" + "a" * 100 + "…'"),
+        ("é".encode() * 500, "'" + "é" * 50 + "…'"),
+        (b"a" + "é".encode() * 500, "'a" + "é" * 49 + "…'"),
+    ],
+)
+def test_a_key_that_is_cut_ends_with_an_ellipsis(key: bytes, text: str) -> None:
+    assert absent(key).detail == f"There is no key {text} in this namespace"
 
 
 def test_several_etags_may_come_in_one_header_or_in_many() -> None:

@@ -113,6 +113,32 @@ async def test_what_would_be_ignored_is_refused(
     assert world.replicators.asked == 0
 
 
+async def test_metadata_that_no_batch_keeps_is_refused(world: World) -> None:
+    headers = {"X-API-Key": world.keys.add(7), "X-Metadata-Colour": "blue"}
+    body = {"operations": [{"op": "put", "key": "a", "value": "v"}]}
+    answer = await world.client.post("/v1/batch", headers=headers, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_header")
+    assert "X-Metadata" in answer.json()["detail"]
+    assert world.replicators.asked == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+async def test_a_namespace_that_is_no_text_is_none(world: World, method: str) -> None:
+    headers = {"X-API-Key": world.keys.add(7)}
+    body = {"kind": "store"} if method == "PUT" else None
+    answer = await world.client.request(method, "/v1/namespaces/%FF", headers=headers, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_namespace")
+    assert answer.json()["detail"] == "The name in the path is not valid UTF-8"
+
+
+async def test_a_route_tells_its_own_limit_of_however_large_a_body(world: World) -> None:
+    headers = {"X-API-Key": world.keys.add(7)}
+    for size in (70_000, batch_bytes_max + 1):
+        answer = await world.client.put("/v1/namespaces/a", headers=headers, content=b"x" * size)
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+        assert "larger than 65536 bytes" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/v1/ids"), ("DELETE", "/v1/kv?prefix=a"), ("DELETE", "/v1/namespaces/a")],

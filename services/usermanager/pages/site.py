@@ -203,6 +203,8 @@ async def _nothing(visit: Visit) -> Response:
 class _Pages:
     """The pages at one path, by their methods."""
 
+    limits_bodies = True
+
     def __init__(self, site: Site, pages: Mapping[str, Page]) -> None:
         self._site = site
         self.pages = {**({"HEAD": pages["GET"]} if "GET" in pages else {}), **pages}
