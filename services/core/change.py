@@ -41,8 +41,11 @@ from services.core.record import (
 from services.core.wire import OK
 
 _decimal = re.compile(rb"-?[0-9]{1,19}")
+_beyond_64_bits = re.compile(rb"-?0*[1-9][0-9]{19,}")
 
 Changed = tuple[bytes | None, Answer]
+
+_unfit: Final[Changed] = (None, (NOT_AN_INTEGER, b"the stored value does not fit 64 bits"))
 
 
 def exists(record: bytes) -> bool:
@@ -133,14 +136,18 @@ class Increment:
         if not exists(current):
             return self._store(ballot, 0, 0, b"")
         text = value(current)
+        if _beyond_64_bits.fullmatch(text):
+            return _unfit
         if not _decimal.fullmatch(text):
             return None, (NOT_AN_INTEGER, b"the value is not a decimal integer in text")
         meta_now = with_created_at(meta(current), created_at_ms(current))
         return self._store(ballot, int(text), expires_at_ms(current), meta_now)
 
     def _store(self, ballot: Version, before: int, expiry_ms: int, meta_now: bytes) -> Changed:
+        if not integer_min <= before <= integer_max:
+            return _unfit
         after = before + self.by
-        if not integer_min <= after <= integer_max or not integer_min <= before <= integer_max:
+        if not integer_min <= after <= integer_max:
             return None, (NOT_AN_INTEGER, b"the sum does not fit 64 bits with a sign")
         body = value_body(b"%d" % after, expiry_ms, meta_now)
         return ballot + body, (CHANGED, changed_answer(ballot, expiry_ms) + i64.pack(after))

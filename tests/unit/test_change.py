@@ -132,8 +132,14 @@ def test_an_increment_adds_within_64_bits_and_refuses_beyond(before: int, by: in
 
 
 def test_an_integer_that_does_not_fit_is_not_brought_back_into_bounds() -> None:
-    record, (kind, _) = Increment(-1)(first + value_body(b"%d" % (integer_max + 1)), ballot)
-    assert (record, kind) == (None, NOT_AN_INTEGER)
+    for text in (b"%d" % (integer_max + 1), b"-" + b"9" * 19, b"1" + b"0" * 19, b"7" * 5_000):
+        record, (kind, why) = Increment(-1)(first + value_body(text), ballot)
+        assert (record, kind) == (None, NOT_AN_INTEGER)
+        assert why == b"the stored value does not fit 64 bits"
+    assert Increment(1)(first + value_body(b"%d" % integer_max), ballot)[1] == (
+        NOT_AN_INTEGER,
+        b"the sum does not fit 64 bits with a sign",
+    )
 
 
 # Conditions.
