@@ -199,12 +199,16 @@ class KeyValue:
         call.start(storage_key, slot_of(storage_key))
 
     def too_large(self, exchange: Exchange) -> None:
-        problem = f"The value is larger than {value_bytes_max} bytes; nothing was changed"
-        self.refuse(exchange, FixRequest("value_too_large", problem))
+        if exchange.method == b"PUT":
+            code, larger = "value_too_large", f"The value is larger than {value_bytes_max} bytes"
+        else:
+            code, larger = "body_too_large", f"The body is larger than {value_bytes_max} bytes"
+        self.refuse(exchange, FixRequest(code, _and_unchanged(exchange, larger)))
 
     def timed_out(self, exchange: Exchange) -> None:
-        problem = "The value did not arrive in time; nothing was changed"
-        self.refuse(exchange, FixRequest("request_timeout", problem))
+        what = "value" if exchange.method == b"PUT" else "body"
+        late = f"The {what} did not arrive in time"
+        self.refuse(exchange, FixRequest("request_timeout", _and_unchanged(exchange, late)))
 
     async def close(self) -> None:
         """Look up nothing more; who still waits for it is refused."""
@@ -303,6 +307,12 @@ def _decoded(key: bytes) -> bytes:
     if half_escaped.search(key) is not None:
         raise FixRequest("invalid_key", "A % in the key is not followed by two hexadecimal digits")
     return unquote_to_bytes(key)
+
+
+def _and_unchanged(exchange: Exchange, problem: str) -> str:
+    method = methods.get(exchange.method)
+    reads = method is not None and method.scope == "read"
+    return problem if reads else f"{problem}; nothing was changed"
 
 
 def _not_allowed(exchange: Exchange) -> FixRequest:

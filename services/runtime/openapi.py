@@ -62,6 +62,9 @@ _errors_of_access: Final[Mapping[Access, tuple[str, ...]]] = {
         "insufficient_scope",
         "rate_limited",
         "auth_unavailable",
+        # Of a body that has no meaning, too.
+        "body_too_large",
+        "request_timeout",
     ),
     # A signature covers the body, which is read for it; and each is remembered.
     Access.INTERNAL: ("unauthorized", "body_too_large", "request_timeout", "overloaded"),

@@ -53,6 +53,18 @@ def test_every_route_is_described(api: JsonApi) -> None:
     assert api.document["servers"] == [{"url": "https://api.example"}]
 
 
+def test_every_operation_may_be_late_and_have_too_large_a_body(api: JsonApi) -> None:
+    for operation in operations(api).values():
+        assert {"408", "413"} <= operation["responses"].keys()
+        assert "body_too_large" in operation["responses"]["413"]["description"]
+    large = {
+        name
+        for name, operation in operations(api).items()
+        if "value_too_large" in operation["responses"]["413"]["description"]
+    }
+    assert large == {"PUT /v1/kv/{key}"}
+
+
 def test_every_operation_takes_an_api_key_either_way_and_tells_what_is_left(api: JsonApi) -> None:
     for operation in operations(api).values():
         assert operation["security"] == [{"api_key": []}, {"api_key_as_bearer": []}]
