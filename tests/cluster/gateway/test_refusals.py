@@ -6,12 +6,15 @@ A refusal changes nothing, and neither does it end the connection.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 
 import pytest
 
 from services.core.api_key import new_key
+from services.core.operations import batch_bytes_max
+from services.core.record import value_bytes_max
 from tests.cluster.gateway.answers import found, problem, put, raw, told
 from tests.cluster.gateway_platform import Caller, GatewayProcess, Platform, Tenant, new_name
 from tests.integration.lane_world import request
@@ -72,6 +75,38 @@ async def test_who_has_no_good_key_is_told_so_before_a_body_is_sent(
             answer = await client.answer()
             assert (answer.status, answer.closes) == (401, True), lines
             await client.close()
+
+
+@pytest.mark.parametrize(("method", "target"), everything)
+async def test_only_of_a_put_a_value_is_too_large(
+    platform: Platform, ada: Tenant, gateway: GatewayProcess, method: str, target: str
+) -> None:
+    key = (await ada.make_key()).key
+    for size in (value_bytes_max + 1, batch_bytes_max + 1):
+        client = await gateway.connect()
+        client.send(request(method, target, f"X-API-Key: {key}", f"Content-Length: {size}"))
+        answer = await client.answer(to_head=method == "HEAD")
+        assert (answer.status, answer.closes) == (413, True)
+        if method != "HEAD":
+            document = json.loads(answer.body)
+            expected = "value_too_large" if method == "PUT" else "body_too_large"
+            assert document["code"] == expected
+            assert f"larger than {value_bytes_max} bytes" in document["detail"]
+            assert ("nothing was changed" in document["detail"]) == (method != "GET")
+        await client.close()
+
+
+async def test_a_part_of_a_value_is_not_put(ada: Tenant, gateway: GatewayProcess) -> None:
+    robot = (await ada.caller()).at(gateway)
+    path = f"/v1/kv/{new_name()}"
+    await put(robot, path, b"whole value")
+    part = robot.saying(Content_Range="bytes 0-3/11")
+    answer = await part.put(path, b"part")
+    assert problem(answer) == (400, "invalid_header")
+    assert answer.json()["detail"] == (
+        "Content-Range: a PUT replaces the whole value; leave it out"
+    )
+    assert raw(await robot.saying(X_Consistency="strong").get(path)) == b"whole value"
 
 
 @pytest.mark.parametrize(
