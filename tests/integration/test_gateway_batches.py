@@ -444,7 +444,7 @@ async def test_what_is_wrong_with_a_namespace_is_told(desk: GatewayDesk) -> None
             ("", (400, "invalid_namespace")),
             ("x" * 256, (400, "invalid_namespace")),
             ("%00", (400, "invalid_namespace")),
-            ("%ff", (404, "not_found")),
+            ("%ff", (400, "invalid_namespace")),
         ):
             answer = await ada.put(f"/v1/namespaces/{name}", json=good)
             assert problem(answer) == expected, name
