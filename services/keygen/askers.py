@@ -62,9 +62,8 @@ class Asker:
         # Why there is no API key, if there is none.
         self.nobody: ClientError | None = None
         # Which headers were sent that an API key may be in, if only an empty one.
-        self.sent = list(
-            dict.fromkeys(_credentials[name] for name, _ in fields if name in _credentials)
-        )
+        sent = [_credentials[name] for name, _ in fields if name in _credentials]
+        self.sent = list(dict.fromkeys(sent))
         # Given by the client, or None: each request without one gets its own.
         self.request_id = given_request_id(fields)
         self.credential: Credential | None = None
