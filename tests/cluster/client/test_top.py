@@ -62,13 +62,22 @@ async def test_one_look_tells_rates_and_figures_of_every_service(
     environment: dict[str, str], terminal: Terminal
 ) -> None:
     process = await begin(environment, "--json", "--every", "500ms")
-    assert process.stdout is not None
-    documents = [{"key": f"{number}", "value": "x"} for number in range(3000)]
-    writing = asyncio.create_task(terminal.done("import", stdin=lines(documents)))
+    stdout = process.stdout
+    assert stdout is not None
     looks: list[dict[str, dict[str, Any]]] = []
+
+    async def look() -> None:
+        looks.append(by_name(json.loads(await stdout.readline())))
+
+    documents = [{"key": f"{number}", "value": "x"} for number in range(3000)]
     async with asyncio.timeout(60):
-        while not writing.done() or len(looks) < 3:
-            looks.append(by_name(json.loads(await process.stdout.readline())))
+        # From before the writing until after it: the last of these looks began when it was over.
+        await look()
+        writing = asyncio.create_task(terminal.done("import", stdin=lines(documents)))
+        while not writing.done():
+            await look()
+        for _ in range(3):
+            await look()
     await writing
     process.send_signal(signal.SIGINT)
     found = await ended(process)
