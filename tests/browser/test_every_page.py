@@ -29,7 +29,11 @@ pages_max = 150
 alike_max = 5
 stranger_paths = ("/", "/signup", "/login", *(chapter.path for chapter in chapters))
 long_paths = ("/docs/errors", "/docs/api/gateway")
-two_frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+at_rest = """async () => {
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const changing = document.getAnimations().filter((each) => each instanceof CSSTransition);
+  await Promise.allSettled(changing.map((each) => each.finished));
+}"""
 schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 console_paths = tuple(entry.path for entry in entries)
 # Where only a form may lead, or what is no page.
@@ -205,7 +209,7 @@ def look(page: Page, is_each: bool = True) -> list[str]:
         if is_each or (scheme == "light") == (size is phone):
             page.emulate_media(color_scheme=scheme)
             # Colours that are still on their way from light to dark are nobody's.
-            page.evaluate(two_frames)
+            page.evaluate(at_rest)
             found += [f"{scheme}, {size['width']} px: {issue}" for issue in issues(page)]
     return found
 

@@ -41,6 +41,7 @@ def test_a_key_is_made_used_rotated_and_revoked(visitor: Visitor, person: Person
     expect(page.locator("#made-key")).to_be_visible()
     page.get_by_role("link", name="I have copied it").click()
     expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("#made-key")).to_have_count(0)
     assert first not in page.content()
     with visitor.platform.gateway(first) as gateway:
         assert gateway.put("/v1/kv/a", content=b"1").status_code == 200
