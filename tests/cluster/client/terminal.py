@@ -74,8 +74,12 @@ class Terminal:
 
 
 async def ended(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
+    # `communicate` would write at a later moment, when who has nothing to read may have ended.
+    if process.stdin is not None and not process.stdin.is_closing():
+        process.stdin.write(stdin)
+        process.stdin.close()
     async with asyncio.timeout(end_s_max):
-        out, err = await process.communicate(stdin)
+        out, err = await process.communicate()
     assert process.returncode is not None
     assert b"Traceback" not in err, err.decode()
     # Of a descriptor that is no pipe of ours nothing is known.
