@@ -5,6 +5,7 @@
 #   make sim SEED=7                      the one run that a failure printed
 #   make PYTHON=python3.12 …             a particular interpreter, for the first run
 #   make stress-ids KEYS=10000000 KILLS=100
+#   make test PROCESSES=0                one test at a time, in one process
 #   make run COMPILE=no                  the sources as they are; for who changes them
 
 SHELL := /bin/bash
@@ -15,6 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
 ARGS ?=
+PROCESSES ?= 2
 SEED ?=
 SEEDS ?= 300
 ROUNDS ?= 200
@@ -44,7 +46,7 @@ run: $(COMPILED) ## Start the platform on this machine (Ctrl-C stops it)
 
 .PHONY: test
 test: $(COMPILED) ## Run every test, sized for a shared two-core machine
-	@$(BIN)/python -m pytest --numprocesses 2 --in-memory $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --in-memory $(ARGS)
 
 .PHONY: proof
 proof: $(COMPILED) ## Run the tests at full size, then the figures (long)
