@@ -1,10 +1,11 @@
-"""Every measurement there is, or those named: `python -m bench [NAME …]`."""
+"""Every measurement there is, or those named: `python -m bench [NAME …]`.
+
+A run of all of them is written to `bench/results/` as well.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 from collections.abc import Callable
 
 from bench import (
@@ -16,6 +17,7 @@ from bench import (
     node,
     repair,
     replicator,
+    results,
     table,
     usage,
     usermanager,
@@ -40,13 +42,18 @@ suites: dict[str, Callable[[], list[Row]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(suites)}")
-    names = parser.parse_args().names or list(suites)
+    named = parser.parse_args().names
+    names = named or list(suites)
     if unknown := [name for name in names if name not in suites]:
         parser.error(f"there is no measurement {unknown[0]!r}; there is {', '.join(suites)}")
     quiet()
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}")
+    print("\n".join(results.surroundings()))
+    measured = {}
     for name in names:
-        show(name, suites[name]())
+        measured[name] = suites[name]()
+        show(name, measured[name])
+    if not named:
+        print(f"written to {results.write(measured)}")
 
 
 if __name__ == "__main__":

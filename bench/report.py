@@ -16,12 +16,17 @@ class Row:
     note: str = ""
 
 
+def figure(row: Row) -> str:
+    """The value with its unit, in as many digits as mean something."""
+    digits = 0 if row.value >= 1000 else 1 if row.value >= 10 else 2
+    return f"{row.value:,.{digits}f} {row.unit}"
+
+
 def show(title: str, rows: list[Row]) -> None:
     print(title)
     for row in rows:
-        digits = 0 if row.value >= 1000 else 1 if row.value >= 10 else 2
-        figure = f"{row.value:>12,.{digits}f} {row.unit}"
-        print(f"  {row.name:<46}{figure:<32}{row.note}".rstrip())
+        value, _, unit = figure(row).partition(" ")
+        print(f"  {row.name:<46}{f'{value:>12} {unit}':<32}{row.note}".rstrip())
 
 
 def quiet() -> None:
