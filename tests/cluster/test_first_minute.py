@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,13 +74,15 @@ def moved(command: str, port_base: int) -> str:
     return command.replace(".venv/bin/ydht", f"{sys.executable} -m services.cli")
 
 
-async def typed(commands: list[str], data_dir: Path) -> tuple[int | None, list[str], str]:
+async def typed(
+    commands: list[str], environment: Mapping[str, str], directory: Path = root
+) -> tuple[int | None, list[str], str]:
     """Type them into one shell, which ends at the first that fails."""
     script = "".join(f"{command}\nprintf '\\036'\n" for command in commands)
     process = await asyncio.create_subprocess_exec(
         "bash", "-e", "-u", "-o", "pipefail", "-c", script,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        cwd=root, env={**os.environ, "DATA_DIR": str(data_dir)},
+        cwd=directory, env={**os.environ, "PYTHONPATH": str(root), **environment},
     )  # fmt: skip
     output, errors = await process.communicate()
     *outputs, rest = output.decode().replace("\r", "").split(end)
@@ -100,14 +103,15 @@ async def test_the_first_minute_is_as_the_readme_tells_it(tmp_path: Path) -> Non
     data_dir = tmp_path / "data"
     async with supervised(up_command(data_dir, port_base=base), data_dir) as up:
         await up.until_up()
+        environment = {"DATA_DIR": str(data_dir)}
         commands = [moved(step.command, base) for step in steps]
-        code, outputs, errors = await typed(commands, data_dir)
+        code, outputs, errors = await typed(commands, environment)
         assert (code, errors, len(outputs)) == (0, "", len(steps))
         for step, output in zip(steps, outputs, strict=True):
             assert step.fits(output), f"{step.command}\nanswers\n{output}\nand not\n{step.answer}"
 
         # Typed twice, the account is there already, and nothing of it fails.
-        code, outputs, errors = await typed(commands, data_dir)
+        code, outputs, errors = await typed(commands, environment)
         assert (code, errors) == (0, "")
         assert '"code":"already_exists"' in outputs[0]
 
@@ -115,7 +119,7 @@ async def test_the_first_minute_is_as_the_readme_tells_it(tmp_path: Path) -> Non
         alone = re.findall(r"^    curl (localhost:\d+/\S+)", readme, re.MULTILINE)
         assert alone
         asked = [moved(f"curl -sS --fail {place}", base) for place in alone]
-        code, outputs, errors = await typed(asked, data_dir)
+        code, outputs, errors = await typed(asked, environment)
         assert (code, errors) == (0, "")
         up.signal(signal.SIGINT)
         assert await up.ended() == 0
