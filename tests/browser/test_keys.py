@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 
 from playwright.sync_api import Page, expect
 
@@ -28,6 +30,19 @@ def shown_key(page: Page) -> str:
     secret = page.locator("#made-key")
     expect(secret).to_have_text(re.compile("ydht_[0-9A-Za-z]{49}"))
     return secret.inner_text()
+
+
+def run(lines: str) -> str:
+    """What the shell of this machine says to what a page shows."""
+    ran = subprocess.run(  # noqa: S603  Of our own page.
+        ["/bin/bash", "-euc", lines],
+        env={"PATH": os.environ["PATH"], "no_proxy": "*"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return ran.stdout
 
 
 def test_a_key_is_made_used_rotated_and_revoked(visitor: Visitor, person: Person) -> None:
@@ -64,6 +79,35 @@ def test_a_key_is_made_used_rotated_and_revoked(visitor: Visitor, person: Person
     expect(page.get_by_role("heading", name="No API key is active")).to_be_visible()
     answers = person.ask("GET", "/apikeys").json()["api_keys"]
     assert [key["is_active"] for key in answers] == [False, False]
+
+
+def test_the_lines_of_a_narrowed_key_do_what_the_key_may(visitor: Visitor, person: Person) -> None:
+    page = visitor.log_in(person, path)
+    dialog = page.get_by_role("dialog")
+    for scopes, prefix, told in (
+        (("Read", "Write"), "logs/", "hello, world"),
+        (("Read",), "", '"keys":[{"key":"logs/greeting"'),
+        (("Write",), "it's/../", '"success":true'),
+        (("Administer",), "logs/", '"matched":1'),
+    ):
+        page.get_by_role("link", name="New key").click()
+        dialog.get_by_label("Name", exact=True).fill("narrow")
+        for scope in ("Read", "Write", "Administer"):
+            dialog.get_by_label(scope, exact=True).set_checked(scope in scopes)
+        dialog.get_by_text("Narrow it further").click()
+        dialog.get_by_label("Only keys that begin with").fill(prefix)
+        dialog.get_by_role("button", name="Make the key").click()
+        key = shown_key(page)
+        lines = page.locator("#made-code-curl").inner_text()
+        said = run(lines.replace("curl ", "curl -sS "))
+        assert told in said, (lines, said)
+        assert '"code"' not in said, (lines, said)
+        for language in ("python", "javascript"):
+            code = page.locator(f"#made-code-{language}").text_content() or ""
+            assert key in code
+            assert ("PUT" in code.upper()) == ("Write" in scopes), code
+        page.get_by_role("link", name="I have copied it").click()
+        expect(dialog).to_be_hidden()
 
 
 def test_what_is_wrong_stands_beside_its_field(visitor: Visitor, person: Person) -> None:

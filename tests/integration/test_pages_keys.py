@@ -11,10 +11,12 @@ import pytest
 import pytest_asyncio
 
 from services.core.errors import RetryLater
+from services.core.key_checks import Scope
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.endpoints import Call
 from services.usermanager.api_keys import ApiKeys, live_keys_max
 from services.usermanager.messages_api_keys import CreatedKey, KeyPage, KeyPath, RotateKey
+from services.usermanager.pages.example_requests import requests_for
 from services.usermanager.pages.render import iso_moment
 from tests.integration.pages_world import Browser, PagesWorld, pages_world
 
@@ -72,6 +74,27 @@ async def test_a_key_is_made_as_asked_and_shown_this_once(world: PagesWorld, ada
         assert "robot" in text
         assert key not in text
         assert key[:8] in text
+
+
+@pytest.mark.parametrize(
+    ("scopes", "prefix", "asked"),
+    [
+        (["read", "write"], None, [("PUT", "/v1/kv/greeting"), ("GET", "/v1/kv/greeting")]),
+        (["write", "admin"], "logs/", [("PUT", "/v1/kv/logs/greeting")]),
+        (["read", "admin"], "a&b ", [("GET", "/v1/kv?prefix=a%26b%20&limit=10")]),
+        (["admin"], "x'", [("DELETE", "/v1/kv?prefix=x%27&dry_run=true")]),
+        (["admin"], None, [("DELETE", "/v1/kv?prefix=greeting&dry_run=true")]),
+        # What clients would take for a step upwards, or for nothing, stays what it is.
+        (["write"], "a/../b", [("PUT", "/v1/kv/a%2F%2E%2E%2Fbgreeting")]),
+        (["write"], "a//", [("PUT", "/v1/kv/a%2F%2Fgreeting")]),
+        # And there is no room for more.
+        (["write"], "p" * 1020, [("PUT", "/v1/kv/" + "p" * 1020)]),
+    ],
+)
+def test_a_key_is_shown_with_what_it_may_ask_for(
+    scopes: list[Scope], prefix: str | None, asked: list[tuple[str, str]]
+) -> None:
+    assert [request[:2] for request in requests_for(scopes, prefix)] == asked
 
 
 async def test_a_form_says_what_is_wrong_beside_each_field_and_keeps_the_others(

@@ -30,6 +30,7 @@ from services.usermanager.messages_api_keys import (
     expires_in_days_max,
     page_keys_max,
 )
+from services.usermanager.pages.example_requests import requests_for
 from services.usermanager.pages.page import Page, Visit, errors_of
 
 here: Final = "/console/keys"
@@ -160,7 +161,8 @@ class KeyPages:
         self, visit: Visit, made: CreatedKey, status: int, replaced: ApiKey | None = None
     ) -> Response:
         template = "console/_key_made.html" if visit.is_htmx else "console/key_made.html"
-        response = visit.render(template, status, made=made, replaced=replaced)
+        requests = requests_for(made.scopes, made.prefix)
+        response = visit.render(template, status, made=made, replaced=replaced, requests=requests)
         if visit.is_htmx:
             response.headers["HX-Trigger"] = "keys-changed"
         return response

@@ -4,6 +4,7 @@
     visit         the request for the page             csrf_token() of a form, csrf_field() in one
     nav           the console's own links              flash          what the last page left to say
     place         where this is, such as place.gateway_url
+    usual_requests   what most API keys are tried with (example_requests.py)
 
 A template gets besides what its handler passes to `Visit.render`.
 """
@@ -21,6 +22,7 @@ from markupsafe import Markup
 
 from services.usermanager.pages import csrf
 from services.usermanager.pages.assets import Assets
+from services.usermanager.pages.example_requests import usual_requests
 from services.usermanager.pages.navigation import links_for
 from services.usermanager.pages.user_agents import shown_agent
 
@@ -48,7 +50,9 @@ class Templates:
             undefined=jinja2.StrictUndefined,
             auto_reload=False,
         )
-        self._environment.globals.update(asset=assets.url, place=place)
+        self._environment.globals.update(
+            asset=assets.url, place=place, usual_requests=usual_requests
+        )
         self._environment.filters.update(
             size=shown_size,
             count=shown_count,
