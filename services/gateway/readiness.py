@@ -10,11 +10,12 @@ from services.core.ring import slot_count
 from services.gateway.cluster import Cluster
 from services.runtime.fleet import Fleet, node_state
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
+from services.runtime.replicators import Replicators
 
 
 def add_conditions(readiness: Readiness, cluster: Cluster) -> None:
     readiness.add("cluster_map", partial(_has_map, cluster))
-    readiness.add("replicators", partial(_has_replicator, cluster))
+    readiness.add("replicators", partial(has_replicators, cluster.replicators))
     readiness.add("replicas", partial(has_replicas, cluster.fleet))
 
 
@@ -34,11 +35,18 @@ def _has_map(cluster: Cluster) -> Condition:
     return ready if cluster.objection is None else degraded(cluster.objection)
 
 
-def _has_replicator(cluster: Cluster) -> Condition:
-    """Without any, eventual reads go on, which is what a gateway is there for too."""
-    if cluster.replicators.live:
+def has_replicators(replicators: Replicators) -> Condition:
+    """Without any, eventual reads go on, which is what a gateway is there for too.
+
+    That one of them is away is told so that who restarts one after the other knows when the next
+    may go: a gateway asks one that is back only once its own link to it is.
+    """
+    live, count = replicators.live, replicators.count
+    if live == count:
         return ready
-    return degraded(f"writes and strong reads are refused: {cluster.replicators.absence.detail}")
+    if live:
+        return degraded(f"{count - live} of {count} replicators cannot be asked; the others are")
+    return degraded(f"writes and strong reads are refused: {replicators.absence.detail}")
 
 
 def has_replicas(fleet: Fleet) -> Condition:

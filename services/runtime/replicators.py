@@ -92,6 +92,11 @@ class Replicators:
         """How many would take a request now and have been heard of lately."""
         return sum(map(_is_live, self._links))
 
+    @property
+    def count(self) -> int:
+        """How many there are, whether they answer or not."""
+        return len(self._links)
+
     def add_to(self, metrics: Metrics) -> None:
         metrics.add("replicators_live", "gauge", "Replicators that answer", lambda: self.live)
 
@@ -112,9 +117,7 @@ class Replicators:
     def absence(self) -> RetryLater:
         """What to say where nobody can be asked. Why is in the log, by each link: it names places
         that are none of a client's business."""
-        return RetryLater(
-            "no_replicator", f"None of {len(self._links)} replicators can be asked now"
-        )
+        return RetryLater("no_replicator", f"None of {self.count} replicators can be asked now")
 
     async def ask(
         self,

@@ -30,7 +30,12 @@ from services.runtime.signing import SignedAuth, Signer
 from tests.integration.keygen_process import KeygenProcess, keygen_process
 from tests.integration.lane_world import Client
 from tests.integration.node_process import NodeProcess, secret
-from tests.integration.replicator_process import ClusterProcesses, cluster_processes, until_told
+from tests.integration.replicator_process import (
+    ClusterProcesses,
+    cluster_processes,
+    until_metrics,
+    until_nothing_is_amiss,
+)
 from tests.integration.usermanager_process import (
     Person,
     UserManagerProcess,
@@ -87,12 +92,7 @@ class GatewayProcess(NodeProcess):
 
     async def until_whole(self) -> None:
         """Wait until it can ask every node, every replicator and the user manager."""
-
-        async def look() -> bool | None:
-            answer = await self.get("/ready")
-            return (answer.status_code, answer.json()["reasons"]) == (200, {}) or None
-
-        await until_told(look, f"{self.node_id} has nothing amiss")
+        await until_nothing_is_amiss(self)
 
     async def connect(self) -> Client:
         """A connection on which exactly the bytes that a test writes are sent."""
@@ -229,6 +229,15 @@ class Platform:
     @property
     def fast(self) -> GatewayProcess:
         return self.gateways["fast"]
+
+    async def until_whole(self) -> None:
+        """Wait until every part of it is back, has what it missed, and can ask the others."""
+        for node in self.cluster.nodes:
+            await until_metrics(node, catching_up=0)
+        for replicator in self.cluster.replicators:
+            await until_nothing_is_amiss(replicator)
+        for gateway in self.gateways.values():
+            await gateway.until_whole()
 
     def keygen(self) -> AbstractAsyncContextManager[KeygenProcess]:
         """A keygen on the same database, while entered. No gateway knows of it unless told."""

@@ -44,6 +44,16 @@ async def until_metrics(process: NodeProcess, **expected: object) -> None:
     await until_told(look, f"{process.node_id} shows {expected}")
 
 
+async def until_nothing_is_amiss(process: NodeProcess) -> None:
+    """Wait until its /ready is so, and gives no reason to be less than that."""
+
+    async def look() -> bool | None:
+        answer = await process.get("/ready")
+        return (answer.status_code, answer.json()["reasons"]) == (200, {}) or None
+
+    await until_told(look, f"{process.node_id} has nothing amiss")
+
+
 class ReplicatorProcess(NodeProcess):
     """A replicator on a directory: started, killed and started again, as a node is."""
 

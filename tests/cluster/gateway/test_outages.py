@@ -30,7 +30,7 @@ from tests.cluster.gateway_platform import (
 from tests.integration.database import SharedServer, as_superuser, fresh_database
 from tests.integration.lane_world import Client, request
 from tests.integration.node_process import NodeProcess
-from tests.integration.replicator_process import cluster_processes, until_metrics, until_told
+from tests.integration.replicator_process import cluster_processes, until_told
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -67,12 +67,6 @@ def unavailable(answer: httpx.Response, code: str) -> None:
     assert problem(answer) == (503, code), answer.text
     assert int(answer.headers["Retry-After"]) >= 1
     assert not address.search(answer.json()["detail"]), answer.text
-
-
-async def until_whole(platform: Platform) -> None:
-    for node in platform.cluster.nodes:
-        await until_metrics(node, catching_up=0)
-    await platform.fast.until_whole()
 
 
 @asynccontextmanager
@@ -113,7 +107,7 @@ async def test_without_a_user_manager_known_keys_go_on_and_others_wait(
         return (await unknown.get("/v1/kv/absent")).status_code == 404 or None
 
     await until_told(known, "the key is known")
-    await until_whole(platform)
+    await platform.until_whole()
 
 
 async def test_without_a_database_nothing_that_is_kept_there_changes(
@@ -174,7 +168,7 @@ async def test_without_a_replicator_eventual_reads_go_on(platform: Platform, rob
         ]  # fmt: skip
         ready = await robot.get("/ready")
         assert ready.status_code == 200, "which is what it can still do"
-    await until_whole(platform)
+    await platform.until_whole()
 
     async def stamps_again() -> bool | None:
         answer = await robot.put("/v1/kv/a", b"3")
@@ -209,7 +203,7 @@ async def test_a_replicator_that_falls_silent_leaves_writes_unknown_and_reads_un
     unavailable(read, "no_replicator")
     assert raw(eventual) == b"1"
     assert platform.fast.said.count("to-be-found") >= len(changes), "each is in the log"
-    await until_whole(platform)
+    await platform.until_whole()
 
 
 async def test_with_one_node_of_three_eventual_goes_on_and_strong_does_not(
@@ -233,7 +227,7 @@ async def test_with_one_node_of_three_eventual_goes_on_and_strong_does_not(
         assert raw(await found(robot, "/v1/kv/a", etag)) == b"3"
         assert told(await robot.get("/v1/kv"))["count"] == 1
         assert first.process.returncode is None
-    await until_whole(platform)
+    await platform.until_whole()
     read = await robot.saying(**strong).get("/v1/kv/a")
     assert raw(read) == b"3", "what was acknowledged by one is taken over by all"
 
@@ -255,7 +249,7 @@ async def test_without_any_node_there_is_nothing_to_be_had(
         unavailable(await robot.delete("/v1/kv?prefix=a"), "no_quorum")
         ready = await robot.get("/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "unready")
-    await until_whole(platform)
+    await platform.until_whole()
     assert raw(await robot.saying(**strong).get("/v1/kv/a")) == b"1"
 
 
@@ -268,7 +262,7 @@ async def test_on_full_disks_reads_and_deletes_go_on(platform: Platform, robot: 
             node.environment["DISK_RESERVE"] = reserve
         async with away(*nodes):
             pass
-        await until_whole(platform)
+        await platform.until_whole()
 
     await restart(["4096TiB"] * len(nodes))
     try:

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.cluster.gateway_platform import Caller, Platform, Tenant, new_name
-from tests.cluster.gateway_turmoil.platform import bugs, turmoil_platform, until_whole
+from tests.cluster.gateway_turmoil.platform import bugs, turmoil_platform
 from tests.integration.database import SharedServer, fresh_database
 
 
@@ -27,7 +27,7 @@ async def _platform(
 async def platform(_platform: Platform) -> AsyncIterator[Platform]:
     """Whole before the test, and whole after it; whatever it did, no service calls it a bug."""
     yield _platform
-    await until_whole(_platform)
+    await _platform.until_whole()
     cluster = _platform.cluster
     for process in (_platform.fast, _platform.usermanager, *cluster.replicators, *cluster.nodes):
         assert bugs(process) == [], process.node_id

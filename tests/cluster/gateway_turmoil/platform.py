@@ -15,7 +15,7 @@ from services.runtime.database_url import DatabaseAddress
 from tests.cluster.gateway_platform import GatewayProcess, Platform, served
 from tests.integration.lane_world import Client
 from tests.integration.node_process import NodeProcess
-from tests.integration.replicator_process import cluster_processes, until_metrics, until_told
+from tests.integration.replicator_process import cluster_processes, until_told
 from tests.integration.usermanager_process import usermanager_process
 
 mebibyte = 1 << 20
@@ -34,15 +34,8 @@ async def turmoil_platform(path: Path, address: DatabaseAddress) -> AsyncIterato
         platform.gateways["fast"] = platform.gateway()
         await stack.enter_async_context(served(platform.fast))
         await cluster.formed()
-        await until_whole(platform)
+        await platform.until_whole()
         yield platform
-
-
-async def until_whole(platform: Platform) -> None:
-    """Wait until every part of it is back, and has what it missed."""
-    for node in platform.cluster.nodes:
-        await until_metrics(node, catching_up=0)
-    await platform.fast.until_whole()
 
 
 @asynccontextmanager

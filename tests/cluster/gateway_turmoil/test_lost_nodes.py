@@ -12,7 +12,7 @@ from services.runtime.kept_map import map_name
 from tests.cluster.gateway.answers import found, problem, put, raw, told
 from tests.cluster.gateway_platform import Caller, Platform, nobody_there, served
 from tests.cluster.gateway_turmoil.customers import customers
-from tests.cluster.gateway_turmoil.platform import paused, until_degraded, until_whole
+from tests.cluster.gateway_turmoil.platform import paused, until_degraded
 from tests.integration.replicator_process import until_told
 from tests.waiting import wait_until
 
@@ -43,7 +43,7 @@ async def test_with_one_node_left_eventual_traffic_goes_on_and_strong_is_refused
         # Each may have asked before it was known; after that nothing is sent any more.
         assert report.unknown.total() <= unknown + crowd
         await asyncio.gather(*(node.serve() for node in others))
-        await until_whole(platform)
+        await platform.until_whole()
         await until_told(lambda: is_taken(robot), "a majority is back")
         refused = report.errors.copy()
         await asyncio.sleep(0.5)
@@ -86,7 +86,7 @@ async def test_with_two_nodes_silent_what_was_sent_is_unknown_and_the_rest_is_re
         assert raw(await robot.get("/v1/kv/a")) in (b"1", b"2")
         told(await robot.put("/v1/kv/b", b"eventual"))
         await until_told(lambda: is_refused(robot), "it is known that two are away")
-    await until_whole(platform)
+    await platform.until_whole()
     await until_told(lambda: is_taken(robot), "a majority is back")
     assert raw(await robot.saying(**strong).get("/v1/kv/b")) == b"eventual"
 
@@ -123,7 +123,7 @@ async def test_without_any_node_every_refusal_says_why(platform: Platform, robot
     nodes = (await platform.fast.get("/health")).json()["nodes"]
     assert {node["state"] for node in nodes} == {"unreachable"}
     await asyncio.gather(*(node.serve() for node in platform.cluster.nodes))
-    await until_whole(platform)
+    await platform.until_whole()
     assert raw(await robot.saying(**strong).get("/v1/kv/a")) == b"1"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster.gateway_platform import Caller, Platform
 from tests.cluster.gateway_turmoil.customers import counting_work, customers
-from tests.cluster.gateway_turmoil.platform import paused, until_whole
+from tests.cluster.gateway_turmoil.platform import paused
 from tests.integration.node_process import NodeProcess
 from tests.integration.replicator_process import until_metrics
 
@@ -57,7 +57,7 @@ async def test_a_replicator_that_dies_takes_no_more_along_than_what_it_was_asked
         for replicator in platform.cluster.replicators:
             await asyncio.sleep(seconds / 8)
             await killed_for(replicator, seconds / 4)
-            await until_whole(platform)
+            await platform.until_whole()
         await asyncio.sleep(seconds / 8)
     sys.stdout.write(f"\n{report}\n")
     assert not report.wrong, report.wrong[:3]
