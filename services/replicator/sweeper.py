@@ -8,6 +8,11 @@ whatever was chosen is chosen once more, and learned.
 Acceptors also name keys of which they have accepted a value that has expired since. The same
 operation chooses a tombstone in its place, and only that lets them free the value.
 
+Only the owners of a key are heard of it. What was chosen a majority of them has accepted, and they
+name it themselves. What others have left of a slot that was theirs is never finished by asking its
+owners: it would be named for ever, and each time leave those with a promise of a key that they have
+collected long ago.
+
 Several replicators may do so at once: they stand in each other's way for a moment, and no more.
 """
 
@@ -25,6 +30,7 @@ from services.core.hlc import Version, version_ms
 from services.core.key import check_storage_key
 from services.core.messages import decode_get_many
 from services.core.record import version
+from services.core.ring import slot_of
 from services.core.wire import OK
 from services.replicator.strong import StrongOperations
 from services.runtime import telemetry
@@ -120,12 +126,18 @@ class Sweeper:
             except PeerError as error:
                 log.warning("no list of keys", node=node.node_id, reason=str(error))
                 keys = []
+            # One that our map is too old to know for an owner names them again.
+            keys = [key for key in keys if self._is_owner(node, key)]
             if keys:
                 log.debug("finishing what was left", node=node.node_id, keys=len(keys))
             # Not in the order in which another replicator has them.
             self._draw.shuffle(keys)
             self._keys.extend(keys)
         self._begin_more()
+
+    def _is_owner(self, node: FleetNode, key: bytes) -> bool:
+        """By the newest map, and while it is joint also one that is, or comes, on its way."""
+        return node.node_id in self._fleet.route(slot_of(key)).placement.owners
 
     def _begin_more(self) -> None:
         """One may end at once, as without a quorum; it then has a turn in this loop."""

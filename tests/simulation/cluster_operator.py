@@ -7,7 +7,9 @@ it will do. For each slot that a node comes to own, it reads at the joint epoch,
 lose messages as all others, what a majority of the old owners and every leaving one hold: the
 floor, and of each key what was accepted last and the cell. A node that has answered at that epoch
 has left the one before for good. The greatest floor, the highest accepted ballot and the merged
-cell go through the log of the new owner; until they are durable there, it is not ready.
+cell go through the log of the new owner; until they are durable there, it is not ready. What it was
+given as accepted, and no cell has learned, it names to be finished as if it had accepted it itself:
+those that leave are not asked any more.
 
 A node forgets what it did not own any more before it is given the same slot anew: what it has of
 it may have been collected everywhere else.
@@ -156,6 +158,8 @@ class Operator:
             for kind, body in self._frames(move):
                 life.replica.replay(kind, body)
                 life.log.append(kind, body)
+            for _ in life.acceptor.settle():
+                pass
             move.logged = machine.lives, life.log.next_sequence - 1
         if life.log.durable_sequence < move.logged[1]:
             return

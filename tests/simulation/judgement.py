@@ -36,6 +36,8 @@ lead_ms = 502
 # clock far ahead is collected by one that has got there.
 even_within_s = 30.0
 collected_within_s = 30.0
+# Whoever has something to finish or to free is asked for it more often than that.
+stays_s = 5.0
 look_s = 0.25
 read_s = 0.02
 looks_before_asking = 20
@@ -100,6 +102,7 @@ class Judgement:
         self._await("tombstones are collected", self._tombstones, within_s)
         self._await("everything is", self._left_over, within_s, self.world.collecting.ask_for_all)
         self._check_floors()
+        self._check_stays_collected()
         # What is left is what was there, and reads show it.
         self._check_cells({key: self._read(key) for key in strong})
         self._check_history()
@@ -248,6 +251,26 @@ class Judgement:
                     if node.replica.table.peek(slot, key) is None:
                         return f"{name} has for {key!r} a promise of nothing: {promise}"
         return self._other_digests()
+
+    def _check_stays_collected(self) -> None:
+        """Of a key that its owners have nothing of, none gets anything while nobody asks for it:
+        not even a promise, which would have to be collected as well, time and again."""
+        known = self._known()
+        self.world.timeline.advance(stays_s)
+        self.world.watch()
+        assert not (come := self._known() - known), (
+            f"all was collected, and {stays_s} s later there is something of {sorted(come)}"
+        )
+
+    def _known(self) -> set[bytes]:
+        """The keys that some owner has a cell or a promise of."""
+        return {
+            key
+            for key in self.modes
+            for node in self._owners(slot_of(key)).values()
+            if node.replica.table.peek(slot_of(key), key) is not None
+            or node.replica.promises.holds(slot_of(key), key)
+        }
 
     def _check_floors(self) -> None:
         """No floor is above every clock."""

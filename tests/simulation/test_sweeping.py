@@ -32,6 +32,22 @@ def test_what_a_dead_coordinator_had_accepted_is_learned_everywhere() -> None:
     assert scene.values() == {b"value"}
 
 
+def test_those_that_take_all_places_finish_what_those_before_them_had_accepted() -> None:
+    scene = Scene()
+    record = accepted_by_all(scene)
+    scene.replace([1, 2, 3])
+    scene.wait_until(lambda: not scene.operator.busy)
+    # Nobody has finished it before, and those who were told that it was accepted are gone.
+    newcomers = [machine.node for machine in scene.nodes[3:]]
+    for life in newcomers:
+        assert life is not None
+        assert life.replica.promises.get(scene.slot, scene.key).record == record
+        assert life.replica.table.peek(scene.slot, scene.key) is None
+    assert {machine.name for machine in scene.nodes[3:]} == set(scene.map.owners(scene.slot))
+    scene.wait(6.0)
+    assert scene.values() == {b"value"}
+
+
 def test_what_a_write_has_brought_meanwhile_is_not_unlearned_any_more() -> None:
     scene = Scene()
     record = accepted_by_all(scene)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from services.core.ballots import LEARN, NACK
+from services.core.ballots import ACCEPT, LEARN, NACK, PREPARE, encode_accept, encode_learn
 from services.core.change import Put
 from services.core.messages import WRITE
 from services.core.operations import CHANGED, refused_answer
-from services.core.record import is_tombstone
+from services.core.record import is_tombstone, value_body
 from services.core.ring import slot_count, slot_of
 from services.dhtnode.upkeep import trim_after_ms
 from services.replicator.answers import Failures, refusal
@@ -52,6 +52,48 @@ def test_what_cannot_be_finished_does_not_hide_what_can_be(
     assert sweeper.unfinished > 0
     for key in open_ones:
         assert None not in world.held(key)
+
+
+def test_what_only_others_than_its_owners_have_of_a_key_is_not_finished() -> None:
+    """They had the slot once. Were it finished, its owners would have promises of nothing, however
+    often they are collected."""
+    world = World(nodes=5)
+    left, ended = key_of(1), key_of(2)
+    soon_ms = world.replicator.clock.wall_ms() + 1_000
+    others = {}
+    for key, expires_at_ms in ((left, 0), (ended, soon_ms)):
+        name = min(world.nodes.keys() - set(world.placement(key).owners))
+        others[key] = world.nodes[name]
+        ballot = world.version()
+        record = ballot + value_body(b"of another time", expires_at_ms)
+        link = world.replicator.fleet.nodes[name].link
+        link.notify(ACCEPT, encode_accept(world.map.epoch, ballot, ballot, key, record))
+        if key == ended:
+            link.notify(LEARN, encode_learn(world.map.epoch, ballot, key, b""))
+    world.pass_time(trim_after_ms / 1000 + 2)
+    others[ended].replica.trim_slice(soon_ms + 1, 2 * slot_count)
+    assert others[left].acceptor.unlearned == 1
+    assert others[ended].replica.promises.expired == 1
+    for node in world.nodes.values():
+        node.ignore(LEARN)
+    own = world.change(key_of(3), Put(b"of an owner"))
+    world.pass_time(age_ms / 1000)
+    for node in world.nodes.values():
+        node.obey()
+    before = world.messages(PREPARE)
+    sweeper = sweeper_of(world)
+    sweeper.start()
+    world.pass_time(10.0)
+    sweeper.stop()
+    # Both were named, and one of them time and again.
+    assert others[left].acceptor.unlearned == 1
+    assert others[ended].replica.promises.expired == 0
+    for key in (left, ended):
+        slot = slot_of(key)
+        assert not any(node.replica.promises.holds(slot, key) for node in world.owners(key))
+    assert world.held(key_of(3)) == [own.version + value_body(b"of an owner")] * 3
+    assert (sweeper.finished, sweeper.expired, sweeper.unfinished) == (1, 0, 0)
+    assert world.messages(PREPARE) == before + 2
 
 
 def test_accepted_values_that_have_expired_become_tombstones_and_are_freed_everywhere() -> None:
