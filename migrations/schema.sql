@@ -210,18 +210,56 @@ ALTER TABLE public.key_ranges ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+-- Name: key_set_backs; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_set_backs (
+    counter smallint NOT NULL,
+    known numeric(29,0) NOT NULL,
+    found numeric(29,0) NOT NULL,
+    instance_id bigint NOT NULL,
+    noticed_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT key_set_backs_check CHECK ((found < known)),
+    CONSTRAINT key_set_backs_counter_check CHECK (((counter = 0) OR ((counter >= 6) AND (counter <= 16))))
+);
+
+-- Name: TABLE key_set_backs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_set_backs IS 'Counters, by length of keys or 0 for claims, that stood at found where a keygen knew of as many as known: the database was set back. While there is a row nothing is reserved; ydht ids skip moves the counters on and removes them.';
+
+-- Name: key_watch; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_watch (
+    only_row boolean DEFAULT true NOT NULL,
+    server text DEFAULT ''::text NOT NULL,
+    called text DEFAULT ''::text NOT NULL,
+    called_at timestamp with time zone DEFAULT now() NOT NULL,
+    claims bigint DEFAULT 0 NOT NULL,
+    era integer DEFAULT 0 NOT NULL,
+    CONSTRAINT key_watch_claims_check CHECK ((claims >= 0)),
+    CONSTRAINT key_watch_only_row_check CHECK (only_row)
+);
+
+-- Name: TABLE key_watch; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_watch IS 'One row: the life of a PostgreSQL server under which keys may be reserved; another one, and since when keygens are called upon to say whether it is behind; how many claims there were, which only grows; and how often the database was set back.';
+
 -- Name: keygen_instances; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.keygen_instances (
     id bigint NOT NULL,
     address text NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
-    lease_until timestamp with time zone NOT NULL
+    lease_until timestamp with time zone NOT NULL,
+    heard text DEFAULT ''::text NOT NULL
 );
 
 -- Name: TABLE keygen_instances; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.keygen_instances IS 'Keygens that may hand out keys of their ranges, until lease_until, which each prolongs while it runs. A row is a life of a process: who starts again is another one. Ids are drawn at random, so that none means another one elsewhere.';
+
+-- Name: COLUMN keygen_instances.heard; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.keygen_instances.heard IS 'Under which server it has last said whether that is behind what it knows.';
 
 -- Name: namespace_version; Type: TABLE; Schema: public; Owner: -
 
@@ -327,12 +365,17 @@ CREATE TABLE public.returned_keys (
     is_free boolean NOT NULL,
     claim_id bigint,
     instance_id bigint,
+    era integer DEFAULT 0 NOT NULL,
     CONSTRAINT returned_keys_check CHECK (((claim_id IS NULL) = (instance_id IS NULL)))
 );
 
 -- Name: TABLE returned_keys; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.returned_keys IS 'Keys that their tenant has given back. is_free: their range is closed, so that they can be given out again. With a claim they are in the pool of that keygen, or were given out by it; once all keys of a claim are out, its rows are removed.';
+
+-- Name: COLUMN returned_keys.era; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.returned_keys.era IS 'Of key_watch, when it was returned. In a later one nobody knows whether it is out again, so it is given to nobody.';
 
 -- Name: sessions; Type: TABLE; Schema: public; Owner: -
 
@@ -533,6 +576,16 @@ ALTER TABLE ONLY public.key_ranges
 
 ALTER TABLE ONLY public.key_ranges
     ADD CONSTRAINT key_ranges_size_first_key UNIQUE (size, first);
+
+-- Name: key_set_backs key_set_backs_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_set_backs
+    ADD CONSTRAINT key_set_backs_pkey PRIMARY KEY (counter);
+
+-- Name: key_watch key_watch_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.key_watch
+    ADD CONSTRAINT key_watch_pkey PRIMARY KEY (only_row);
 
 -- Name: keygen_instances keygen_instances_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 

@@ -1,4 +1,4 @@
-"""`ydht ids`: make IDs without a keygen, and see what became of one."""
+"""`ydht ids`: make IDs without a keygen, see what became of one, and move counters on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from services.core.errors import FatalError
 from services.core.id_requests import count_max
 from services.core.permute import size_max, size_min
 from services.keygen.inspection import Fate, Inspection
+from services.keygen.watch_store import Skipped, WatchStore, skip_margin
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ size_default: Final = 7
 
 @click.group()
 def ids() -> None:
-    """Make IDs, and see whose one is, directly in the database.
+    """Make IDs, see whose one is, and mend counters, directly in the database.
 
     Exit codes: 0 done, 65 refused or not an ID, 67 no such account, 74 outcome unknown, 75 the
     database cannot be reached, 78 not set up.
@@ -67,10 +68,70 @@ def inspect(key: str, *, as_json: bool, data_dir: Path) -> None:
     click.echo(msgspec.json.encode(_document(fate)) if as_json else "\n".join(_lines(fate)))
 
 
+@ids.command()
+@click.option(
+    "--size",
+    type=click.IntRange(size_min, size_max),
+    help="Move the counter of this size alone.  [default: of every size]",
+)
+@click.option(
+    "--by",
+    type=click.IntRange(min=0),
+    metavar="COUNT",
+    help="Move so far beyond what keygens know of.  "
+    f"[default: {skip_margin} where the database was set back, else nowhere]",
+)
+@click.option(
+    "--to", type=click.IntRange(min=0), metavar="INDEX", help="Move to here; needs --size."
+)
+@json_option
+@data_dir_option
+def skip(
+    size: int | None, by: int | None, to: int | None, *, as_json: bool, data_dir: Path
+) -> None:
+    """Move counters on after the database was set back, so that no ID comes twice.
+
+    After a backup was restored, or a replica took over that had not heard of everything, keygens
+    that know of more IDs than the database refuse to give any out. Start all keygens that there are
+    on their DATA_DIR, so that each tells how far it had come, and run this. Counters are moved past
+    all that keygens know of, and some more for those that are not there to tell; never back. IDs
+    that were returned before are given to nobody any more, for they may be out again. It also may
+    be run where no keygen knows of anything, with --by.
+    """
+    if to is not None and (size is None or by is not None):
+        raise click.UsageError("--to needs --size, and stands without --by")
+    skipped = _done(data_dir, lambda desk: WatchStore(desk.database).skip(size, by, to))
+    click.echo(
+        msgspec.json.encode(_skipped_document(skipped)) if as_json else _skipped_text(skipped)
+    )
+
+
+def _skipped_document(skipped: Skipped) -> dict[str, object]:
+    return {
+        "moved": [
+            {"size": move.size, "from": str(move.before), "to": str(move.after)}
+            for move in skipped.moves
+        ],
+        "returned_not_given_again": skipped.void,
+        "still_set_back": [one.counter for one in skipped.set_backs],
+    }
+
+
+def _skipped_text(skipped: Skipped) -> str:
+    lines = [
+        f"IDs of {move.size} characters: moved on from {move.before} to {move.after}"
+        for move in skipped.moves
+    ]
+    if skipped.void:
+        lines.append(f"{skipped.void} returned IDs are given to nobody any more")
+    lines += [f"still set back: {one}" for one in skipped.set_backs]
+    return "\n".join(lines) or "nothing was moved: no counter is behind what keygens know of"
+
+
 def _done(data_dir: Path, work: Callable[[FrontDesk], Awaitable[T]]) -> T:
     try:
         return at_front_desk(data_dir, work)
-    except asyncpg.UndefinedTableError as error:
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
         raise FatalError("the database has no tables for IDs: run `ydht migrate`") from error
 
 

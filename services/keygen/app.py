@@ -22,6 +22,7 @@ from services.keygen.issuing import Issuing
 from services.keygen.keeper import Keeper
 from services.keygen.key_api import KeyApi, path_of_keys
 from services.keygen.lane import KeyLane
+from services.keygen.marks import Marks
 from services.keygen.owners import Owners
 from services.keygen.pools import Pools
 from services.keygen.quota_store import QuotaStore
@@ -31,6 +32,7 @@ from services.keygen.return_store import ReturnStore
 from services.keygen.returns import Returns, return_body_bytes_max
 from services.keygen.settings import KeygenSettings
 from services.keygen.unbounded import Unbounded
+from services.keygen.watch_store import WatchStore
 from services.runtime import telemetry
 from services.runtime.client_address import ClientAddresses
 from services.runtime.console_requests import ConsoleRequests
@@ -79,11 +81,21 @@ class Keygen:
             acquire_s_max=acquire_s_max,
             command_s_max=command_s_max,
         )
-        ranges = RangeStore(self.database, settings.return_rest_ms / 1000)
+        self.home = Home(SystemDisk(), settings.data_dir / "keygen" / str(settings.port))
+        marks = Marks(self.home)
+        ranges = RangeStore(self.database, marks, settings.return_rest_ms / 1000)
         self.pools = Pools(ranges, settings.range_size, clock)
         self.quotas = Quotas(QuotaStore(self.database), clock)
-        self.home = Home(SystemDisk(), settings.data_dir / "keygen" / str(settings.port))
-        self.keeper = Keeper(ranges, self.pools, self.quotas, self.home, _address(settings), clock)
+        self.keeper = Keeper(
+            ranges,
+            WatchStore(self.database),
+            marks,
+            self.pools,
+            self.quotas,
+            self.home,
+            _address(settings),
+            clock,
+        )
         self.user_manager = UserManager(settings.usermanager_url, secret, clock)
         allowances = Unbounded()
         self.credentials = Credentials(

@@ -2,10 +2,11 @@
 
     LOCK        held by the process that runs the keygen of this port
     instance    the id of its newest instance, in decimal
+    marks.json  how far IDs have come, as far as this directory knows (marks.py)
 
 Whoever has the lock knows that the instance named there hands nothing out any more, however it
-ended, and can say so at once; without the file its lease has to run out first. So nothing here is
-worth saving, and a keygen that cannot write here goes on.
+ended, and can say so at once; without the file its lease has to run out first. The marks are what a
+database that was set back is found out by: keep them. A keygen that cannot write here goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from services.runtime.disk_failure import disk_failure
 
 _instance_name: Final = "instance"
 _bytes_max: Final = 32
+_marks_name: Final = "marks.json"
+_marks_bytes_max: Final = 4096
 
 log = telemetry.logger("services.keygen")
 
@@ -55,6 +58,28 @@ class Home:
         except OSError as error:
             log.warning("the instance could not be noted", path=str(path), reason=str(error))
         self.former = instance_id
+
+    @property
+    def marks_path(self) -> str:
+        return str(self._directory / _marks_name)
+
+    def read_marks(self) -> bytes:
+        """Nothing if there are none. FatalError if they are there and cannot be read."""
+        path = self._directory / _marks_name
+        try:
+            return self._disk.read(path, _marks_bytes_max) if self._disk.exists(path) else b""
+        except OSError as error:
+            raise disk_failure(error) from error
+
+    async def write_marks(self, text: bytes) -> str | None:
+        """Durably; why it could not be done, if so."""
+        path = self._directory / _marks_name
+        try:
+            await asyncio.to_thread(self._disk.replace, path, text)
+        except OSError as error:
+            log.warning("how far IDs have come could not be noted", path=str(path), why=str(error))
+            return f"{path} cannot be written: {error.strerror}"
+        return None
 
     def close(self) -> None:
         self._disk.close()

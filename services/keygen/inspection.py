@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from services.core.errors import FixRequest
+from services.core.errors import FatalError, FixRequest
 from services.core.permute import Permutation, material_bytes, size_max, size_min
 from services.keygen.range_store import RangeStore
+from services.keygen.watch_store import Halted
 from services.runtime.postgres import Database
 
 _FIND: Final = """
@@ -47,9 +48,12 @@ class Inspection:
 
     async def make(self, tenant: int, count: int, size: int) -> list[str]:
         """New keys for this tenant, which count against nobody's quota. ValueError if there are
-        none of this size."""
+        none of this size; FatalError if the database was set back."""
         permutation = await self._permutation(size)
-        lot = await self._ranges.reserve_closed(tenant, size, count)
+        try:
+            lot = await self._ranges.reserve_closed(tenant, size, count)
+        except Halted as error:
+            raise FatalError(error.detail) from error
         return [key.decode("ascii") for key in lot.draw(permutation, count).keys]
 
     async def fate(self, key: str) -> Fate:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import asyncpg
@@ -22,9 +22,11 @@ import asyncpg
 from services.core.errors import RetryLater, UnknownOutcome
 from services.core.permute import Permutation, material_bytes, radix, sizes
 from services.keygen.home import Home
+from services.keygen.marks import Marks, SetBack, claims_counter
 from services.keygen.pools import Pools
 from services.keygen.quotas import Quotas
 from services.keygen.range_store import Leavings, RangeStore
+from services.keygen.watch_store import Halted, RollCall, WatchStore
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
@@ -34,8 +36,9 @@ from services.runtime.probes import Condition, Readiness, degraded, ready, unrea
 lease_s: Final = 900.0
 # What clocks may differ by in how fast they run, over that time and generously.
 lease_margin_s: Final = 15.0
-renew_s: Final = 5.0
-# For the leases of others that are over, and the counters.
+# Others wait for us to look, when PostgreSQL was started anew.
+renew_s: Final = 2.0
+# For the leases of others that are over.
 look_around_s: Final = 30.0
 # Soon after PostgreSQL is back.
 pause_s: Final = 0.5
@@ -56,6 +59,8 @@ class Keeper:
     def __init__(
         self,
         store: RangeStore,
+        watch: WatchStore,
+        marks: Marks,
         pools: Pools,
         quotas: Quotas,
         home: Home,
@@ -63,6 +68,8 @@ class Keeper:
         clock: Clock,
     ) -> None:
         self._store = store
+        self._watch_store = watch
+        self._marks = marks
         self._pools = pools
         self._quotas = quotas
         self._home = home
@@ -72,6 +79,7 @@ class Keeper:
         self._renewed_s = self._looked_s = float("-inf")
         self._counters: dict[int, int] = {}
         self._warned: set[int] = set()
+        self._set_backs: Sequence[SetBack] = ()
         self.trouble: str | None = "it has not been asked yet"
 
     def add_to(self, metrics: Metrics) -> None:
@@ -79,7 +87,7 @@ class Keeper:
             "keyspace_used_ratio",
             "gauge",
             "Share of all keys of a size that are in ranges",
-            lambda: {str(size): used / radix**size for size, used in self._counters.items()},
+            lambda: {str(size): used / radix**size for size, used in self._reserved.items()},
             labels=("size",),
         )
         metrics.add(
@@ -88,9 +96,21 @@ class Keeper:
             f"1 from {warn_share:.0%} of all keys of a size on: ask for longer ones",
             lambda: {
                 str(size): int(used >= warn_share * radix**size)
-                for size, used in self._counters.items()
+                for size, used in self._reserved.items()
             },
             labels=("size",),
+        )
+        metrics.add(
+            "key_counters_set_back",
+            "gauge",
+            "Counters that the database has forgotten part of: until `ydht ids skip` none is given",
+            lambda: len(self._set_backs),
+        )
+        metrics.add(
+            "key_marks_unwritten",
+            "gauge",
+            "1 while it cannot be noted on disk how far IDs have come",
+            lambda: int(self._marks.trouble is not None),
         )
 
     def watch(self, readiness: Readiness) -> None:
@@ -105,7 +125,7 @@ class Keeper:
                 trouble = None
             except (RetryLater, UnknownOutcome) as error:
                 trouble = error.detail
-            except asyncpg.UndefinedTableError:
+            except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
                 trouble = "its tables are missing: run `ydht migrate`"
             if trouble != troubled:
                 self._say(trouble)
@@ -126,7 +146,7 @@ class Keeper:
             return
         try:
             async with asyncio.timeout(farewell_s_max):
-                await self._store.leave(self._pools.take_leavings())
+                await self._store.leave(instance_id, self._pools.take_leavings())
                 await self._quotas.flush(everything=True)
                 await self._store.end_lease(instance_id)
                 await self._store.bury()
@@ -137,22 +157,48 @@ class Keeper:
         now_s = self._clock.monotonic_s()
         if self._pools.instance_id is not None and now_s >= self._pools.usable_until_s:
             self._lose_lease()
-        if self._pools.instance_id is None:
-            await self._register()
-        elif now_s - self._renewed_s >= renew_s:
-            await self._renew(self._pools.instance_id)
+        if self._pools.instance_id is None or now_s - self._renewed_s >= renew_s or self.trouble:
+            await self._hold_lease()
             # Other keygens take keys back too.
             if names := self._pools.used_lately():
                 self._pools.look_first(await self._store.with_free(names))
         await self._leave()
         if now_s - self._looked_s >= look_around_s:
-            await self._look_around()
+            await self._store.bury()
             self._looked_s = now_s
         await self._quotas.flush()
 
-    async def _register(self) -> None:
+    async def _hold_lease(self) -> None:
+        instance_id = self._pools.instance_id
+        asked_s = self._clock.monotonic_s()
+        if instance_id is not None and await self._store.renew(instance_id, lease_s):
+            self._hold_until(asked_s)
+            await self._watch(instance_id)
+            return
+        if instance_id is not None:
+            self._lose_lease()
+        # In the name of the one that we were.
+        await self._leave()
+        await self._watch(await self._register())
+        # What the former one had is free at once.
+        await self._store.bury()
+
+    async def _watch(self, instance_id: int) -> None:
+        """Halted, or RollCall, if nothing may be reserved."""
+        self._counters = await self._watch_store.counters()
+        if behind := self._marks.behind(self._counters):
+            await self._watch_store.report(instance_id, behind)
+        self._set_backs = await self._watch_store.set_backs()
+        self._warn_of_exhaustion()
+        if self._set_backs:
+            raise Halted
+        if not await self._watch_store.call_roll(instance_id):
+            raise RollCall
+
+    async def _register(self) -> int:
         if self._permutations is None:
             material = await self._store.material(secrets.token_bytes(material_bytes))
+            self._marks.open(material)
             made: dict[int, Permutation] = {}
             for size in sizes:
                 # Some 10 ms each.
@@ -166,16 +212,12 @@ class Keeper:
         await self._home.keep(instance_id)
         self._pools.begin(instance_id, self._permutations)
         self._hold_until(asked_s)
-        # What the former one had is free at once.
-        await self._store.bury()
+        return instance_id
 
-    async def _renew(self, instance_id: int) -> None:
-        asked_s = self._clock.monotonic_s()
-        if await self._store.renew(instance_id, lease_s):
-            self._hold_until(asked_s)
-        else:
-            self._lose_lease()
-            await self._register()
+    @property
+    def _reserved(self) -> dict[int, int]:
+        """Of each size, how many indexes are in ranges, as they were last looked at."""
+        return {one: used for one, used in self._counters.items() if one != claims_counter}
 
     def _hold_until(self, asked_s: float) -> None:
         self._renewed_s = asked_s
@@ -187,19 +229,18 @@ class Keeper:
 
     async def _leave(self) -> None:
         leavings: Leavings = self._pools.take_leavings()
-        if not leavings:
+        instance_id = self._pools.lots_of
+        if not leavings or instance_id is None:
             return
         try:
-            freed = await self._store.leave(leavings)
+            freed = await self._store.leave(instance_id, leavings)
         except BaseException:
             self._pools.put_back(leavings)
             raise
         self._pools.look_first(freed)
 
-    async def _look_around(self) -> None:
-        await self._store.bury()
-        self._counters = await self._store.counters()
-        for size, used in self._counters.items():
+    def _warn_of_exhaustion(self) -> None:
+        for size, used in self._reserved.items():
             share = used / radix**size
             if share >= warn_share and size not in self._warned:
                 self._warned.add(size)
@@ -216,13 +257,24 @@ class Keeper:
 
     def _say(self, trouble: str | None) -> None:
         if trouble is None:
-            log.info("database is there")
+            log.info("keys can be reserved")
         else:
-            log.warning("database is missing", trouble=trouble)
+            log.warning("no keys can be reserved", trouble=trouble)
 
     def _condition(self) -> Condition:
+        if self._set_backs:
+            told = "; ".join(map(str, self._set_backs))
+            return unready(
+                "no IDs are given out, for the database was set back to an earlier state and they "
+                f"would come twice ({told}): start all keygens that there are on their DATA_DIR, "
+                "so that each tells how far it had come, then run `ydht ids skip`"
+            )
         if self._clock.monotonic_s() >= self._pools.usable_until_s:
             return unready(f"keys are reserved in PostgreSQL, and {self.trouble or 'not yet'}")
         if self.trouble is not None:
             return degraded(f"keys come from the pools as long as there are any: {self.trouble}")
+        if self._marks.trouble is not None:
+            return degraded(
+                f"a database that is set back might not be noticed: {self._marks.trouble}"
+            )
         return ready

@@ -35,6 +35,11 @@ class RangeLot:
     def left(self) -> int:
         return self._end - self._next
 
+    @property
+    def end(self) -> int:
+        """The first index behind it."""
+        return self._end
+
     def draw(self, permutation: Permutation, count: int) -> Drawn:
         """The next keys, at most so many."""
         first = self._next

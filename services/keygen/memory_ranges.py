@@ -81,7 +81,7 @@ class MemoryRanges:
             )
         return Refill(claimed, reserved)
 
-    async def leave(self, leavings: Leavings) -> set[tuple[int, int]]:
+    async def leave(self, _: int, leavings: Leavings) -> set[tuple[int, int]]:
         for kept in self.returned:
             is_unused = (kept.claim_id, kept.index) in leavings.unused
             if is_unused or kept.claim_id in leavings.void_claims:

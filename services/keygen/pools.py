@@ -89,6 +89,8 @@ class Pools:
         self._added = 0
         self._unspent = 0
         self.instance_id: int | None = None
+        # The same, or the last one: whose lots are in what the keeper has to tell.
+        self.lots_of: int | None = None
         # A monotonic time.
         self.usable_until_s = -math.inf
         # What the keeper has to tell PostgreSQL, and whether there is any.
@@ -139,7 +141,7 @@ class Pools:
 
     def begin(self, instance_id: int, permutations: Mapping[int, Permutation]) -> None:
         """Reserve under this id from now on; what is given out needs `usable_until_s` too."""
-        self.instance_id = instance_id
+        self.instance_id = self.lots_of = instance_id
         self.permutations = permutations
 
     def end(self) -> None:

@@ -17,6 +17,16 @@ from typing import Any, Final
 from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
 from services.core.permute import material_bytes, radix
 from services.keygen.lots import ClaimLot, RangeLot
+from services.keygen.marks import Marks, SetBack, claims_counter
+from services.keygen.watch_store import (
+    Halted,
+    RollCall,
+    WatchStore,
+    check_may_reserve,
+    era,
+    is_halted,
+    is_same_server,
+)
 from services.runtime.postgres import Connection, Database
 
 material_name: Final = "keygen permutation"
@@ -66,18 +76,22 @@ _FORGET_CLAIMS_OF_DEAD: Final = """
     DELETE FROM returned_keys USING held
     WHERE (returned_keys.size, returned_keys.index) = (held.size, held.index)
 """
-_LOCK_COUNTER: Final = "SELECT next FROM key_counters WHERE size = $1 FOR UPDATE"
+_LOCK_COUNTER: Final = f"""
+    SELECT next, {is_same_server} AS is_same_server, {is_halted} AS is_halted
+    FROM key_counters WHERE size = $1 FOR UPDATE
+"""  # noqa: S608  Constants.
 _RESERVE: Final = """
     WITH moved AS (UPDATE key_counters SET next = $2::numeric + $3::bigint WHERE size = $1)
     INSERT INTO key_ranges (size, first, count, tenant, instance_id)
     VALUES ($1, $2, $3::bigint, $4, $5)
     RETURNING id, (extract(epoch FROM reserved_at) * 1000)::bigint AS reserved_ms
 """
-_CLAIM: Final = """
+_CLAIM: Final = f"""
     WITH chosen AS (
         SELECT size, index FROM returned_keys
-        WHERE tenant = $1 AND size = $2 AND is_free AND claim_id IS NULL
+        WHERE tenant = $1 AND size = $2 AND is_free AND claim_id IS NULL AND era = {era}
             AND returned_at <= now() - make_interval(secs => $5)
+            AND {is_same_server} AND NOT {is_halted}
         LIMIT $3 FOR UPDATE SKIP LOCKED
     ), claim AS MATERIALIZED (SELECT nextval('key_claims') AS id)
     UPDATE returned_keys AS returned SET claim_id = claim.id, instance_id = $4
@@ -86,43 +100,52 @@ _CLAIM: Final = """
         AND origin.id = returned.range_id
     RETURNING claim.id, returned.index,
         (extract(epoch FROM origin.reserved_at) * 1000)::bigint AS reserved_ms
-"""
+"""  # noqa: S608  Constants.
+# Claims are counted, so that it is noticed when one was forgotten.
+_COUNT_CLAIM: Final = "UPDATE key_watch SET claims = claims + 1 RETURNING claims"
 _CLOSE: Final = """
     WITH held AS (
-        SELECT id FROM key_ranges WHERE id = ANY($1::bigint[]) AND closed_at IS NULL
+        SELECT id FROM key_ranges
+        WHERE id = ANY($1::bigint[]) AND instance_id = $2 AND closed_at IS NULL
         ORDER BY id FOR NO KEY UPDATE
     )
     UPDATE key_ranges SET closed_at = now() FROM held WHERE key_ranges.id = held.id
+    RETURNING key_ranges.id
 """
 _FREE: Final = """
     UPDATE returned_keys SET is_free = true WHERE range_id = ANY($1::bigint[]) AND NOT is_free
     RETURNING tenant, size
 """
+# Of claims and ranges each keygen ends its own alone: where the database was set back, numbers are
+# given to others anew.
 _HOLD_CLAIMS: Final = """
-    SELECT FROM returned_keys WHERE claim_id = ANY($1::bigint[]) ORDER BY size, index FOR UPDATE
+    SELECT FROM returned_keys WHERE claim_id = ANY($1::bigint[]) AND instance_id = $2
+    ORDER BY size, index FOR UPDATE
 """
 # What was claimed and not given out goes back to where it was; the rest of the claim is out.
 _UNCLAIM: Final = """
     UPDATE returned_keys AS returned SET claim_id = NULL, instance_id = NULL
     FROM unnest($1::bigint[], $2::numeric[]) AS unused (claim_id, index)
-    WHERE (returned.claim_id, returned.index) = (unused.claim_id, unused.index)
+    WHERE (returned.claim_id, returned.index, returned.instance_id)
+        = (unused.claim_id, unused.index, $3)
 """
 _UNCLAIM_WHOLE: Final = """
     UPDATE returned_keys SET claim_id = NULL, instance_id = NULL
-    WHERE claim_id = ANY($1::bigint[])
+    WHERE claim_id = ANY($1::bigint[]) AND instance_id = $2
 """
-_FINISH_CLAIMS: Final = "DELETE FROM returned_keys WHERE claim_id = ANY($1::bigint[])"
-_WITH_FREE: Final = """
+_FINISH_CLAIMS: Final = """
+    DELETE FROM returned_keys WHERE claim_id = ANY($1::bigint[]) AND instance_id = $2
+"""
+_WITH_FREE: Final = f"""
     SELECT asked.tenant, asked.size
     FROM unnest($1::numeric[], $2::smallint[]) AS asked (tenant, size)
     WHERE EXISTS (
         SELECT FROM returned_keys AS returned
         WHERE (returned.tenant, returned.size) = (asked.tenant, asked.size)
-            AND returned.is_free AND returned.claim_id IS NULL
+            AND returned.is_free AND returned.claim_id IS NULL AND returned.era = {era}
             AND returned.returned_at <= now() - make_interval(secs => $3)
     )
-"""
-_COUNTERS: Final = "SELECT size, next FROM key_counters"
+"""  # noqa: S608  A constant.
 
 
 @dataclass(slots=True, frozen=True)
@@ -143,6 +166,14 @@ class Wish:
 class Refill:
     claimed: ClaimLot | None
     reserved: RangeLot | None
+
+
+@dataclass(slots=True, frozen=True)
+class Claimed:
+    """The lot, and which claim it is since the first of all."""
+
+    number: int
+    lot: ClaimLot
 
 
 @dataclass(slots=True, frozen=True)
@@ -170,11 +201,27 @@ class Unconfirmed(Exception):
         self.keys = keys
 
 
-class RangeStore:
-    """What was returned is claimed once it has rested for `return_rest_s`."""
+class WasSetBack(Exception):
+    """A counter stands before its mark, so nothing was reserved."""
 
-    def __init__(self, database: Database, return_rest_s: float = return_rest_s_default) -> None:
+    def __init__(self, set_back: SetBack) -> None:
+        super().__init__(str(set_back))
+        self.set_back = set_back
+
+
+class RangeStore:
+    """What was returned is claimed once it has rested for `return_rest_s`. Nothing is reserved that
+    is known to `marks`."""
+
+    def __init__(
+        self,
+        database: Database,
+        marks: Marks | None = None,
+        return_rest_s: float = return_rest_s_default,
+    ) -> None:
         self._database = database
+        self._watch = WatchStore(database)
+        self._marks = marks or Marks()
         self._return_rest_s = return_rest_s
 
     async def material(self, drawn: bytes) -> bytes:
@@ -221,48 +268,62 @@ class RangeStore:
 
     async def refill(self, instance_id: int, wish: Wish) -> Refill:
         """One transaction. FixRequest `limit_reached` if there are no keys of this size any more;
-        RetryLater; Unconfirmed."""
-        claimed: ClaimLot | None = None
+        RetryLater; Unconfirmed. What it returns this directory remembers."""
+        claimed: Claimed | None = None
         reserved: RangeLot | None = None
+        reached: dict[int, int] = {}
         try:
             async with self._database.transaction() as connection:
-                claimed = await _claim(connection, instance_id, wish, self._return_rest_s)
-                found = len(claimed) if claimed is not None else 0
+                claimed = await self._claim(connection, instance_id, wish)
+                if claimed is not None:
+                    reached[claims_counter] = claimed.number
+                found = len(claimed.lot) if claimed is not None else 0
                 if found < wish.wanted:
-                    reserved = await _reserve(connection, instance_id, wish, found)
+                    reserved = await self._reserve(connection, instance_id, wish, found)
+                    reached[wish.size] = reserved.end
         except UnknownOutcome as error:
             leavings = Leavings(
                 ranges=[reserved.range_id] if reserved else (),
-                void_claims=[claimed.claim_id] if claimed else (),
+                void_claims=[claimed.lot.claim_id] if claimed else (),
             )
             raise Unconfirmed(leavings, reserved.left if reserved else 0) from error
-        return Refill(claimed, reserved)
+        except WasSetBack as error:
+            await self._watch.report(instance_id, [error.set_back])
+            raise Halted from error
+        await self._marks.reach(reached)
+        return Refill(claimed.lot if claimed is not None else None, reserved)
 
     async def reserve_closed(self, tenant: int, size: int, count: int) -> RangeLot:
         """A range for somebody who hands it out at once, and is no keygen."""
+        if not await self._watch.call_roll(_no_instance):
+            raise RollCall
         async with self._database.transaction() as connection:
             wish = Wish(tenant, size, count, count, count, 0)
-            reserved = await _reserve(connection, _no_instance, wish, 0)
-            await connection.execute(_CLOSE, [reserved.range_id])
+            reserved = await self._reserve(connection, _no_instance, wish, 0)
+            await connection.execute(_CLOSE, [reserved.range_id], _no_instance)
         return reserved
 
-    async def leave(self, leavings: Leavings) -> set[tuple[int, int]]:
-        """Note what is done with. Returns tenants and sizes of which keys became free by it."""
+    async def leave(self, instance_id: int, leavings: Leavings) -> set[tuple[int, int]]:
+        """Note what this instance is done with. Returns tenants and sizes of which keys became free
+        by it."""
         claims = [claim_id for claim_id, _ in leavings.unused]
+        indexes = [index for _, index in leavings.unused]
         async with self._database.transaction() as connection:
+            closed: list[int] = []
             if leavings.ranges:
-                await connection.execute(_CLOSE, leavings.ranges)
+                rows = await connection.fetch(_CLOSE, leavings.ranges, instance_id)
+                closed = [row["id"] for row in rows]
             if every_claim := {*leavings.void_claims, *leavings.claims, *claims}:
-                await connection.execute(_HOLD_CLAIMS, list(every_claim))
+                await connection.execute(_HOLD_CLAIMS, list(every_claim), instance_id)
             if leavings.void_claims:
-                await connection.execute(_UNCLAIM_WHOLE, leavings.void_claims)
+                await connection.execute(_UNCLAIM_WHOLE, leavings.void_claims, instance_id)
             if leavings.unused:
-                await connection.execute(_UNCLAIM, claims, [index for _, index in leavings.unused])
+                await connection.execute(_UNCLAIM, claims, indexes, instance_id)
             if leavings.claims:
-                await connection.execute(_FINISH_CLAIMS, leavings.claims)
-            if not leavings.ranges:
+                await connection.execute(_FINISH_CLAIMS, leavings.claims, instance_id)
+            if not closed:
                 return set()
-            freed = await connection.fetch(_FREE, leavings.ranges)
+            freed = await connection.fetch(_FREE, closed)
         return {(int(row["tenant"]), row["size"]) for row in freed}
 
     async def with_free(self, names: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
@@ -272,38 +333,38 @@ class RangeStore:
             rows = await connection.fetch(_WITH_FREE, tenants, sizes, self._return_rest_s)
         return {(int(row["tenant"]), row["size"]) for row in rows}
 
-    async def counters(self) -> dict[int, int]:
-        """How many indexes of each size are in ranges."""
-        async with self._database.connection() as connection:
-            return {row["size"]: int(row["next"]) for row in await connection.fetch(_COUNTERS)}
-
-
-async def _claim(
-    connection: Connection, instance_id: int, wish: Wish, rest_s: float
-) -> ClaimLot | None:
-    rows = await connection.fetch(
-        _CLAIM, wish.tenant, wish.size, wish.claim_max, instance_id, rest_s
-    )
-    if not rows:
-        return None
-    return ClaimLot(rows[0]["id"], [(int(row["index"]), row["reserved_ms"]) for row in rows])
-
-
-async def _reserve(connection: Connection, instance_id: int, wish: Wish, claimed: int) -> RangeLot:
-    space = radix**wish.size
-    counter = await connection.fetchval(_LOCK_COUNTER, wish.size)
-    if counter is None:
-        raise RetryLater("database_unavailable", f"There is no counter of size {wish.size}")
-    first = int(counter)
-    left = space - first
-    if left < max(wish.needed - claimed, 1):
-        raise FixRequest(
-            "limit_reached",
-            f"All but {left} of the {space} keys of {wish.size} characters have been given out; "
-            "ask for longer ones",
+    async def _claim(self, connection: Connection, instance_id: int, wish: Wish) -> Claimed | None:
+        rows = await connection.fetch(
+            _CLAIM, wish.tenant, wish.size, wish.claim_max, instance_id, self._return_rest_s
         )
-    count = min(max(wish.count, wish.wanted - claimed), left)
-    row: Any = await connection.fetchrow(
-        _RESERVE, wish.size, first, count, wish.tenant, instance_id
-    )
-    return RangeLot(row["id"], first, first + count, row["reserved_ms"])
+        if not rows:
+            return None
+        number = int(await connection.fetchval(_COUNT_CLAIM))
+        if number <= (known := self._marks.of(claims_counter)):
+            raise WasSetBack(SetBack(claims_counter, number - 1, known))
+        returned = [(int(row["index"]), row["reserved_ms"]) for row in rows]
+        return Claimed(number, ClaimLot(rows[0]["id"], returned))
+
+    async def _reserve(
+        self, connection: Connection, instance_id: int, wish: Wish, claimed: int
+    ) -> RangeLot:
+        space = radix**wish.size
+        counter: Any = await connection.fetchrow(_LOCK_COUNTER, wish.size)
+        if counter is None:
+            raise RetryLater("database_unavailable", f"There is no counter of size {wish.size}")
+        check_may_reserve(counter)
+        first = int(counter["next"])
+        if first < (known := self._marks.of(wish.size)):
+            raise WasSetBack(SetBack(wish.size, first, known))
+        left = space - first
+        if left < max(wish.needed - claimed, 1):
+            raise FixRequest(
+                "limit_reached",
+                f"All but {left} of the {space} keys of {wish.size} characters have been given "
+                "out; ask for longer ones",
+            )
+        count = min(max(wish.count, wish.wanted - claimed), left)
+        row: Any = await connection.fetchrow(
+            _RESERVE, wish.size, first, count, wish.tenant, instance_id
+        )
+        return RangeLot(row["id"], first, first + count, row["reserved_ms"])

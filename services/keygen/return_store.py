@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from services.keygen.watch_store import era
 from services.runtime.postgres import Connection, Database
 
 _LOOK: Final = """
@@ -38,14 +39,14 @@ _GIVE_BACK_CLAIMED: Final = """
     FROM held WHERE (returned.size, returned.index) = (held.size, held.index)
     RETURNING returned.size, returned.index
 """
-_INSERT: Final = """
-    INSERT INTO returned_keys (size, index, tenant, range_id, is_free)
-    SELECT given.size, given.index, $1, origin.id, origin.closed_at IS NOT NULL
+_INSERT: Final = f"""
+    INSERT INTO returned_keys (size, index, tenant, range_id, is_free, era)
+    SELECT given.size, given.index, $1, origin.id, origin.closed_at IS NOT NULL, {era}
     FROM unnest($2::smallint[], $3::numeric[], $4::bigint[]) AS given (size, index, range_id)
     JOIN key_ranges AS origin ON origin.id = given.range_id
     ORDER BY given.size, given.index
     ON CONFLICT DO NOTHING RETURNING size, index, is_free
-"""
+"""  # noqa: S608  A constant.
 
 
 class Name(NamedTuple):

@@ -16,6 +16,7 @@ from services.keygen.memory_ranges import MemoryRanges
 from services.keygen.pools import Ranges
 from services.keygen.range_store import Leavings, RangeStore, Wish
 from services.keygen.return_store import Name, ReturnStore
+from services.keygen.watch_store import WatchStore
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.postgres import Database
 
@@ -38,7 +39,7 @@ class InMemory:
         self.ranges: Ranges = self._memory
 
     async def leave(self, leavings: Leavings) -> None:
-        await self._memory.leave(leavings)
+        await self._memory.leave(1, leavings)
 
     async def give_back(self, index: int, tenant: int = 7) -> None:
         self._memory.give_back(tenant, 7, index)
@@ -55,12 +56,12 @@ class InPostgres:
         self._database = database
 
     async def leave(self, leavings: Leavings) -> None:
-        await self._store.leave(leavings)
+        await self._store.leave(1, leavings)
 
     async def give_back(self, index: int, tenant: int = 7) -> None:
         """Of a range that is closed for it: what is free waits for nothing else."""
         (standing,) = await self._returns.look(tenant, [Name(7, index)])
-        await self._store.leave(Leavings(ranges=[standing.range_id]))
+        await self._store.leave(1, Leavings(ranges=[standing.range_id]))
         await self._returns.take_back(tenant, [standing])
 
     async def begin_at(self, size: int, counter: int) -> None:
@@ -78,6 +79,7 @@ async def world(
         yield InMemory()
         return
     async with Database(database_address) as database:
+        assert await WatchStore(database).call_roll(1), "nobody else is there"
         yield InPostgres(database)
 
 

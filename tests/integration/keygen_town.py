@@ -23,6 +23,7 @@ from services.keygen.app import acquire_s_max, command_s_max
 from services.keygen.home import Home
 from services.keygen.keeper import Keeper
 from services.keygen.lots import Drawn
+from services.keygen.marks import Marks
 from services.keygen.messages import Returned
 from services.keygen.owners import Owners
 from services.keygen.pools import Pools
@@ -31,6 +32,7 @@ from services.keygen.quotas import Quotas
 from services.keygen.range_store import RangeStore
 from services.keygen.return_store import ReturnStore
 from services.keygen.returns import Returns
+from services.keygen.watch_store import WatchStore
 from services.runtime.client_address import ClientAddresses
 from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
@@ -73,6 +75,7 @@ class Keygen:
     returns: Returns
     owners: Owners
     home: Home
+    marks: Marks
     network: Network
     running: asyncio.Task[None] | None = None
 
@@ -132,17 +135,21 @@ class Town:
         home: str | None = None,
         range_size: int = 1_000,
         return_rest_s: float = 0.0,
+        at_ease: bool = True,
     ) -> Keygen:
+        """One that has a lease and misses nothing, unless it is not waited for."""
         database = await self._stack.enter_async_context(
             Database(self._address, acquire_s_max=acquire_s_max, command_s_max=command_s_max)
         )
-        store = RangeStore(database, return_rest_s)
-        pools = await self._stack.enter_async_context(Pools(store, range_size, self.clock))
-        quotas = Quotas(QuotaStore(database), self.clock)
         at_home = Home(SystemDisk(), self._path / (home or name))
         at_home.open()
         self._stack.callback(at_home.close)
-        keeper = Keeper(store, pools, quotas, at_home, f"http://{name}", self.clock)
+        marks = Marks(at_home)
+        store = RangeStore(database, marks, return_rest_s)
+        pools = await self._stack.enter_async_context(Pools(store, range_size, self.clock))
+        quotas = Quotas(QuotaStore(database), self.clock)
+        watch, address = WatchStore(database), f"http://{name}"
+        keeper = Keeper(store, watch, marks, pools, quotas, at_home, address, self.clock)
         owners = Owners(pools, secret, self.clock, transport=self.network)
         self._stack.push_async_callback(owners.close)
         returns = Returns(ReturnStore(database), owners, pools)
@@ -158,10 +165,11 @@ class Town:
         )
         self.network.keygens[name] = httpx.ASGITransport(app)
         self.network.cut_off.discard(name)
-        found = Keygen(name, database, pools, keeper, returns, owners, at_home, self.network)
+        found = Keygen(name, database, pools, keeper, returns, owners, at_home, marks, self.network)
         found.running = asyncio.create_task(keeper.run())
         self._stack.push_async_callback(found.die)
-        await wait_until(lambda: keeper.trouble is None, f"{name} has a lease")
+        if at_ease:
+            await wait_until(lambda: keeper.trouble is None, f"{name} has a lease")
         return found
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from services.keygen.range_store import Leavings, RangeStore, Wish
 from services.keygen.return_store import Name, ReturnStore
+from services.keygen.watch_store import WatchStore
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.postgres import Database
 from tests.integration.replicator_process import until_told
@@ -41,9 +42,10 @@ async def test_who_closes_ranges_holds_no_returned_key_meanwhile(
     ):
         ranges, returns = RangeStore(database, return_rest_s=0.0), ReturnStore(database)
         await ranges.register(instance, "", 60.0, None)
+        assert await WatchStore(database).call_roll(instance)
         first = (await ranges.refill(instance, wish)).reserved
         assert first is not None
-        await ranges.leave(Leavings(ranges=[first.range_id]))
+        await ranges.leave(instance, Leavings(ranges=[first.range_id]))
         await returns.take_back(ada, await returns.look(ada, [Name(7, 0), Name(7, 1)]))
         refill = await ranges.refill(instance, Wish(ada, 7, 1, 10, 10, 100))
         assert refill.claimed is not None
@@ -57,7 +59,7 @@ async def test_who_closes_ranges_holds_no_returned_key_meanwhile(
             closing: asyncio.Task[object] = asyncio.create_task(ranges.bury())
         else:
             done = Leavings(ranges=[refill.reserved.range_id], claims=[refill.claimed.claim_id])
-            closing = asyncio.create_task(ranges.leave(done))
+            closing = asyncio.create_task(ranges.leave(instance, done))
 
         async def waits() -> bool | None:
             sql = "SELECT true FROM pg_locks WHERE NOT granted LIMIT 1"

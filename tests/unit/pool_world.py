@@ -27,6 +27,7 @@ class PoolWorld:
         range_size: int = 1_000,
         pools_max: int = 100,
     ) -> None:
+        self.instance_id = instance_id
         self.timeline = Timeline()
         self.clock = FakeClock(self.timeline)
         self.ranges = ranges
@@ -50,7 +51,7 @@ class PoolWorld:
 
     async def leave(self) -> None:
         """As the keeper does."""
-        await self.ranges.leave(self.pools.take_leavings())
+        await self.ranges.leave(self.instance_id, self.pools.take_leavings())
 
 
 @asynccontextmanager
