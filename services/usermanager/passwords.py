@@ -40,8 +40,10 @@ password_chars_max: Final = 1024
 
 # Both cores of a small machine; 92 MiB of memory with the parameters below.
 at_once_max: Final = 2
-# Two seconds' worth on an idle machine, ten on a busy one: who waits longer has given up.
+# Two seconds' worth on an idle machine.
 waiting_max: Final = 64
+# On a busy one the same queue may take far longer, and who is in it would have given up.
+wait_s_max: Final = 5.0
 # What a hash is taken to last until one has been measured, on a machine that is not busy; and by
 # how much of the difference a measured one moves that.
 hash_s_default: Final = 0.05
@@ -93,7 +95,7 @@ class PasswordCounters:
 
     hashed: int = 0
     verified: int = 0  # Whatever came of it.
-    refused: int = 0  # For want of room to wait.
+    refused: int = 0  # For want of room to wait, or of time.
 
 
 def password_problem(password: str) -> str | None:
@@ -114,6 +116,7 @@ class Passwords:
         *,
         at_once: int = at_once_max,
         waiting: int = waiting_max,
+        wait_s: float = wait_s_max,
     ) -> None:
         self.counters = PasswordCounters()
         self.networks = Shares(network_share)
@@ -124,6 +127,7 @@ class Passwords:
         self._turns = asyncio.Semaphore(at_once)
         self._at_once = at_once
         self._waiting_max = waiting
+        self._wait_s_max = wait_s
         self._waiting = 0
         self._hash_s = hash_s_default
 
@@ -147,7 +151,7 @@ class Passwords:
 
     async def hash(self, password: str) -> str:
         """The text to keep, with its parameters and a salt of its own. RetryLater (`overloaded`)
-        when too many wait."""
+        when too many wait, or for too long."""
         prepared = _prepared(password)
         made = await self._in_turn(partial(self._context.hash, prepared))
         self.counters.hashed += 1
@@ -176,15 +180,16 @@ class Passwords:
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
         if self._waiting >= self._waiting_max:
-            self.counters.refused += 1
-            raise RetryLater(
-                "overloaded",
-                f"{self._waiting} requests wait for a password to be checked already",
-                retry_after_s=self._queue_s(),
+            raise self._overloaded(
+                f"{self._waiting} requests wait for a password to be checked already"
             )
         self._waiting += 1
         try:
-            await self._turns.acquire()
+            async with asyncio.timeout(self._wait_s_max):
+                await self._turns.acquire()
+        except TimeoutError:
+            detail = f"Within {self._wait_s_max:g} s it was not this password's turn to be checked"
+            raise self._overloaded(detail) from None
         finally:
             self._waiting -= 1
         try:
@@ -201,6 +206,10 @@ class Passwords:
         # The turn lasts as long as the thread works, even for a client that has left.
         running.add_done_callback(over)
         return await asyncio.shield(running)
+
+    def _overloaded(self, detail: str) -> RetryLater:
+        self.counters.refused += 1
+        return RetryLater("overloaded", detail, retry_after_s=self._queue_s())
 
     def _queue_s(self) -> int:
         """In about how many seconds all who wait now will have had their turn."""

@@ -206,6 +206,22 @@ async def test_who_finds_the_queue_full_is_told_how_long_it_takes() -> None:
     passwords.close()
 
 
+async def test_who_has_waited_too_long_is_told_to_come_later_and_leaves_its_place() -> None:
+    passwords = Passwords(cheap, at_once=1, waiting=1, wait_s=0.05)
+    gate = PasswordGate(passwords)
+    working = asyncio.create_task(passwords.hash("password"))
+    await wait_until(lambda: gate.inside == 1, "one is at work, slowly")
+    for number in (1, 2):
+        with pytest.raises(RetryLater) as refused:
+            await passwords.hash("password")
+        assert refused.value.code == "overloaded"
+        assert refused.value.detail.startswith("Within 0.05 s it was not this password's turn")
+        assert (passwords.counters.refused, passwords.waiting) == (number, 0)
+    gate.open()
+    assert await passwords.verify("password", await working)
+    passwords.close()
+
+
 async def test_the_event_loop_goes_on_while_passwords_are_computed() -> None:
     passwords = Passwords()
     turns = 0
