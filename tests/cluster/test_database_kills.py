@@ -30,7 +30,7 @@ from services.runtime.migrations import migrate
 from services.usermanager.readiness import look_s
 from tests.cluster.desk_traffic import Account, Gateway, Ledger, Listener, Person
 from tests.cluster.front_desk import Desk
-from tests.integration.node_process import NodeProcess, in_flight
+from tests.integration.node_process import NodeProcess, in_flight, shown_chars
 from tests.integration.replicator_process import until_told
 from tests.integration.usage_desk import added_up, fetch, stored
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process
@@ -240,9 +240,12 @@ async def check_process(usermanager: UserManagerProcess, pid: int) -> None:
     """It is the one that was started, and nothing in it has failed."""
     assert usermanager.process.pid == pid
     metrics = await usermanager.metrics()
-    assert not [name for name in metrics if name.startswith("loop_restarts")], metrics
-    assert await usermanager.terminate() == 0
-    assert "Traceback" not in usermanager.said
+    usermanager.check_no_traceback()
+    restarts = {name: count for name, count in metrics.items() if name.startswith("loop_restarts")}
+    assert not restarts
+    code = await usermanager.terminate()
+    assert code == 0, usermanager.said[-shown_chars:]
+    usermanager.check_no_traceback()
 
 
 def told(desk: Desk, ledger: Ledger, kills: Kills) -> str:

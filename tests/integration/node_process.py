@@ -31,6 +31,8 @@ from tests.waiting import wait_until
 secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"
 node_command = ("-m", "services.dhtnode")
 prefix = namespace_prefix(7, b"default")
+# As much as tells what has failed, and not so much that a failure of a test is not read.
+shown_chars = 4_000
 Answer = tuple[int, bytes]
 
 
@@ -94,6 +96,11 @@ class NodeProcess:
     def said(self) -> str:
         """All that this process has written, on both channels."""
         return self.output.read_text()
+
+    def check_no_traceback(self) -> None:
+        """Nothing has failed in it that it did not expect; the first such thing is shown."""
+        before, mark, after = self.said.partition("Traceback")
+        assert not mark, f"{before[-shown_chars:]}{mark}{after[:shown_chars]}"
 
     async def start(self) -> None:
         """Begin a process; it may still be recovering when this returns."""

@@ -124,7 +124,7 @@ async def check_end(node: NodeProcess, acknowledged: dict[bytes, bytes]) -> None
     assert len(lines) == 1, node.said
     assert "Input/output error" in lines[0]
     assert str(node.data_dir) in lines[0]
-    assert "Traceback" not in node.said
+    node.check_no_traceback()
     sound(node)
     await node.serve()
     async with node_client(node) as client:

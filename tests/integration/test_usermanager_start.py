@@ -122,7 +122,7 @@ async def test_the_database_may_come_later_and_go_and_come_back(tmp_path: Path) 
         restarted = [name for name in metrics if name.startswith("loop_restarts")]
         assert restarted == [], "an outage is no failure of a loop"
         assert await usermanager.terminate() == 0
-        assert "Traceback" not in usermanager.said
+        usermanager.check_no_traceback()
         told = [line for line in usermanager.said.splitlines() if "database is missing" in line]
         assert told
         assert all(f"place={server.address.place}" in line for line in told), told
@@ -160,7 +160,7 @@ async def test_a_database_without_our_tables_is_told_by_the_command_that_makes_t
 
         await until_told(ready, "it has found its tables")
         await usermanager.person()
-        assert "Traceback" not in usermanager.said
+        usermanager.check_no_traceback()
 
 
 async def test_tables_that_are_taken_away_are_missed_as_those_that_never_were(
