@@ -2,8 +2,8 @@
 
 A lease says until when an instance may give out what it has reserved; after that its ranges are
 closed by whoever notices, and what was returned of them is given out again. Our own end of it is
-counted from before it was asked for, by a clock that nobody sets, and a little less: so we stop
-before anybody else could think that we have.
+counted from before it was asked for, by a clock that nobody sets and that goes on while the machine
+is suspended, and a little less: so we stop before anybody else could think that we have.
 
 It is long, because a keygen goes on from its pools while PostgreSQL is away. That costs little:
 one that was killed and is started again knows by its directory (home.py) that the former one is
@@ -154,7 +154,7 @@ class Keeper:
             log.warning("PostgreSQL was not told of the end; the next start, or time, will do")
 
     async def _step(self) -> None:
-        now_s = self._clock.monotonic_s()
+        now_s = self._clock.boot_s()
         if self._pools.instance_id is not None and now_s >= self._pools.usable_until_s:
             self._lose_lease()
         if self._pools.instance_id is None or now_s - self._renewed_s >= renew_s or self.trouble:
@@ -170,7 +170,7 @@ class Keeper:
 
     async def _hold_lease(self) -> None:
         instance_id = self._pools.instance_id
-        asked_s = self._clock.monotonic_s()
+        asked_s = self._clock.boot_s()
         if instance_id is not None and await self._store.renew(instance_id, lease_s):
             self._hold_until(asked_s)
             await self._watch(instance_id)
@@ -206,7 +206,7 @@ class Keeper:
                 await asyncio.sleep(0)
             self._permutations = made
         instance_id = secrets.randbits(instance_bits)
-        asked_s = self._clock.monotonic_s()
+        asked_s = self._clock.boot_s()
         await self._store.register(instance_id, self._address, lease_s, self._home.former)
         # Before anything is reserved: who finds this knows whose ranges are to be closed.
         await self._home.keep(instance_id)
@@ -247,7 +247,7 @@ class Keeper:
                 log.warning("keys run out: ask for longer ones", size=size, used=f"{share:.1%}")
 
     async def _until_next(self) -> None:
-        left_s = self._renewed_s + renew_s - self._clock.monotonic_s()
+        left_s = self._renewed_s + renew_s - self._clock.boot_s()
         try:
             async with asyncio.timeout(max(left_s, 0.0)):
                 await self._pools.left_something.wait()
@@ -269,7 +269,7 @@ class Keeper:
                 f"would come twice ({told}): start all keygens that there are on their DATA_DIR, "
                 "so that each tells how far it had come, then run `ydht ids skip`"
             )
-        if self._clock.monotonic_s() >= self._pools.usable_until_s:
+        if self._clock.boot_s() >= self._pools.usable_until_s:
             return unready(f"keys are reserved in PostgreSQL, and {self.trouble or 'not yet'}")
         if self.trouble is not None:
             return degraded(f"keys come from the pools as long as there are any: {self.trouble}")

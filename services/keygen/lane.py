@@ -73,6 +73,7 @@ class KeyLane:
         self._meters = meters
         self._addresses = addresses
         self._clock = clock
+        self._boot_s = clock.boot_s
         self._public = public
         self._slow: set[asyncio.Task[None]] = set()
         self._query = TextMembers(KeyQuery)
@@ -107,8 +108,8 @@ class KeyLane:
             and account is not None
             and exchange.method == b"GET"
             and now_s < credential.usable_until_s
-            and now_s < self._pools.usable_until_s
-            and now_s < account.until_s
+            and (boot_s := self._boot_s()) < self._pools.usable_until_s
+            and boot_s < account.until_s
             and account.left > 0
             and credential.may_write
         ):

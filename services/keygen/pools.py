@@ -1,6 +1,6 @@
 """All pools of a keygen, and how they are filled.
 
-    hot      pool.ready and not pool.look_first, and now_s < pools.usable_until_s: pool.take()
+    hot      pool.ready and not pool.look_first, and boot_s < pools.usable_until_s: pool.take()
     rare     await pools.take(tenant, size, count)
 
 A pool is refilled when it falls to its low-water mark, by one task, whoever has noticed. Those who
@@ -91,7 +91,7 @@ class Pools:
         self.instance_id: int | None = None
         # The same, or the last one: whose lots are in what the keeper has to tell.
         self.lots_of: int | None = None
-        # A monotonic time.
+        # By the clock that goes on while the machine is suspended, as the lease does.
         self.usable_until_s = -math.inf
         # What the keeper has to tell PostgreSQL, and whether there is any.
         self._ranges_done: list[int] = []
@@ -205,7 +205,7 @@ class Pools:
         return pool
 
     def _is_usable(self, pool: Pool, count: int) -> bool:
-        now_s = self._clock.monotonic_s()
+        now_s = self._clock.boot_s()
         # Whether keys were returned is not asked again and again while nobody answers.
         may_take = not pool.look_first or now_s < pool.retry_at_s
         return pool.left >= count and may_take and now_s < self.usable_until_s
@@ -246,7 +246,7 @@ class Pools:
                 pool.askers -= 1
             if error is None:
                 continue
-            if pool.left >= count and self._clock.monotonic_s() < self.usable_until_s:
+            if pool.left >= count and self._clock.boot_s() < self.usable_until_s:
                 # Whether any were returned cannot be told now.
                 return pool.take_many(count)
             raise _again(error)
@@ -271,7 +271,7 @@ class Pools:
         return outcome if isinstance(outcome, ClientError) else None
 
     def _refill_soon(self, pool: Pool) -> None:
-        if pool.refilling is None and self._clock.monotonic_s() >= pool.retry_at_s:
+        if pool.refilling is None and self._clock.boot_s() >= pool.retry_at_s:
             self._start_refill(pool)
 
     def _start_refill(self, pool: Pool) -> asyncio.Task[object]:
@@ -286,12 +286,12 @@ class Pools:
             await self._fill(pool)
         except ClientError as error:
             self.counters.refills_failed += 1
-            pool.retry_at_s = self._clock.monotonic_s() + again_s
+            pool.retry_at_s = self._clock.boot_s() + again_s
             return error
         except Exception:
             log.exception("a pool could not be refilled", size=pool.size)
             self.counters.refills_failed += 1
-            pool.retry_at_s = self._clock.monotonic_s() + again_s
+            pool.retry_at_s = self._clock.boot_s() + again_s
             return InternalError()
         finally:
             pool.refilling = None
@@ -300,7 +300,7 @@ class Pools:
     async def _fill(self, pool: Pool) -> None:
         for _ in range(tries_max):
             instance_id = self.instance_id
-            began_s = self._clock.monotonic_s()
+            began_s = self._clock.boot_s()
             if instance_id is None or began_s >= self.usable_until_s:
                 raise _away()
             # What comes in from here on may not be seen by this transaction.
@@ -318,7 +318,7 @@ class Pools:
             except BaseException:
                 pool.look_first = True
                 raise
-            now_s = self._clock.monotonic_s()
+            now_s = self._clock.boot_s()
             self.refill_ms.observe((now_s - began_s) * 1000)
             self.counters.refills += 1
             self._fill_with(pool, refill, instance_id, wish.count, now_s)

@@ -1,6 +1,6 @@
 """How many keys an API key may have on a day, counted in blocks.
 
-    hot      account.left > 0 and now_s < account.until_s: account.left -= 1
+    hot      account.left > 0 and boot_s < account.until_s: account.left -= 1
     rare     await quotas.take(account, count)
 
 A block is set aside in PostgreSQL and spent here, so a request costs no statement; what of it was
@@ -57,7 +57,8 @@ class QuotaLedger(Protocol):
 
 
 class Account:
-    """One API key. `left` may be spent until `until_s`, a monotonic time."""
+    """One API key. `left` may be spent until `until_s`, by the clock that goes on while the machine
+    is suspended, as the day does."""
 
     __slots__ = (
         "_limit",
@@ -161,7 +162,7 @@ class Quotas:
         if limit is None:
             # Dropped meanwhile, which is no fault of the client's.
             raise RetryLater("overloaded", "Too many API keys are in use at once")
-        now_s = self._clock.monotonic_s()
+        now_s = self._clock.boot_s()
         left = account.left if now_s < account.until_s else 0
         if now_s < account.refused_until_s and not left:
             raise self._exhausted(account, count, limit, limit)
@@ -172,12 +173,12 @@ class Quotas:
             raise self._exhausted(account, count, limit, block.used - account.left)
 
     async def _set_aside(self, account: Account, limit: int, needed: int) -> Block:
-        if self._clock.monotonic_s() < account.retry_at_s:
+        if self._clock.boot_s() < account.retry_at_s:
             raise RetryLater("database_unavailable", "No keys can be set aside of this day now")
         try:
             return await self._ledger.take(account.tenant, account.key_id, limit, needed)
         except (RetryLater, UnknownOutcome) as error:
-            account.retry_at_s = self._clock.monotonic_s() + again_s
+            account.retry_at_s = self._clock.boot_s() + again_s
             if isinstance(error, RetryLater):
                 raise
             # Of the client's request nothing was done. The block may be set aside for nobody.
@@ -193,7 +194,7 @@ class Quotas:
         used, left_s = await self._ledger.used(account.tenant, account.key_id)
         if account.limit is None:
             used += account.spent_unlimited
-        elif self._clock.monotonic_s() < account.until_s:
+        elif self._clock.boot_s() < account.until_s:
             used -= account.left
         # The end of the day, whatever fractions of a second it takes to ask.
         resets_ms = round((self._clock.wall_ms() / 1000 + left_s) / 60) * 60_000
@@ -203,7 +204,7 @@ class Quotas:
         """What all API keys of a tenant have used. What other keygens have set aside is in it, for
         the seconds that they keep it."""
         told = await self._ledger.of_tenant(tenant)
-        now_s = self._clock.monotonic_s()
+        now_s = self._clock.boot_s()
         keys = [self._truly(tenant, key, now_s) for key in told.keys]
         differs = sum(key.used for key in keys) - sum(key.used for key in told.keys)
         *before, today = told.days
@@ -220,7 +221,7 @@ class Quotas:
 
     async def flush(self, *, everything: bool = False) -> None:
         """Give back blocks that nobody spends from, and count what has no limit."""
-        now_s = self._clock.monotonic_s()
+        now_s = self._clock.boot_s()
         if now_s - self._flushed_s >= give_back_s or everything:
             self._flushed_s = now_s
             for account in self._accounts.values():
@@ -248,7 +249,7 @@ class Quotas:
             self._forgot_s = now_s
 
     def _spend(self, account: Account, count: int) -> bool:
-        if account.left < count or self._clock.monotonic_s() >= account.until_s:
+        if account.left < count or self._clock.boot_s() >= account.until_s:
             return False
         account.left -= count
         return True
@@ -268,7 +269,7 @@ class Quotas:
 
     def _exhausted(self, account: Account, count: int, limit: int, used: int) -> RetryLater:
         self.refused += 1
-        wait_s = max(1, math.ceil(account.resets_s - self._clock.monotonic_s()))
+        wait_s = max(1, math.ceil(account.resets_s - self._clock.boot_s()))
         if count > limit:
             # To wait for the next day would be in vain.
             detail = f"{count} at once fit no day: each has {limit} keys. Ask for fewer at once"
@@ -295,7 +296,7 @@ class Quotas:
 
     def _drop(self, name: tuple[int, int]) -> None:
         account = self._accounts.pop(name)
-        self._settle(account, self._clock.monotonic_s(), everything=True)
+        self._settle(account, self._clock.boot_s(), everything=True)
         account.close()
 
     def _make_room(self) -> None:

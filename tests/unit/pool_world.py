@@ -33,7 +33,7 @@ class PoolWorld:
         self.ranges = ranges
         self.pools = Pools(ranges, range_size, self.clock, pools_max)
         self.pools.begin(instance_id, permutations)
-        self.pools.usable_until_s = self.clock.monotonic_s() + lease_s
+        self.pools.usable_until_s = self.clock.boot_s() + lease_s
 
     async def take(self, count: int = 1, *, tenant: int = 7, size: int = 7) -> list[str]:
         """The keys, drawn."""

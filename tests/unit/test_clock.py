@@ -122,6 +122,23 @@ def test_skew_moves_wall_time_only() -> None:
     assert ahead.monotonic_s() == sane.monotonic_s() == 1.5
 
 
+def test_time_since_the_start_of_a_machine_goes_on_while_it_is_suspended() -> None:
+    timeline = Timeline()
+    clock, other = FakeClock(timeline), FakeClock(timeline)
+    timeline.advance(5)
+    clock.suspend(60)
+    assert (clock.monotonic_s(), clock.boot_s()) == (5, 65)
+    assert (other.monotonic_s(), other.boot_s()) == (5, 5)
+    assert clock.wall_ms() == FakeClock.epoch_ms + 65_000
+
+
+def test_the_machine_tells_the_time_since_its_start_if_it_can() -> None:
+    clock = SystemClock()
+    before_s = clock.monotonic_s()
+    assert clock.boot_s() >= before_s, "it has been suspended, or has not"
+    assert clock.boot_s() <= clock.boot_s()
+
+
 def test_stopping_a_clock_silences_its_timers_and_no_others() -> None:
     timeline = Timeline()
     crashed, alive = FakeClock(timeline), FakeClock(timeline)

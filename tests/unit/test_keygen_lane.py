@@ -57,9 +57,19 @@ class Asked(Exchange):
         return found
 
 
+class Laptop(SystemClock):
+    """Its lid may be closed for a while."""
+
+    def __init__(self) -> None:
+        self.suspended_s = 0.0
+
+    def boot_s(self) -> float:
+        return super().boot_s() + self.suspended_s
+
+
 class LaneWorld:
     def __init__(self, *, anybody: bool) -> None:
-        clock = SystemClock()
+        clock = self.clock = Laptop()
         self.ranges = MemoryRanges()
         self.ledger = MemoryLedger()
         self.pools = Pools(self.ranges, 1_000, clock)
@@ -75,7 +85,7 @@ class LaneWorld:
             self._public() if anybody else None,
         )
         self.pools.begin(1, permutations)
-        self.pools.usable_until_s = clock.monotonic_s() + 900
+        self.pools.usable_until_s = clock.boot_s() + 900
 
     def headers(self, api_key: str | None = None, **more: str) -> Headers:
         fields: Fields = [] if api_key is None else [(b"x-api-key", api_key.encode())]
@@ -239,10 +249,19 @@ async def test_pools_that_are_dropped_are_found_again() -> None:
         world.pools.end()
         assert (await world.ask(headers)).status == 503
         world.pools.begin(2, permutations)
-        world.pools.usable_until_s = SystemClock().monotonic_s() + 900
+        world.pools.usable_until_s = world.clock.boot_s() + 900
         again = await world.ask(headers)
         assert again.status == 200
         assert again.body_told != first.body_told
+
+
+async def test_a_lease_that_ran_out_in_a_suspended_machine_is_over_at_once() -> None:
+    async with lane_world() as world:
+        headers = world.headers(world.api_key())
+        assert (await world.ask(headers)).status == 200
+        world.clock.suspended_s = 900.0
+        refused = await world.ask(headers)
+        assert (refused.status, refused.code) == (503, "database_unavailable")
 
 
 @pytest.mark.parametrize("method", [b"POST", b"HEAD", b"DELETE", b"OPTIONS", b"PUT"])

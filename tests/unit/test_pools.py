@@ -269,6 +269,15 @@ async def test_nothing_is_given_out_once_the_lease_may_be_over() -> None:
         assert world.ranges.refills == 1, "nor is anything reserved"
 
 
+async def test_a_lease_runs_out_while_the_machine_is_suspended() -> None:
+    async with pool_world() as world:
+        await world.take()
+        world.clock.suspend(lease_s)
+        with pytest.raises(RetryLater):
+            await world.take()
+        assert world.ranges.refills == 1, "nor is anything reserved"
+
+
 async def test_a_lease_that_ends_empties_every_pool_also_for_those_who_still_have_one() -> None:
     async with pool_world() as world:
         await world.take()
@@ -279,7 +288,7 @@ async def test_a_lease_that_ends_empties_every_pool_also_for_those_who_still_hav
         with pytest.raises(RetryLater):
             await world.take()
         world.pools.begin(2, permutations)
-        world.pools.usable_until_s = world.clock.monotonic_s() + lease_s
+        world.pools.usable_until_s = world.clock.boot_s() + lease_s
         assert await world.take() == [key(20)]
 
 
@@ -290,7 +299,7 @@ async def test_what_was_reserved_under_a_lease_that_ended_meanwhile_is_let_go_of
         await world.settle()
         world.pools.end()
         world.pools.begin(2, permutations)
-        world.pools.usable_until_s = world.clock.monotonic_s() + lease_s
+        world.pools.usable_until_s = world.clock.boot_s() + lease_s
         world.ranges.go_on()
         with pytest.raises(RetryLater):
             await waiting
