@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -159,6 +160,47 @@ async def test_a_login_leads_back_to_where_one_was(world: PagesWorld) -> None:
     goal = "/console/account?tab=a%20b"
     fields = {"email": "ada@example.com", "password": good_password, "next": goal}
     assert (await browser.submit("/login", fields)).headers["location"] == goal
+
+
+@pytest.mark.parametrize(
+    ("headers", "goal"),
+    [
+        ({"Referer": f"http://{host}/console/ids?a=1"}, "/console/ids%3Fa%3D1"),
+        ({"HX-Request": "true", "HX-Current-URL": f"http://{host}/console/keys"}, "/console/keys"),
+        ({}, "/console"),
+        ({"Referer": "http://evil.example/console/ids"}, "/console"),
+        ({"Referer": f"http://{host}//evil.example/"}, "/console"),
+        ({"Referer": f"http://{host}/\\evil.example/"}, "/console"),
+        ({"Referer": "http://[/"}, "/console"),
+        ({"HX-Request": "true", "HX-Current-URL": "javascript:alert(1)"}, "/console"),
+        ({"HX-Request": "true", "Referer": f"http://{host}/console/keys"}, "/console"),
+    ],
+)
+async def test_a_form_of_a_session_that_has_ended_leads_back_to_its_page(
+    world: PagesWorld, headers: dict[str, str], goal: str
+) -> None:
+    browser = world.browser()
+    answer = await browser.submit("/console/keys", {"name": "robot"}, **headers)
+    where = answer.headers.get("location") or answer.headers["hx-redirect"]
+    assert where == f"/login?next={goal}"
+
+
+async def test_a_page_hears_of_a_session_that_began_after_it(
+    world: PagesWorld, ada: Browser
+) -> None:
+    page = await ada.get("/console/data/new")
+    (account,) = re.findall(r'name="account" content="(\d+)"', page.text)
+    old = ada.token
+    await ada.submit("/logout", {})
+    ada.token = ""
+    assert (await ada.ask("GET", "/console/session", Accept="application/json")).status_code == 401
+    await ada.log_in("ada")
+    told = (await ada.ask("GET", "/console/session", Accept="application/json")).json()
+    assert str(told["account"]) == account
+    renamed = {"name": "robot", "scope_read": "yes", "expires_in_days": "7", "_csrf": old}
+    assert (await ada.submit("/console/keys", renamed)).status_code == 403
+    renamed["_csrf"] = told["token"]
+    assert (await ada.submit("/console/keys", renamed)).status_code == 201
 
 
 async def test_scripts_of_who_is_out_are_told_so_in_their_way(world: PagesWorld) -> None:

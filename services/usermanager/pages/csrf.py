@@ -54,14 +54,16 @@ class Csrf:
         """FixRequest `csrf` unless the browser says that a page of ours asks."""
         site = headers.get("sec-fetch-site")
         # What a browser says of itself; it says so only where the connection is to be trusted.
-        is_ours = site == "same-origin" if site is not None else self._names_us(headers)
+        origin = headers.get("origin", "")
+        is_ours = site == "same-origin" if site is not None else self.names_us(origin, headers)
         if not is_ours:
             raise FixRequest(
                 "csrf", "This was not sent by a page of this site; nothing was changed"
             )
 
-    def _names_us(self, headers: Headers) -> bool:
-        origin = headers.get("origin", "").lower()
+    def names_us(self, origin: str, headers: Headers) -> bool:
+        """Whether an origin is the one that these headers were sent to."""
+        origin = origin.lower()
         if not origin or origin == "null":
             return False
         return origin == self._public_origin or origin.partition("://")[2] == headers.get("host")

@@ -57,6 +57,7 @@ class Entrance:
         return [
             Page("GET", "/signup", self.show_signup, anybody),
             Page("POST", "/signup", self.sign_up, anybody, beside_api=True),
+            Page("GET", "/console/session", self.tell),
             Page("GET", "/login", self.show_login, anybody),
             Page("POST", "/login", self.log_in, anybody, beside_api=True),
             Page(
@@ -106,6 +107,11 @@ class Entrance:
             return self._login(visit, goal, error.status, fields, waiting=error)
         await self._begin(visit, tokens)
         return visit.redirect(goal)
+
+    async def tell(self, visit: Visit) -> Response:
+        """For a page that was there before this session: whose it is, and a token for its forms."""
+        told = {"account": visit.user.id, "token": visit.csrf()}
+        return Response(msgspec.json.encode(told), media_type="application/json")
 
     async def log_out(self, visit: Visit) -> Response:
         if visit.signed_in is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,6 +28,7 @@ from services.usermanager.pages import csrf
 from services.usermanager.pages.browser_session import BrowserSessions, SignedIn
 from services.usermanager.pages.cookies import Cookies
 from services.usermanager.pages.csrf import Csrf
+from services.usermanager.pages.local_path import local_path
 from services.usermanager.pages.page import Audience, Page, Visit, form_type
 from services.usermanager.pages.render import Templates
 
@@ -142,11 +143,24 @@ class Site:
         request = visit.request
         if not visit.is_htmx and not wants_html(request):
             raise FixRequest("unauthorized", "The session has ended: log in again")
-        here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        if request.method not in _safe_methods or visit.is_htmx:
-            # Back to the page that the form is on.
-            here = "/console"
-        return visit.redirect(f"/login?next={quote(here, safe='/')}")
+        return visit.redirect(f"/login?next={quote(self._page_of(visit), safe='/')}")
+
+    def _page_of(self, visit: Visit) -> str:
+        """The page that somebody is on; of a form, or of a part, as the browser tells."""
+        headers = visit.request.headers
+        if visit.is_htmx:
+            told = headers.get("hx-current-url", "")
+        elif visit.request.method not in _safe_methods:
+            told = headers.get("referer", "")
+        else:
+            return _path_and_query(visit.request.url.path, visit.request.url.query)
+        try:
+            url = urlsplit(told)
+        except ValueError:
+            return "/console"
+        if not self._forms.names_us(f"{url.scheme}://{url.netloc}", headers):
+            return "/console"
+        return local_path(_path_and_query(url.path, url.query), "/console")
 
     def _stranger(self, request: Request) -> Visit:
         visit = Visit(
@@ -194,6 +208,10 @@ class Site:
         agent = request.headers.get("user-agent", "")[:user_agent_chars_max]
         shown = "".join(character if character.isprintable() else "?" for character in agent)
         return Client(self._addresses.of(request.scope), shown)
+
+
+def _path_and_query(path: str, query: str) -> str:
+    return f"{path}?{query}" if query else path
 
 
 async def _nothing(visit: Visit) -> Response:

@@ -1,22 +1,26 @@
 // Short messages at the edge of the page, read aloud by screen readers. From a script:
-//   toast("The key was revoked")      toast("It failed", "bad")
+//   toast("The key was revoked")      toast("It failed", "bad")      toast("Wait", "bad", { stays: true })
 // From an answer to htmx: an element put into #toasts.
 const stays_ms = 6000;
 const place = document.getElementById("toasts");
 
-export function toast(text, kind = "good") {
+export function toast(text, kind = "good", { stays = false } = {}) {
   const shown = document.createElement("div");
   shown.className = `toast toast-${kind}`;
   const words = document.createElement("p");
   words.textContent = text;
   shown.append(words);
+  // Until somebody clicks it away.
+  if (stays) shown.dataset.stays = "yes";
   place?.append(shown);
+  return shown;
 }
 
 function watch(shown) {
   let timer;
   const leave = () => shown.remove();
   const wait = () => {
+    if (shown.dataset.stays) return;
     timer = setTimeout(leave, shown.classList.contains("toast-bad") ? 2 * stays_ms : stays_ms);
   };
   shown.addEventListener("mouseenter", () => clearTimeout(timer));
