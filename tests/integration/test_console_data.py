@@ -246,8 +246,10 @@ def test_rows_of_a_tree_are_in_the_order_of_their_bytes() -> None:
 def test_what_cannot_be_kept_beside_a_value_never_becomes_a_header(
     content_type: str, metadata: dict[str, str]
 ) -> None:
-    with pytest.raises(FixRequest):
+    with pytest.raises(FixRequest) as refused:
         kept_beside(content_type, metadata)
+    # Who has typed into fields of a page knows of no headers.
+    assert "X-Metadata" not in refused.value.detail
 
 
 @pytest.mark.parametrize("text", ["[]", "1", '{"a": 1}', "{", '{"a": null}'])

@@ -3,6 +3,7 @@ a value, checked before it becomes headers."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,11 @@ import msgspec
 from services.core.errors import FixRequest
 from services.core.hlc import parse_etag
 from services.core.key import check_namespace
-from services.core.record import Metadata
+from services.core.record import (
+    Metadata,
+    metadata_name_bytes_max,
+    user_metadata_bytes_max,
+)
 from services.usermanager.pages.console_data_links import consistency_header, namespace_header
 
 metadata_mark: Final = "x-metadata-"
@@ -22,6 +27,13 @@ metadata_mark: Final = "x-metadata-"
 metadata_header: Final = "X-Metadata"
 # What the gateway says of a value that was put without a type.
 type_unsaid: Final = "application/octet-stream"
+# As names of headers are, in lower case.
+_metadata_name: Final = re.compile(
+    rf"[!#$%&'*+\-.^_`|~0-9a-z]{{1,{metadata_name_bytes_max}}}", re.ASCII
+)
+# What would break a header into two.
+_control: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_shown_chars_max: Final = 40
 # A condition that no etag is: there must be no value yet.
 absent: Final = "absent"
 
@@ -101,12 +113,39 @@ def kept_beside(content_type: str, metadata: Mapping[str, str]) -> dict[str, str
     lower = {name.lower(): text for name, text in metadata.items()}
     if len(lower) != len(metadata):
         raise FixRequest("invalid_header", "Names of metadata differ by more than capital letters")
-    Metadata(
-        content_type=content_type.encode(),
-        user=tuple((name.encode(), text.encode()) for name, text in lower.items()),
-    )
+    Metadata(content_type=content_type.encode(), user=_pairs(lower))
     headers = {f"X-Metadata-{name}": text for name, text in lower.items()}
     return {**headers, "Content-Type": content_type} if content_type else headers
+
+
+def _pairs(metadata: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    """FixRequest where they cannot be kept, in words for who has typed them into fields of a page
+    and knows of no headers."""
+    for name, text in metadata.items():
+        short = name if len(name) <= _shown_chars_max else f"{name[:_shown_chars_max]}…"
+        if not name:
+            raise FixRequest("invalid_header", "Give every piece of metadata a name")
+        if _metadata_name.fullmatch(name) is None:
+            raise FixRequest(
+                "invalid_header",
+                f"{short} cannot be a name: use up to {metadata_name_bytes_max} letters from a to "
+                "z, digits, - and _",
+            )
+        if text != text.strip(" \t") or _control.search(text):
+            raise FixRequest(
+                "invalid_header",
+                f"What stands under {short} begins or ends with a blank, or has a control "
+                "character in it",
+            )
+    pairs = tuple((name.encode(), text.encode()) for name, text in metadata.items())
+    total = sum(len(name) + len(text) for name, text in pairs)
+    if total > user_metadata_bytes_max:
+        raise FixRequest(
+            "metadata_too_large",
+            f"Names and contents have {total} bytes together; {user_metadata_bytes_max} is the "
+            "most",
+        )
+    return pairs
 
 
 def metadata_of(text: str) -> dict[str, str]:

@@ -187,7 +187,7 @@ async def _asked(visit: Visit, fields: Mapping[str, str]) -> CreateKey:
             numbers[name] = None
     scopes = [scope for scope in scopes_all if fields.get(f"scope_{scope}")]
     if not scopes:
-        wrong["scopes"] = "choose at least one"
+        wrong["scopes"] = "Choose at least one"
     more: dict[str, object] = {
         **numbers,
         "name": fields.get("name", "").strip(),
@@ -196,7 +196,7 @@ async def _asked(visit: Visit, fields: Mapping[str, str]) -> CreateKey:
         "prefix": fields.get("prefix") or None,
     }
     if not more["name"]:
-        wrong["name"] = "give it a name to know it by"
+        wrong["name"] = "Give it a name to know it by"
         more["name"] = "-"
     try:
         asked = await visit.form(CreateKey, **more)
@@ -213,7 +213,7 @@ def _whole(text: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= digits_max):
-        raise ValueError("is not a whole number, such as 60")
+        raise ValueError("Enter a whole number, such as 60")
     return int(text)
 
 

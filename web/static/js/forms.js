@@ -16,14 +16,17 @@ document.addEventListener("click", (event) => {
 
 document.addEventListener("input", (event) => {
   const input = event.target;
+  // What was said of it, by whomever, is of what stood there before.
+  if (input.getAttribute?.("aria-invalid") === "true" || problemOf(input)?.textContent) check(input);
   if (input.dataset?.strength) showStrength(input);
-  if (input.getAttribute?.("aria-invalid") === "true") check(input);
 });
 
 // On leaving a field, for whoever is still typing is not wrong yet.
 document.addEventListener("focusout", (event) => {
   const input = event.target;
-  if (input.form?.matches("[data-checked]") && input.value) check(input);
+  if (!input.form?.matches("[data-checked]") || !input.value || problemOf(input)?.textContent) return;
+  check(input);
+  if (input.dataset.strength) showStrength(input);
 });
 
 document.addEventListener(
@@ -32,6 +35,7 @@ document.addEventListener(
     const form = event.target;
     if (!form.matches("[data-checked]")) return;
     const wrong = [...form.elements].filter((input) => input.willValidate && !check(input));
+    for (const input of form.querySelectorAll("[data-strength]")) showStrength(input);
     if (wrong.length) {
       event.preventDefault();
       event.stopPropagation();
@@ -41,8 +45,12 @@ document.addEventListener(
   true,
 );
 
+function problemOf(input) {
+  return input.id ? document.getElementById(`${input.id}-problem`) : null;
+}
+
 function check(input) {
-  const problem = document.getElementById(`${input.id}-problem`);
+  const problem = problemOf(input);
   if (!problem) return input.checkValidity();
   const words = wordsFor(input);
   problem.textContent = words;
@@ -65,7 +73,15 @@ function showStrength(input) {
     .map((other) => other.value);
   const { score, words } = strengthOf(input.value, others);
   place.querySelector(".strength").dataset.score = input.value ? score : 0;
-  place.querySelector("[data-words]").textContent = input.value ? words : "";
+  // Beside the field it is said already.
+  const isSaid = Boolean(problemOf(input)?.textContent);
+  place.querySelector("[data-words]").textContent = input.value && !isSaid ? words : "";
 }
 
-for (const form of document.querySelectorAll("form[data-checked]")) form.noValidate = true;
+// The browser's own words would stand above ours.
+function take(root) {
+  for (const form of root.querySelectorAll("form[data-checked]")) form.noValidate = true;
+}
+
+document.addEventListener("htmx:load", (event) => take(event.detail.elt.parentElement ?? document));
+take(document);

@@ -54,4 +54,5 @@ function arm(box) {
     }
     button.disabled = false;
   });
+  button.disabled = false;
 }

@@ -6,13 +6,13 @@ import { address } from "./data_requests.js";
 const shown_chars_max = 20_000;
 
 export class Conflict {
-  constructor(dialog, { keepMine }) {
+  constructor(dialog, { keepMine, takeTheirs }) {
     this.dialog = dialog;
     this.problem = dialog.querySelector("[data-problem]");
     // Of theirs, as they are shown.
     this.condition = "";
     this.expiresAt = "";
-    dialog.querySelector("[data-take-theirs]").addEventListener("click", () => location.reload());
+    dialog.querySelector("[data-take-theirs]").addEventListener("click", takeTheirs);
     dialog.querySelector("[data-keep-mine]").addEventListener("click", async () => {
       this.problem.textContent = "";
       try {

@@ -2,6 +2,7 @@
 import { Job } from "./data_job.js";
 import { address, again, count, keys } from "./data_requests.js";
 
+const foundOf = (total) => (total ? `${keys(total)} would be deleted.` : "There is nothing to delete: no key begins so.");
 const whole = (text) => text.replace(/[\r\n]/g, "");
 
 export function deletion(dialog) {
@@ -47,7 +48,7 @@ export function deletion(dialog) {
         const told = await answer.json();
         total += told.matched;
         cursor = told.cursor;
-        counted.textContent = cursor ? `${keys(total)} and more …` : `${keys(total)} would be deleted.`;
+        counted.textContent = cursor ? `${keys(total)} and more …` : foundOf(total);
         check();
       } while (cursor);
     } catch (error) {

@@ -21,6 +21,8 @@ export class Editor {
     this.shownForm = this.chosen;
     this.showTtl();
     this.check();
+    this.settle();
+    form.querySelector("[data-save]").disabled = false;
   }
 
   showTtl() {
@@ -37,6 +39,7 @@ export class Editor {
       this.kept = null;
       this.check();
     });
+    this.pairs.addEventListener("input", () => this.sayOf("metadata-problem", ""));
     this.tidy.addEventListener("click", () => {
       if (!this.check()) return;
       this.area.value = tidied(this.area.value);
@@ -105,6 +108,29 @@ export class Editor {
     }
   }
 
+  // From now on changes are those to what there is now; of something new, to `bytes`.
+  settle(bytes = this.bytes()) {
+    this.settled = { bytes, beside: this.besideText() };
+  }
+
+  get isChanged() {
+    return this.besideText() !== this.settled.beside || !areEqual(this.bytes(), this.settled.bytes);
+  }
+
+  // As they are meant now, or null.
+  bytes() {
+    try {
+      return this.kept ?? bytesOf(this.shownForm, this.area.value, this.lineEnd);
+    } catch {
+      return null;
+    }
+  }
+
+  besideText() {
+    const inputs = [this.expiry, this.ttl, this.type, ...this.pairs.querySelectorAll("input")];
+    return JSON.stringify(inputs.map((input) => input.value));
+  }
+
   say(words) {
     this.problem.textContent = words;
     if (words) this.area.setAttribute("aria-invalid", "true");
@@ -162,4 +188,9 @@ export class Editor {
     if (shown) this.sayOf(place, error.message);
     else this.form.querySelector("[data-problem]").textContent = error.message;
   }
+}
+
+function areEqual(one, other) {
+  if (one === other) return true;
+  return one !== null && other !== null && one.length === other.length && one.every((byte, at) => byte === other[at]);
 }

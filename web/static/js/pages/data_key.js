@@ -4,6 +4,7 @@ import { toast } from "../toasts.js";
 import { Conflict } from "./data_conflict.js";
 import { Editor } from "./data_editor.js";
 import { address, putting } from "./data_requests.js";
+import { Unsaved } from "./data_unsaved.js";
 
 // What the page says once it is there again.
 const said = "data.said";
@@ -32,7 +33,14 @@ function showKey(place) {
   const condition = () => (isCache ? "" : data.etag);
   const editor = new Editor(place.querySelector("[data-editor]"), Number(data.valueBytesMax));
   const problem = editor.form.querySelector("[data-problem]");
-  const conflict = new Conflict(document.getElementById("conflict"), { keepMine: (etag, expiresAt) => save(etag, expiresAt) });
+  const unsaved = new Unsaved(() => editor.isChanged);
+  const conflict = new Conflict(document.getElementById("conflict"), {
+    keepMine: (etag, expiresAt) => save(etag, expiresAt),
+    takeTheirs: () => {
+      unsaved.forget();
+      location.reload();
+    },
+  });
 
   async function load() {
     const part = (name) => place.querySelector(`[data-${name}]`);
@@ -42,6 +50,7 @@ function showKey(place) {
       const answer = await ask(address("/value", { ...of, consistency: data.consistency }));
       // Under the version that the page tells of: if this is another one, saving says so.
       editor.set(new Uint8Array(await answer.arrayBuffer()));
+      editor.settle();
       part("loaded").hidden = false;
     } catch (error) {
       part("load-problem").textContent = `The value cannot be shown: ${error.message}`;
@@ -55,6 +64,7 @@ function showKey(place) {
     const beside = editor.beside(expiresAt);
     if (!bytes || !beside) throw new Error("Mend what is wrong with the value first");
     await ask(...putting({ ...of, ...beside, condition: under }, bytes));
+    unsaved.forget();
     showAnew("Saved");
   }
 
@@ -79,13 +89,17 @@ function showKey(place) {
 
   place.querySelector("[data-load]")?.addEventListener("click", load);
   if (Number(data.size) <= Number(data.shownBytesMax)) load();
-  smallForms(place, of);
-  deletion(of, condition);
+  smallForms(place, of, unsaved);
+  deletion(of, condition, unsaved);
 }
 
-function smallForms(place, of) {
+function smallForms(place, of, unsaved) {
   const changed = async (path, options, where) => {
     where.textContent = "";
+    if (unsaved.isChanged()) {
+      where.textContent = "Save what you have changed first: the page is loaded anew after this.";
+      return null;
+    }
     try {
       const answer = await ask(path, options);
       return await answer.json();
@@ -96,7 +110,7 @@ function smallForms(place, of) {
   };
   const expiry = place.querySelector("[data-expiry]");
   const setExpiry = async (ttl) => {
-    const where = document.getElementById("expiry-problem");
+    const where = document.getElementById("expiry-ttl-problem");
     if (await changed(address("/value", { ...of, ttl }), { method: "PATCH" }, where)) showAnew(ttl === "0" ? "It does not expire any more" : "The expiry was set");
   };
   expiry?.addEventListener("submit", (event) => {
@@ -107,12 +121,13 @@ function smallForms(place, of) {
   place.querySelector("[data-increment]")?.addEventListener("submit", async (event) => {
     event.preventDefault();
     const by = document.getElementById("increment-by").value.replace("+", "");
-    const where = document.getElementById("increment-problem");
+    const where = document.getElementById("increment-by-problem");
     if (await changed(address("/increment", { ...of, by }), { method: "POST" }, where)) showAnew("Counted");
   });
+  for (const button of place.querySelectorAll("[data-expiry] button, [data-increment] button")) button.disabled = false;
 }
 
-function deletion(of, condition) {
+function deletion(of, condition, unsaved) {
   const form = document.querySelector("[data-delete-key]");
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -120,12 +135,14 @@ function deletion(of, condition) {
     problem.textContent = "";
     try {
       await ask(address("/value", { ...of, condition: condition() }), { method: "DELETE" });
+      unsaved.forget();
       location.assign(form.dataset.after);
     } catch (error) {
       const late = error.code === "precondition_failed";
       problem.textContent = late ? "It was changed meanwhile, and was not deleted. Load the page again to see it." : error.message;
     }
   });
+  form.querySelector("button:not([type])").disabled = false;
 }
 
 function showNew(place) {
@@ -133,6 +150,8 @@ function showNew(place) {
   const key = document.getElementById("new-key");
   const keyProblem = document.getElementById("new-key-problem");
   const editor = new Editor(place.querySelector("[data-editor]"), Number(data.valueBytesMax));
+  editor.settle(new Uint8Array());
+  const unsaved = new Unsaved(() => editor.isChanged || key.value !== key.defaultValue);
   editor.form.addEventListener("submit", async (event) => {
     event.preventDefault();
     keyProblem.textContent = "";
@@ -145,6 +164,7 @@ function showNew(place) {
     const condition = data.kind === "cache" ? "" : "absent";
     try {
       await ask(...putting({ ...of, ...beside, condition }, bytes));
+      unsaved.forget();
       showAnew("The key is made", `${data.page}&key=${encodeURIComponent(key.value)}`);
     } catch (error) {
       const ofKey = ["precondition_failed", "invalid_key", "key_too_long"].includes(error.code);
