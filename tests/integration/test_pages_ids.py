@@ -80,7 +80,7 @@ async def test_what_cannot_be_made_is_told_beside_its_field(
     answer = await ada.submit(path, fields)
     assert answer.status_code == 400
     (problem,) = re.findall(rf'id="field-{field}-problem"[^>]*>([^<]*)<', answer.text)
-    assert "is not a whole number" in problem
+    assert "Enter a whole number" in problem
 
 
 @pytest.mark.parametrize("text", ["", " ,\n ", "0k3Zq1a " * (returned_max + 1)], ids=len)

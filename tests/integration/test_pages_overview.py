@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ import pytest_asyncio
 
 from services.core.errors import RetryLater
 from services.core.id_requests import KeyUse
-from services.core.usage_report import Rollup, UsageReport
+from services.core.usage_report import Rollup, UsageReport, no_key_id
 from services.runtime.database_url import DatabaseAddress
 from services.usermanager.pages.console_ids import Quota
 from services.usermanager.pages.console_overview import (
@@ -53,12 +54,12 @@ async def ada(world: PagesWorld) -> Browser:
     return browser
 
 
-async def count(world: PagesWorld, sequence: int, requests: int) -> None:
+async def count(world: PagesWorld, sequence: int, requests: int, key_id: int = 7) -> None:
     minute = datetime.now(UTC).replace(second=0, microsecond=0)
     ((user_id,),) = [
         tuple(row.values()) for row in await world.accounts.fetch("SELECT id FROM users")
     ]
-    row = Rollup(minute, user_id, 7, "get", 200, requests, 10, 100, 1_000)
+    row = Rollup(minute, user_id, key_id, "get", 200, requests, 10, 100, 1_000)
     usage = Usage(world.accounts.database, Partitions(world.accounts.database))
     assert (await usage.take(UsageReport("gateway-1", sequence, [row]))).dropped == 0
 
@@ -73,6 +74,17 @@ async def test_figures_are_found_anew_after_some_seconds_and_not_before(
         assert "4,321" in (await ada.get(shown)).text
     world.accounts.clock.timeline.advance(kept_s + 0.1)
     assert "5,432" in (await ada.get(path)).text
+
+
+async def test_the_busiest_minute_is_that_of_api_keys_alone(
+    world: PagesWorld, ada: Browser
+) -> None:
+    await count(world, 1, 4_321, key_id=no_key_id)
+    await count(world, 2, 17, key_id=7)
+    await count(world, 3, 4, key_id=8)
+    text = (await ada.get(path)).text
+    (busiest,) = re.findall(r"Busiest minute</span>\s*<span[^>]*>([^<]*)<", text)
+    assert busiest == "21"
 
 
 async def test_nobody_is_shown_what_was_kept_for_somebody_else(

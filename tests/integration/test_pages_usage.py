@@ -196,10 +196,68 @@ async def test_a_period_that_makes_no_sense_is_told_beside_its_field(
     assert "<script>" not in answer.text.replace('<script src="', "").replace("<script type", "")
 
 
-@pytest.mark.parametrize("query", ["range=1y", "range=%FF", "from=" + "1" * 10_000])
+@pytest.mark.parametrize("query", ["", "&key=1"])
+async def test_a_period_by_its_times_alone_is_that_period(
+    world: PagesWorld, ada: Browser, query: str
+) -> None:
+    end = real_now().replace(minute=0, second=0, microsecond=0) - timedelta(days=3)
+    mine = await user_id(world)
+    inside, outside = end - timedelta(hours=1), end + timedelta(hours=1)
+    await counted(
+        world, [rollup(time, user_id=mine, key_id=1, requests=7) for time in (inside, outside)]
+    )
+    times = custom(end - timedelta(hours=2), end).removeprefix("?range=custom&")
+    for asked in (f"?{times}{query}", f"?range=bogus&{times}{query}"):
+        answer = await ada.get(path + asked)
+        assert answer.status_code == 200
+        assert sum(chart_in(answer.text)["requests"]["status"][0]["values"]) == 7
+        assert "<details open>" in answer.text
+        rows = (await ada.get(f"{path}.csv{asked}")).text.splitlines()
+        assert len(rows) == 2
+
+
+async def test_a_period_that_there_is_not_is_told_above_those_there_are(ada: Browser) -> None:
+    answer = await ada.get(f"{path}?range=%3Cb%3E1y")
+    assert answer.status_code == 400
+    assert "There is no period &lt;b&gt;1y: choose one of those above" in answer.text
+    assert "?range=7d" in answer.text
+    assert (await ada.get(f"{path}.csv?range=1y")).status_code == 400
+
+
+@pytest.mark.parametrize("query", ["range=%FF", "from=" + "1" * 10_000])
 async def test_a_query_that_no_form_sends_is_a_400(ada: Browser, query: str) -> None:
     answer = await ada.get(f"{path}?range=custom&{query}")
     assert answer.status_code == 400
+
+
+async def test_api_keys_of_one_name_are_told_apart(world: PagesWorld, ada: Browser) -> None:
+    mine = await user_id(world)
+    await world.accounts.execute(
+        "INSERT INTO api_keys (user_id, key_hash, key_prefix, name, scopes) SELECT $1,"
+        " sha256(prefix::bytea), prefix, name, '{read}' FROM (VALUES ('ydht_aaa', 'robot'),"
+        " ('ydht_bbb', 'robot'), ('ydht_ccc', 'other'), ('ydht_ddd', 'console'))"
+        " AS k (prefix, name)",
+        mine,
+    )
+    found = await world.accounts.fetch("SELECT id FROM api_keys ORDER BY id")
+    await counted(
+        world,
+        [
+            rollup(real_now(), user_id=mine, key_id=key_id)
+            for key_id in (0, *(k["id"] for k in found))
+        ],
+    )
+    end = real_now() + timedelta(minutes=1)
+    text = (await ada.get(path + custom(end - timedelta(hours=1), end))).text
+    for name in (
+        "robot (ydht_aaa…)",
+        "robot (ydht_bbb…)",
+        "other",
+        "console",
+        "console (ydht_ddd…)",
+    ):
+        assert text.count(f">{name}</option>") == 1, name
+        assert text.count(f">{name}</a>") == 1, name
 
 
 async def test_the_download_has_every_row_of_all_pages(world: PagesWorld, ada: Browser) -> None:

@@ -40,7 +40,9 @@ from services.usermanager.api_keys import ApiKeys
 from services.usermanager.messages_accounts import User
 from services.usermanager.messages_api_keys import page_keys_max
 from services.usermanager.pages.gateway_calls import PlatformCalls, check, told
+from services.usermanager.pages.key_names import told_apart
 from services.usermanager.pages.page import Page, Visit, errors_of
+from services.usermanager.pages.render import shown_count
 
 here: Final = "/console/ids"
 unavailable: Final = "keygen_unavailable"
@@ -203,14 +205,14 @@ class IdPages:
             names: dict[int, str] = {}
             if any(key.key_id != no_key_id for key in quota.keys):
                 page = await self._api_keys.page(visit.tenant, page_keys_max, None)
-                names = {key.id: key.name for key in page.api_keys}
+                names = told_apart(page.api_keys)
             gauges = gauges_of(quota, names)
-        return {"quota": quota, "gauges": gauges}
+        return {"quota": quota, "gauges": gauges, "count_most": _count_most(visit.user)}
 
     async def make(self, visit: Visit) -> Response:
         fields = await visit.fields()
         try:
-            asked = _asked(fields)
+            asked = _asked(fields, _count_most(visit.user))
             made = await self._ids.make(visit.user, asked.count, asked.size)
         except ClientError as error:
             return await self._part(visit, "make", error, fields=fields, made=None)
@@ -232,12 +234,13 @@ class IdPages:
     ) -> Response:
         """One of the forms, with what came of it; the whole page where there are no scripts."""
         status = 200 if error is None else error.status
-        known = {
+        known: dict[str, object] = {
             "errors": {part: errors_of(error)} if isinstance(error, FixRequest) else {},
             "stopped": {part: error} if error and not isinstance(error, FixRequest) else {},
             **context,
         }
         if visit.is_htmx:
+            known["count_most"] = _count_most(visit.user)
             response = visit.render(f"console/_ids_{part}.html", status, **{**_usual, **known})
             response.headers["HX-Trigger"] = "ids-changed"
         else:
@@ -261,7 +264,6 @@ _usual: Final[Mapping[str, object]] = {
     "stopped": {},
     "size_min": size_min,
     "size_max": size_max,
-    "count_max": count_max,
     "returned_max": returned_max,
     "rejected_shown_max": rejected_shown_max,
 }
@@ -275,16 +277,22 @@ def _claims(user: User) -> dict[str, str]:
     }
 
 
-def _asked(fields: Mapping[str, str]) -> IdsQuery:
+def _count_most(user: User) -> int:
+    """How many fit one request and one day; more would be refused on any other day, too."""
+    of_day = plan_named(user.plan).ids_per_day
+    return count_max if of_day is None else min(count_max, of_day)
+
+
+def _asked(fields: Mapping[str, str], count_most: int) -> IdsQuery:
     wrong = []
     found = {}
-    for name, least, most in (("count", 1, count_max), ("size", size_min, size_max)):
+    for name, least, most in (("count", 1, count_most), ("size", size_min, size_max)):
         text = fields.get(name, "").strip()
         is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most))
         if is_number and least <= int(text) <= most:
             found[name] = int(text)
         else:
-            wrong.append((name, f"is not a whole number from {least} to {most}"))
+            wrong.append((name, f"Enter a whole number from {least} to {shown_count(most)}"))
     if wrong:
         raise invalid_members(wrong)
     return IdsQuery(**found)
@@ -294,9 +302,15 @@ def _named(text: str) -> list[str]:
     """IDs as people paste them: in lines, with commas, quotes and brackets of JSON between."""
     ids = [one for one in re.split(r"[\s,;\"'\[\]]+", text) if one]
     if not ids:
-        raise invalid_members([("ids", "paste at least one ID")])
+        raise invalid_members([("ids", "Paste at least one ID")])
     if len(ids) > returned_max:
         raise invalid_members(
-            [("ids", f"has {len(ids)} IDs, and {returned_max} is the most at a time")]
+            [
+                (
+                    "ids",
+                    f"There are {shown_count(len(ids))} IDs, and {shown_count(returned_max)} is "
+                    "the most at a time",
+                )
+            ]
         )
     return ids

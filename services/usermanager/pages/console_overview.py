@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from services.core.errors import ClientError, RetryLater
 from services.core.plans import plan_named
+from services.core.usage_report import no_key_id
 from services.runtime.clock import Clock
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.kept import Kept
@@ -110,7 +111,7 @@ class OverviewPages:
             day=day,
             points=points,
             p99s=[one.percentile_ms(0.99) or 0 for one in points],
-            minutes=[] if hour is None else [sums.requests for sums in hour.points()],
+            minutes=[] if hour is None else _by_api_keys(hour),
             plan=plan_named(visit.user.plan),
             **more,
         )
@@ -161,6 +162,14 @@ class OverviewPages:
             return None
         steps = steps_of(found, found.succeeded, has_key=keys.count > 0)
         return None if all(step.is_done for step in steps) else steps
+
+
+def _by_api_keys(series: UsageSeries) -> list[int]:
+    """Requests of each step, without those of the console: the plan's limit is that of keys."""
+    columns = [series.points(of) for key_id, of in series.by_key.items() if key_id != no_key_id]
+    return [
+        sum(column[number].requests for column in columns) for number in range(len(series.times()))
+    ]
 
 
 def steps_of(found: Figures, done: frozenset[str], *, has_key: bool) -> list[Step]:

@@ -10,22 +10,22 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from services.core.errors import FixRequest, RetryLater
-from services.core.usage_report import no_key_id
 from services.runtime.request_body import invalid_members
 from services.usermanager.api_keys import ApiKeys
 from services.usermanager.messages_api_keys import page_keys_max
 from services.usermanager.messages_usage import UsageQuery, UsageRow
+from services.usermanager.pages.key_names import names_of_all
 from services.usermanager.pages.page import Page, Visit, errors_of
 from services.usermanager.pages.render import iso_moment
 from services.usermanager.pages.usage_figures import (
@@ -44,8 +44,6 @@ columns: Final = (
     "start", "api_key_id", "api_key", "operation", "status",
     "requests", "bytes_in", "bytes_out", "average_latency_ms",
 )  # fmt: skip
-# As what, beside API keys, pages of the console are told.
-console_name: Final = "console"
 # With these a spreadsheet takes what follows for a formula, and runs it: some also behind blanks,
 # or in the width of Chinese characters.
 _formula_signs: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -55,12 +53,10 @@ _local_time: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,6})?
 # A download waits this often for its turn before it breaks off: others have theirs by then.
 turns_waited_max: Final = 20
 
-RangeName = Literal["1h", "24h", "7d", "30d", "90d", "custom"]
-
 
 @dataclass(slots=True, frozen=True)
 class Range:
-    name: RangeName
+    name: str
     words: str
     length: timedelta
     step: Step
@@ -75,11 +71,18 @@ ranges: Final = (
 )
 
 
-class UsageView(msgspec.Struct, frozen=True, rename={"from_": "from", "until": "to"}):
-    """What is looked at. Times and the key are as a form sends them, empty if nobody has filled
-    them in."""
+usual_range: Final = "24h"
+# Whatever somebody enters.
+custom: Final = "custom"
+range_names: Final = frozenset((custom, *(each.name for each in ranges)))
+range_chars_shown: Final = 20
 
-    range: RangeName = "24h"
+
+class UsageView(msgspec.Struct, frozen=True, rename={"from_": "from", "until": "to"}):
+    """What is looked at, as a form sends it: empty if nobody has filled it in. Without a range it
+    is the times, if there are any."""
+
+    range: str = ""
     from_: str = ""
     until: str = ""
     key: str = ""
@@ -106,7 +109,7 @@ class UsagePages:
         ]
 
     async def show(self, visit: Visit) -> Response:
-        view = visit.query(UsageView)
+        view = _told(visit.query(UsageView))
         names = await self._key_names(visit)
         try:
             wanted = period_of(view, self._usage.now())
@@ -120,7 +123,7 @@ class UsagePages:
 
     async def download(self, visit: Visit) -> Response:
         """Row by row, as they are read. What is wrong with the question is told before."""
-        view = visit.query(UsageView)
+        view = _told(visit.query(UsageView))
         wanted = period_of(view, self._usage.now())
         query = UsageQuery(wanted.start, wanted.end, wanted.step, wanted.key_id)
         names = await self._key_names(visit)
@@ -142,7 +145,7 @@ class UsagePages:
 
     async def _key_names(self, visit: Visit) -> dict[int, str]:
         found = (await self._api_keys.page(visit.user.id, page_keys_max, None)).api_keys
-        return {no_key_id: console_name, **{key.id: key.name for key in found}}
+        return names_of_all(found)
 
     def _page(
         self,
@@ -179,22 +182,38 @@ def period_of(view: UsageView, now: datetime) -> Period:
         if is_number and int(view.key) <= id_max:
             key_id = int(view.key)
         else:
-            wrong.append(("key", "is not the number of an API key"))
+            wrong.append(("key", "Choose one of your API keys"))
     times = {}
     for each in ranges:
         if each.name == view.range:
-            if wrong:
-                raise invalid_members(wrong, "invalid_query")
+            _check(wrong)
             return Period(now - each.length, None, each.step, key_id)
+    if view.range != custom:
+        shown = view.range[:range_chars_shown]
+        wrong.append(("", f"There is no period {shown}: choose one of those above"))
+        _check(wrong)
     for name, text in (("from", view.from_), ("to", view.until)):
         try:
             times[name] = _time_of(text)
         except ValueError:
-            wrong.append((name, "enter a date and a time, in UTC"))
-    if wrong:
-        raise invalid_members(wrong, "invalid_query")
+            wrong.append((name, "Enter a date and a time, in UTC"))
+    _check(wrong)
     start, end = times["from"], times["to"]
     return Period(start, end, _step_for(end - start), key_id)
+
+
+def _told(view: UsageView) -> UsageView:
+    """With the range that is meant where none is named, or none of ours."""
+    if view.range in range_names:
+        return view
+    if view.from_ or view.until:
+        return msgspec.structs.replace(view, range=custom)
+    return msgspec.structs.replace(view, range=view.range or usual_range)
+
+
+def _check(wrong: Sequence[tuple[str, str]]) -> None:
+    if wrong:
+        raise invalid_members(wrong, "invalid_query")
 
 
 def _time_of(text: str) -> datetime:
@@ -238,7 +257,7 @@ def _figures(series: UsageSeries, names: Mapping[int, str]) -> dict[str, Any]:
 
 def _query_of(view: UsageView, **changed: str) -> str:
     members = {**msgspec.to_builtins(view), **changed}
-    if members["range"] != "custom":
+    if members["range"] != custom:
         members["from"] = members["to"] = ""
     return urlencode({name: value for name, value in members.items() if value})
 

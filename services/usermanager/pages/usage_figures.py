@@ -82,7 +82,7 @@ def chart_of(series: UsageSeries, names: Mapping[int, str]) -> dict[str, Any]:
     points = series.points()
     operations = {operation_named(name): of for name, of in series.by_operation.items()}
     statuses = {str(status): of for status, of in series.by_status.items()}
-    # Two keys may have one name; then each has its number too.
+    # Two may be called the same even so; then each has its number too.
     often = Counter(_key_named(key_id, names) for key_id in series.by_key)
     keys = {
         name if often[name] == 1 else f"{name} ({key_id})": of
