@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,7 +35,7 @@ from services.usermanager.pages.console_overview import OverviewPages
 from services.usermanager.pages.console_usage import UsagePages
 from services.usermanager.pages.cookies import Cookies
 from services.usermanager.pages.csrf import Csrf
-from services.usermanager.pages.demo_key import DemoKey
+from services.usermanager.pages.demo_key import DemoKey, names_this_machine
 from services.usermanager.pages.docs import DocsPages
 from services.usermanager.pages.docs_references import References
 from services.usermanager.pages.entrance import Entrance
@@ -81,7 +82,8 @@ class Web:
         self._calls = calls
         self._clock = clock
         self._cluster = cluster
-        accounts_url = settings.public_url or f"http://localhost:{settings.port}"
+        gateway_url = settings.clients_gateway_url
+        accounts_url = settings.public_url or _beside(gateway_url, settings.port)
         self._docs = DocsPages(References(document, calls, clock), accounts_url)
         self._status = PlatformStatus(calls, readiness, clock)
         self._demo = DemoKey(
@@ -92,7 +94,6 @@ class Web:
         )
         directory = web_directory()
         self._assets = Assets(directory / "static")
-        gateway_url = settings.clients_gateway_url
         self._data = data_pages(calls, clock, gateway_url=gateway_url, cluster=cluster)
         cookies = Cookies(is_https=settings.is_https)
         public_origin = None if settings.public_url is None else origin(settings.public_url)
@@ -140,3 +141,11 @@ class Web:
     def refuse(self, request: Request, error: ClientError) -> Response:
         """An error of any route of the service."""
         return self.site.refuse(request, error)
+
+
+def _beside(gateway_url: str, port: int) -> str:
+    """Where the user manager is as far as nobody has said: on this machine, which has one name in
+    all examples."""
+    host = urlsplit(gateway_url).hostname if names_this_machine(gateway_url) else None
+    shown = f"[{host}]" if host and ":" in host else host
+    return f"http://{shown or 'localhost'}:{port}"

@@ -175,7 +175,13 @@ def test_scripts_may_ask_the_gateway_and_nobody_else() -> None:
 
 @pytest.mark.parametrize(
     ("size", "shown"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KB"), (2**20, "1.0 MB"), (3e11, "279 GB")],
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1536, "1.5 KiB"),
+        (2**20, "1.0 MiB"),
+        (3e11, "279 GiB"),
+    ],
 )
 def test_sizes_are_shown_as_people_compare_them(size: float, shown: str) -> None:
     assert shown_size(size) == shown

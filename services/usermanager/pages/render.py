@@ -29,7 +29,7 @@ from services.usermanager.pages.user_agents import shown_agent
 if TYPE_CHECKING:
     from services.usermanager.pages.page import Visit
 
-_units: Final = ("bytes", "KB", "MB", "GB", "TB")
+_units: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,7 +83,7 @@ class Templates:
 
 
 def shown_size(size_bytes: float) -> str:
-    """1536 as "1.5 KB": of 1024 bytes each, with as many digits as people compare."""
+    """1536 as "1.5 KiB": of 1024 bytes each, with as many digits as people compare."""
     if size_bytes == 1:
         return "1 byte"
     size, unit = float(size_bytes), 0

@@ -5,6 +5,7 @@ import "./copy.js";
 import "./dialogs.js";
 import "./forms.js";
 import "./requests.js";
+import "./strip.js";
 import "./tabs.js";
 import "./time.js";
 import "./toasts.js";

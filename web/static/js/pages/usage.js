@@ -1,5 +1,5 @@
 // The charts of the page of usage, by uPlot. Their figures are in data-usage, and in the tables.
-import { sizeOf } from "../size.js";
+import { roundSizeOf, sizeOf } from "../size.js";
 import { colourOf } from "../theme_toggle.js";
 
 /** @typedef {{label: string, values: (number|null)[]}} Line */
@@ -18,6 +18,12 @@ const formats = {
   latency: (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(0)} ms`,
   bytes: sizeOf,
 };
+
+// Which steps an axis may have: those between whose marks there is nothing to count are none.
+const powers = (of, most) => Array.from({ length: most }, (_, exponent) => of ** exponent);
+const ofCounts = powers(10, 13).flatMap((power) => [power, 2 * power, 5 * power]);
+const steps = { requests: ofCounts, limited: ofCounts, bytes: powers(2, 50) };
+const marks = { ...formats, bytes: roundSizeOf };
 
 // Days are those of UTC, as they are counted; hours and minutes the reader's own.
 const zone = usage?.step === "day" ? "UTC" : undefined;
@@ -55,7 +61,7 @@ function draw(place) {
     scales: { y: { range: (_, least, most) => [0, Math.max(most * 1.08, 1e-6, of === "latency" ? 0 : 1)] } },
     axes: [
       { ...axis, values: (_, times) => times.map((time) => shownTime(onAxis, time)) },
-      { ...axis, size: 64, values: (_, values) => values.map(shown) },
+      { ...axis, size: 72, incrs: steps[of], values: (_, values) => values.map(marks[of]) },
     ],
     series: [
       { value: (_, time) => shownTime(inLegend, time) },
