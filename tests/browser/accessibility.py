@@ -20,8 +20,19 @@ _run = """async () => (await axe.run(document, {
 })).violations"""
 
 
+# Colours that are on their way from one to another, such as under a mouse, are nobody's. What goes
+# on for ever is not waited for.
+_at_rest = """async () => {
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const ending = document.getAnimations()
+    .filter((each) => Number.isFinite(each.effect.getComputedTiming().endTime));
+  await Promise.allSettled(ending.map((each) => each.finished));
+}"""
+
+
 def issues(page: Page) -> list[str]:
     """Every serious issue of a page, with where it is."""
+    page.evaluate(_at_rest)
     page.evaluate(axe)
     found: list[dict[str, Any]] = page.evaluate(_run)
     return [

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.browser.running_platform import Person, RunningPlatform, running_platform
-from tests.browser.visitor import Visitor, visiting
+from tests.browser.visitor import Visitor, patience_ms, visiting
 
 here = Path(__file__).parent
 chromium = shutil.which("chromium")
@@ -43,6 +43,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatfo
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     assert chromium is not None, "Chromium is not installed, and CI must not do without these tests"
+    # What is on its way may take as long as what is clicked.
+    expect.set_options(timeout=patience_ms)
     with sync_playwright() as playwright:
         # No sandbox for root, and no shared memory to speak of in containers.
         arguments = ["--no-sandbox", "--disable-dev-shm-usage"]

@@ -72,7 +72,7 @@ def test_a_key_is_found_by_keyboard_and_its_replicas_light_up(visitor: Visitor) 
         match = re.match(r"rotate\(([\d.]+) ", turned)
         assert match is not None, turned
         assert abs(float(match[1]) - 360 * (slot + 0.5) / 16_384) < 0.01
-        assert page.evaluate("document.activeElement.name") == "key"
+        expect(page.get_by_label("Key", exact=True)).to_be_focused()
     assert not page.locator("img").count()
 
 

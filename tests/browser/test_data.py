@@ -75,11 +75,11 @@ def test_a_key_is_made_found_changed_and_deleted(visitor: Visitor, person: Perso
     expect(page.get_by_text("one replica, node-")).to_be_visible()
     assert value_of(page) == "Ada Lovelace"
 
-    page.get_by_role("link", name="default").click()
-    page.get_by_role("link", name="all").click()
+    visitor.follow(page.get_by_role("link", name="default"))
+    visitor.follow(page.get_by_role("link", name="all"))
     page.locator("summary", has_text="users/").click()
     page.locator("summary", has_text="ada/").click()
-    page.get_by_role("link", name=re.compile("^name")).click()
+    visitor.follow(page.get_by_role("link", name=re.compile("^name")))
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
     expect(page).to_have_url(re.compile("prefix="))
@@ -257,10 +257,10 @@ def test_expiries_and_counters_are_changed_by_themselves(
     visitor.expects("status of 4")
     page.get_by_label("Let it expire after").fill("-1s")
     page.get_by_role("button", name="Set", exact=True).click()
-    expect(page.locator("#expiry-problem")).to_contain_text("negative")
+    expect(page.locator("#expiry-ttl-problem")).to_contain_text("negative")
     owner.put("count", b"many")
     page.get_by_role("button", name="Add", exact=True).click()
-    expect(page.locator("#increment-problem")).to_contain_text("integer")
+    expect(page.locator("#increment-by-problem")).to_contain_text("integer")
 
 
 def test_what_has_expired_or_never_was_is_said_to_be_absent(
@@ -293,6 +293,7 @@ def test_a_search_goes_on_while_one_types_and_stays_in_the_address(
     expect(page.get_by_role("link", name="user:2")).to_be_visible()
     page.get_by_role("searchbox", name="Prefix").fill("nobody")
     expect(page.get_by_role("heading", name="No key begins so")).to_be_visible()
+    expect(page).to_have_url(re.compile("prefix=nobody"))
     page.go_back()
     expect(page.get_by_role("link", name="user:2")).to_be_visible()
     page.reload()

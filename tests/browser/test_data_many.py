@@ -100,7 +100,7 @@ def test_thousands_of_keys_are_sent_in_taken_out_and_deleted(
     )
     dialog = page.get_by_role("dialog", name="Upload")
     expect(dialog.get_by_text("3,000 keys put.", exact=True)).to_be_visible(timeout=40_000)
-    dialog.get_by_role("button", name="Close").last.click()
+    visitor.follow(dialog.get_by_role("button", name="Close").last)
     expect(page.locator("#listing")).to_contain_text("3,000 keys")
     found = downloaded(page)
     assert found == {f"k/{n:05}": {"value": str(n)} for n in range(3_000)}
@@ -116,7 +116,7 @@ def test_thousands_of_keys_are_sent_in_taken_out_and_deleted(
     dialog.get_by_label("Type the prefix to confirm").fill("k/0")
     go.click()
     expect(dialog.get_by_text(re.compile("3,000 keys deleted"))).to_be_visible()
-    dialog.get_by_role("button", name="Close").last.click()
+    visitor.follow(dialog.get_by_role("button", name="Close").last)
     expect(page.get_by_role("heading", name="No key begins so")).to_be_visible()
 
 
@@ -135,7 +135,7 @@ def test_what_is_taken_out_goes_in_again_as_it_was(visitor: Visitor, person: Per
     upload(page, "x.ndjson", lines_of(*({"key": key, **item} for key, item in items.items())))
     dialog = page.get_by_role("dialog", name="Upload")
     expect(dialog.get_by_text("7 keys put.", exact=True)).to_be_visible()
-    dialog.get_by_role("button", name="Close").last.click()
+    visitor.follow(dialog.get_by_role("button", name="Close").last)
     expect(page.locator("#listing")).to_contain_text("7 keys")
     found = downloaded(page)
     late = str(found["late"].pop("expires_at"))
@@ -169,7 +169,7 @@ def test_lines_that_are_wrong_are_named_and_keep_no_other_out(
     rows = dialog.locator("li")
     assert {row.get_attribute("value") for row in rows.all()} == {str(n) for n in range(4, 15)}
     assert dialog.locator("li img").count() == 0
-    dialog.get_by_role("button", name="Close").last.click()
+    visitor.follow(dialog.get_by_role("button", name="Close").last)
     expect(page.locator("table .data-name, .data-tree a.data-name")).to_have_count(2)
 
 
@@ -183,7 +183,7 @@ def test_an_upload_is_stopped_between_two_batches(visitor: Visitor, person: Pers
     expect(dialog.get_by_text(re.compile(r"[1-9][\d,]* keys put"))).to_be_visible()
     dialog.get_by_role("button", name="Stop").click()
     expect(dialog.get_by_text(re.compile(r"^Stopped\."))).to_be_visible()
-    dialog.get_by_role("button", name="Close").last.click()
+    visitor.follow(dialog.get_by_role("button", name="Close").last)
     expect(page.locator("#listing")).to_contain_text(re.compile(r"\d,?\d* keys"))
     assert "40,000 keys" not in page.locator("#listing").inner_text()
 
@@ -202,8 +202,8 @@ def test_namespaces_are_declared_looked_at_and_deleted(visitor: Visitor, person:
     expect(row).to_contain_text("500 keys")
     expect(row).to_contain_text("cache")
 
-    row.get_by_role("link").click()
-    page.get_by_role("link", name="New key").first.click()
+    visitor.follow(row.get_by_role("link"))
+    visitor.follow(page.get_by_role("link", name="New key").first)
     page.get_by_label("Key", exact=True).fill("a")
     page.get_by_label("Value", exact=True).fill("1")
     page.get_by_role("button", name="Make the key").click()
@@ -219,7 +219,7 @@ def test_namespaces_are_declared_looked_at_and_deleted(visitor: Visitor, person:
     dialog.get_by_label("Type its name to confirm").fill("<i>täglich</i> ..")
     dialog.get_by_role("button", name="Delete", exact=True).click()
     expect(dialog.get_by_text(re.compile("1 key deleted"))).to_be_visible()
-    dialog.get_by_role("button", name="Close").last.click()
+    visitor.follow(dialog.get_by_role("button", name="Close").last)
     expect(page.get_by_role("heading", name="No namespace is used yet")).to_be_visible()
 
 

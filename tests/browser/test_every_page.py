@@ -29,11 +29,6 @@ pages_max = 150
 alike_max = 5
 stranger_paths = ("/", "/signup", "/login", *(chapter.path for chapter in chapters))
 long_paths = ("/docs/errors", "/docs/api/gateway")
-at_rest = """async () => {
-  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-  const changing = document.getAnimations().filter((each) => each instanceof CSSTransition);
-  await Promise.allSettled(changing.map((each) => each.finished));
-}"""
 schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 console_paths = tuple(entry.path for entry in entries)
 # Where only a form may lead, or what is no page.
@@ -208,8 +203,6 @@ def look(page: Page, is_each: bool = True) -> list[str]:
             found.append(f"{size['width']} px: {over} px too wide")
         if is_each or (scheme == "light") == (size is phone):
             page.emulate_media(color_scheme=scheme)
-            # Colours that are still on their way from light to dark are nobody's.
-            page.evaluate(at_rest)
             found += [f"{scheme}, {size['width']} px: {issue}" for issue in issues(page)]
     return found
 
@@ -233,6 +226,10 @@ def test_nothing_serious_is_in_the_way_in_the_console(new_visitor: NewVisitor) -
 
 def by_keyboard(page: Page) -> list[str]:
     """What can be pressed or filled in on the page, and Tab does not come to."""
+    # What is brought anew meanwhile would take the focus with it.
+    live = page.locator("button[data-live][aria-pressed=true]")
+    if live.count():
+        live.click()
     page.evaluate(
         """() => {
             const shown = (one) => one.checkVisibility({ visibilityProperty: true })

@@ -69,13 +69,17 @@ def test_the_gauge_tells_of_api_keys_too(visitor: Visitor, person: Person) -> No
 def test_what_does_not_fit_the_quota_is_refused_whole(visitor: Visitor, person: Person) -> None:
     visitor.expects("status of 429|Error Code 429")
     page = visitor.log_in(person, path)
-    page.get_by_label("How many").fill("1001")
     page.get_by_role("button", name="Make IDs").click()
-    expect(page.get_by_text("Your quota begins anew at midnight UTC")).to_be_visible()
-    expect(page.get_by_role("region", name="Today's quota")).to_contain_text("0 of 1,000")
-    page.get_by_label("How many").fill("1000")
+    expect(page.get_by_text("10 IDs of 7 characters")).to_be_visible()
+    page.get_by_label("How many").fill("991")
     page.get_by_role("button", name="Make IDs").click()
-    expect(page.get_by_text("1,000 IDs of 7 characters")).to_be_visible()
+    said = page.get_by_role("status").filter(has_text="Daily quota exhausted")
+    expect(said).to_contain_text("Your quota begins anew at midnight UTC")
+    assert said.inner_text().count("midnight") == 1
+    expect(page.get_by_role("region", name="Today's quota")).to_contain_text("10 of 1,000")
+    page.get_by_label("How many").fill("990")
+    page.get_by_role("button", name="Make IDs").click()
+    expect(page.get_by_text("990 IDs of 7 characters")).to_be_visible()
 
 
 def test_everybody_can_use_the_page(new_visitor: NewVisitor, person: Person) -> None:

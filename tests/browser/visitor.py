@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    expect,
+)
 
 from tests.browser.running_platform import Person, RunningPlatform
 
@@ -66,6 +74,13 @@ class Visitor:
         expect(page).to_have_url(self.platform.url + then)
         page.wait_for_load_state("load")
         return page
+
+    def follow(self, link: Locator) -> Page:
+        """Click what leads to another page, or to this one again, and wait until the scripts of
+        that page have run."""
+        with self.page.expect_navigation(wait_until="load"):
+            link.click()
+        return self.page
 
     def expects(self, pattern: str) -> None:
         """What this test brings about on purpose, such as `status of 404`."""
