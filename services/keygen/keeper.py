@@ -19,7 +19,7 @@ from typing import Final
 
 import asyncpg
 
-from services.core.errors import RetryLater, UnknownOutcome
+from services.core.errors import FatalError, RetryLater, UnknownOutcome
 from services.core.permute import Permutation, material_bytes, radix, sizes
 from services.keygen.home import Home
 from services.keygen.marks import Marks, SetBack, claims_counter
@@ -38,6 +38,8 @@ lease_s: Final = 900.0
 lease_margin_s: Final = 15.0
 # Others wait for us to look, when PostgreSQL was started anew.
 renew_s: Final = 2.0
+# For a lease that nobody should be renewing any more.
+copy_look_s: Final = 3 * renew_s
 # For the leases of others that are over.
 look_around_s: Final = 30.0
 # Soon after PostgreSQL is back.
@@ -205,14 +207,38 @@ class Keeper:
                 made[size] = Permutation(material, size)
                 await asyncio.sleep(0)
             self._permutations = made
+        former = self._home.former
+        if former is not None and not self._home.is_former_over:
+            await self._refuse_to_be_copy(former)
+            # It is left to run out by itself.
+            former = None
         instance_id = secrets.randbits(instance_bits)
         asked_s = self._clock.boot_s()
-        await self._store.register(instance_id, self._address, lease_s, self._home.former)
+        await self._store.register(instance_id, self._address, lease_s, former)
         # Before anything is reserved: who finds this knows whose ranges are to be closed.
         await self._home.keep(instance_id)
         self._pools.begin(instance_id, self._permutations)
         self._hold_until(asked_s)
         return instance_id
+
+    async def _refuse_to_be_copy(self, former: int) -> None:
+        """FatalError if somebody else runs as the instance that our directory names."""
+        first = await self._store.lease(former)
+        if first is None:
+            return
+        self.trouble = f"whether {self._home.instance_path} is in use elsewhere is being looked at"
+        until_s = self._clock.boot_s() + copy_look_s
+        while self._clock.boot_s() < until_s:
+            await asyncio.sleep(pause_s)
+            lease = await self._store.lease(former)
+            if lease is None:
+                return
+            if lease.until != first.until:
+                raise FatalError(
+                    f"{self._home.instance_path} is a copy: the keygen that it names runs at "
+                    f"{lease.address or 'an address that it does not tell'}. Give this one a "
+                    "DATA_DIR of its own, or remove that file and no other of the directory"
+                )
 
     @property
     def _reserved(self) -> dict[int, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from services.core.errors import FatalError, FixRequest, RetryLater, UnknownOutcome
@@ -50,6 +51,7 @@ _RENEW: Final = """
     UPDATE keygen_instances SET lease_until = now() + make_interval(secs => $2)
     WHERE id = $1 AND lease_until > now() RETURNING id
 """
+_LEASE: Final = "SELECT lease_until, address FROM keygen_instances WHERE id = $1"
 _END_LEASE: Final = "UPDATE keygen_instances SET lease_until = now() WHERE id = $1"
 _BURY: Final = """
     DELETE FROM keygen_instances WHERE id IN (
@@ -163,6 +165,12 @@ class Wish:
 
 
 @dataclass(slots=True, frozen=True)
+class Lease:
+    until: datetime
+    address: str
+
+
+@dataclass(slots=True, frozen=True)
 class Refill:
     claimed: ClaimLot | None
     reserved: RangeLot | None
@@ -251,6 +259,12 @@ class RangeStore:
         """False if the lease was over already."""
         async with self._database.transaction() as connection:
             return await connection.fetchval(_RENEW, instance_id, lease_s) is not None
+
+    async def lease(self, instance_id: int) -> Lease | None:
+        """None if it is over and gone."""
+        async with self._database.connection() as connection:
+            row: Any = await connection.fetchrow(_LEASE, instance_id)
+        return Lease(row["lease_until"], row["address"]) if row is not None else None
 
     async def end_lease(self, instance_id: int) -> None:
         async with self._database.transaction() as connection:

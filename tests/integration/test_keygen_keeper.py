@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from services.core.errors import RestartLater, RetryLater
+from services.core.errors import FatalError, RestartLater, RetryLater
 from services.core.permute import radix
 from services.keygen.keeper import lease_s, warn_share
 from services.runtime.database_url import DatabaseAddress
@@ -58,6 +60,67 @@ async def test_two_keygens_cannot_share_a_directory(town: Town) -> None:
     await town.keygen("one")
     with pytest.raises(RestartLater, match="one"):
         await town.keygen("other", home="one")
+
+
+def copied(path: Path, name: str) -> None:
+    """The directory of `one` under another name, as a copy of a whole DATA_DIR leaves it."""
+    shutil.copytree(path / "one", path / name, ignore=shutil.ignore_patterns("LOCK"))
+
+
+async def test_a_copy_of_a_directory_in_use_is_refused_and_harms_nobody(
+    town: Town, tmp_path: Path
+) -> None:
+    one = await town.keygen("one")
+    await one.take(5)
+    instance_id = one.pools.instance_id
+    copied(tmp_path, "copy")
+    copy = await town.keygen("copy", at_ease=False)
+    assert copy.running is not None
+    await asyncio.wait((copy.running,))
+    error = copy.running.exception()
+    assert isinstance(error, FatalError)
+    assert "copy/instance is a copy: the keygen that it names runs at http://one." in str(error)
+    assert "DATA_DIR of its own" in str(error)
+    assert await one.read("SELECT id FROM keygen_instances WHERE lease_until > now()") == [
+        (instance_id,)
+    ]
+    assert await one.read("SELECT id FROM key_ranges WHERE closed_at IS NOT NULL") == []
+    # A second start is refused likewise, and without that file it is another keygen.
+    assert (tmp_path / "copy" / "instance").read_bytes() == (
+        tmp_path / "one" / "instance"
+    ).read_bytes()
+    copy.home.close()
+    (tmp_path / "copy" / "instance").unlink()
+    other = await town.keygen("other", home="copy")
+    assert not set(await other.take(50)) & set(await one.take(50))
+    assert one.pools.instance_id == instance_id
+
+
+async def test_a_directory_that_was_moved_is_taken_over_without_ending_anybody(
+    town: Town, tmp_path: Path
+) -> None:
+    """Its keygen may only have lost PostgreSQL for a while."""
+    one = await town.keygen("one")
+    await one.take(5)
+    instance_id = one.pools.instance_id
+    await one.die()
+    copied(tmp_path, "moved")
+    heir = await town.keygen("heir", home="moved")
+    assert await heir.read("SELECT id FROM keygen_instances ORDER BY started_at") == [
+        (instance_id,),
+        (heir.pools.instance_id,),
+    ]
+    assert await heir.read("SELECT id FROM key_ranges WHERE closed_at IS NOT NULL") == []
+
+
+async def test_a_copy_of_a_directory_whose_keygen_has_stopped_is_as_good_as_it(
+    town: Town, tmp_path: Path
+) -> None:
+    one = await town.keygen("one")
+    await one.stop()
+    copied(tmp_path, "copy")
+    copy = await town.keygen("copy")
+    assert len(await copy.take(5)) == 5
 
 
 async def test_a_lease_is_renewed_and_our_own_end_of_it_is_the_sooner_one(town: Town) -> None:
