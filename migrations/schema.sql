@@ -132,6 +132,7 @@ CREATE SEQUENCE public.key_claims
 CREATE TABLE public.key_counters (
     size smallint NOT NULL,
     next numeric(29,0) DEFAULT 0 NOT NULL,
+    merged numeric(29,0) DEFAULT 0 NOT NULL,
     CONSTRAINT key_counters_next_check CHECK ((next >= (0)::numeric)),
     CONSTRAINT key_counters_size_check CHECK (((size >= 6) AND (size <= 16)))
 );
@@ -139,6 +140,10 @@ CREATE TABLE public.key_counters (
 -- Name: TABLE key_counters; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.key_counters IS 'For each length of keys, the first index that is in no range yet. It only grows: to set one back is to give keys away twice.';
+
+-- Name: COLUMN key_counters.merged; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.key_counters.merged IS 'Ranges before this index have been looked at, and are one row where they can be.';
 
 -- Name: key_event_ids; Type: TABLE; Schema: public; Owner: -
 
@@ -190,6 +195,7 @@ CREATE TABLE public.key_ranges (
     instance_id bigint NOT NULL,
     reserved_at timestamp with time zone DEFAULT now() NOT NULL,
     closed_at timestamp with time zone,
+    reserved_until timestamp with time zone,
     CONSTRAINT key_ranges_count_check CHECK ((count > 0)),
     CONSTRAINT key_ranges_first_check CHECK ((first >= (0)::numeric)),
     CONSTRAINT key_ranges_tenant_check CHECK (((tenant >= (0)::numeric) AND (tenant <= '18446744073709551615'::numeric)))
@@ -197,7 +203,11 @@ CREATE TABLE public.key_ranges (
 
 -- Name: TABLE key_ranges; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.key_ranges IS 'Indexes [first, first + count) of one size, which are one tenant''s. Handed out by one keygen, which alone knows how far it has come, until the range is closed: used up, or no longer its own. Rows are never removed: they say whose a key is.';
+COMMENT ON TABLE public.key_ranges IS 'Indexes [first, first + count) of one size, which are one tenant''s. Handed out by one keygen, which alone knows how far it has come, until the range is closed: used up, or no longer its own. They say whose a key is: rows are merged, and none is lost.';
+
+-- Name: COLUMN key_ranges.reserved_until; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.key_ranges.reserved_until IS 'When the last part was reserved of what are several ranges in one row: neighbours of one tenant that were closed, of one day.';
 
 -- Name: key_ranges_id_seq; Type: SEQUENCE; Schema: public; Owner: -
 
@@ -209,6 +219,21 @@ ALTER TABLE public.key_ranges ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+-- Name: key_reissues; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.key_reissues (
+    size smallint NOT NULL,
+    index numeric(29,0) NOT NULL,
+    returned_at timestamp with time zone NOT NULL,
+    claimed_at timestamp with time zone,
+    ended_at timestamp with time zone DEFAULT now() NOT NULL,
+    is_certain boolean NOT NULL
+);
+
+-- Name: TABLE key_reissues; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.key_reissues IS 'Keys that were returned and are not any more: given out again between claimed_at and ended_at, or, if that is not certain, lost with the keygen that had them. For ydht ids inspect alone; removed after some months.';
 
 -- Name: key_set_backs; Type: TABLE; Schema: public; Owner: -
 
@@ -366,6 +391,7 @@ CREATE TABLE public.returned_keys (
     claim_id bigint,
     instance_id bigint,
     era integer DEFAULT 0 NOT NULL,
+    claimed_at timestamp with time zone,
     CONSTRAINT returned_keys_check CHECK (((claim_id IS NULL) = (instance_id IS NULL)))
 );
 
@@ -696,6 +722,14 @@ CREATE INDEX closed_accounts_to_do ON public.closed_accounts USING btree (due_at
 
 CREATE INDEX key_ranges_open ON public.key_ranges USING btree (instance_id) WHERE (closed_at IS NULL);
 
+-- Name: key_reissues_ended; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX key_reissues_ended ON public.key_reissues USING btree (ended_at);
+
+-- Name: key_reissues_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX key_reissues_key ON public.key_reissues USING btree (size, index);
+
 -- Name: refresh_tokens_of_session; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX refresh_tokens_of_session ON public.refresh_tokens USING btree (session_id);
@@ -706,15 +740,15 @@ CREATE INDEX returned_keys_claimed ON public.returned_keys USING btree (claim_id
 
 -- Name: returned_keys_free; Type: INDEX; Schema: public; Owner: -
 
-CREATE INDEX returned_keys_free ON public.returned_keys USING btree (tenant, size) WHERE (is_free AND (claim_id IS NULL));
+CREATE INDEX returned_keys_free ON public.returned_keys USING btree (tenant, size, era, returned_at) WHERE (is_free AND (claim_id IS NULL));
 
 -- Name: returned_keys_held; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX returned_keys_held ON public.returned_keys USING btree (instance_id) WHERE (instance_id IS NOT NULL);
 
--- Name: returned_keys_waiting; Type: INDEX; Schema: public; Owner: -
+-- Name: returned_keys_range; Type: INDEX; Schema: public; Owner: -
 
-CREATE INDEX returned_keys_waiting ON public.returned_keys USING btree (range_id) WHERE (NOT is_free);
+CREATE INDEX returned_keys_range ON public.returned_keys USING btree (range_id);
 
 -- Name: sessions_by_expiry; Type: INDEX; Schema: public; Owner: -
 

@@ -15,7 +15,7 @@ from services.cli.options import data_dir_option, json_option, text
 from services.core.errors import FatalError
 from services.core.id_requests import count_max
 from services.core.permute import size_max, size_min
-from services.keygen.inspection import Fate, Inspection
+from services.keygen.inspection import Fate, Inspection, Return
 from services.keygen.watch_store import Skipped, WatchStore, skip_margin
 
 T = TypeVar("T")
@@ -62,7 +62,11 @@ def new(count: int, size: int, email: str | None, *, as_json: bool, data_dir: Pa
 @json_option
 @data_dir_option
 def inspect(key: str, *, as_json: bool, data_dir: Path) -> None:
-    """Say whether an ID was given out, when, to whom, and whether it was returned."""
+    """Say whether an ID was given out, when, to whom, and what became of it.
+
+    To the range that it came from: reserved at a time, or within a day for one that is closed. That
+    it was returned and given out again is remembered for three months.
+    """
 
     fate = _done(data_dir, lambda desk: Inspection(desk.database).fate(key))
     click.echo(msgspec.json.encode(_document(fate)) if as_json else "\n".join(_lines(fate)))
@@ -136,6 +140,7 @@ def _done(data_dir: Path, work: Callable[[FrontDesk], Awaitable[T]]) -> T:
 
 
 def _document(fate: Fate) -> dict[str, object]:
+    last = fate.returns[-1] if fate.returns else None
     return {
         "id": fate.key,
         # Beyond what every reader of JSON takes for an integer.
@@ -143,39 +148,63 @@ def _document(fate: Fate) -> dict[str, object]:
         # Of what is handed out from memory nobody but its keygen keeps count: it is certain of what
         # was returned.
         "issued": fate.reserved_at is not None,
-        "certain": fate.reserved_at is None or fate.returned_at is not None,
+        "certain": not fate.is_forgotten and (fate.reserved_at is None or last is not None),
+        "forgotten": fate.is_forgotten,
         "tenant": fate.tenant,
         "email": fate.email,
         "reserved_at": fate.reserved_at,
+        "reserved_until": fate.reserved_until,
         "range_closed_at": fate.closed_at,
-        "returned_at": fate.returned_at,
-        "reissued": fate.claimed,
+        "returned_at": None if last is None else last.at,
+        "reissued": last is not None and last.claimed_at is not None,
+        "returns": [
+            {
+                "returned_at": one.at,
+                "reissued_after": one.claimed_at,
+                "reissued_before": one.reissued_by,
+                "certain": one.is_certain,
+                "void": one.is_void,
+            }
+            for one in fate.returns
+        ],
     }
 
 
 def _lines(fate: Fate) -> list[str]:
     shown = f"{fate.key}: number {fate.index} of its size"
+    if fate.is_forgotten:
+        return [shown, "  unknown: the database was set back since, and has forgotten whose it is"]
     if fate.reserved_at is None:
         return [shown, "  never given out: it is in no range"]
     owner = "nobody (without an API key)" if fate.tenant == nobody else f"tenant {fate.tenant}"
     if fate.email is not None:
         owner += f", {fate.email}"
-    lines = [
-        shown,
-        f"  to            {owner}",
-        f"  reserved      {_time(fate.reserved_at)}, with its range",
-    ]
-    if fate.returned_at is not None:
+    reserved = _time(fate.reserved_at)
+    if fate.reserved_until != fate.reserved_at:
+        reserved += f" to {_time(fate.reserved_until)}"
+    lines = [shown, f"  to            {owner}", f"  reserved      {reserved}, with its range"]
+    if fate.returns:
         lines.append("  given out     since then, for it was returned")
     elif fate.closed_at is None:
         lines.append("  given out     then or since, or still to be: its range is in use")
     else:
         closed = _time(fate.closed_at)
         lines.append(f"  given out     before {closed}, or never: its range is closed")
-    if fate.returned_at is not None:
-        again = "; claimed to be given out again" if fate.claimed else ", and not given out since"
-        lines.append(f"  returned      {_time(fate.returned_at)}{again}")
+    lines += [f"  returned      {_time(one.at)}{_sequel(one)}" for one in fate.returns]
     return lines
+
+
+def _sequel(one: Return) -> str:
+    if one.is_void:
+        return "; the database was set back since, so it is given to nobody"
+    if one.claimed_at is None:
+        return ", and not given out since"
+    since = _time(one.claimed_at)
+    if one.reissued_by is None:
+        return f"; in a pool since {since} to be given out again, or out of it already"
+    if one.is_certain:
+        return f"; given out again between {since} and {_time(one.reissued_by)}"
+    return f"; in a pool since {since}, and lost with its keygen, or given out again before"
 
 
 def _time(time: object) -> str:

@@ -17,6 +17,7 @@ from services.core.errors import FatalError
 from services.core.key_checks import scopes_all
 from services.core.plans import public
 from services.keygen.askers import with_usual_names
+from services.keygen.history_store import HistoryStore
 from services.keygen.home import Home
 from services.keygen.issuing import Issuing
 from services.keygen.keeper import Keeper
@@ -89,6 +90,7 @@ class Keygen:
         self.keeper = Keeper(
             ranges,
             WatchStore(self.database),
+            HistoryStore(self.database),
             marks,
             self.pools,
             self.quotas,

@@ -21,6 +21,7 @@ import asyncpg
 
 from services.core.errors import FatalError, RetryLater, UnknownOutcome
 from services.core.permute import Permutation, material_bytes, radix, sizes
+from services.keygen.history_store import HistoryStore
 from services.keygen.home import Home
 from services.keygen.marks import Marks, SetBack, claims_counter
 from services.keygen.pools import Pools
@@ -42,6 +43,8 @@ renew_s: Final = 2.0
 copy_look_s: Final = 3 * renew_s
 # For the leases of others that are over.
 look_around_s: Final = 30.0
+# Transactions of a size in one of these turns, which merge 20,000 rows a minute.
+merges_max: Final = 20
 # Soon after PostgreSQL is back.
 pause_s: Final = 0.5
 # What is done with is told in one go, a moment after the first of it.
@@ -62,6 +65,7 @@ class Keeper:
         self,
         store: RangeStore,
         watch: WatchStore,
+        history: HistoryStore,
         marks: Marks,
         pools: Pools,
         quotas: Quotas,
@@ -71,6 +75,7 @@ class Keeper:
     ) -> None:
         self._store = store
         self._watch_store = watch
+        self._history = history
         self._marks = marks
         self._pools = pools
         self._quotas = quotas
@@ -80,6 +85,7 @@ class Keeper:
         self._permutations: Mapping[int, Permutation] | None = None
         self._renewed_s = self._looked_s = float("-inf")
         self._counters: dict[int, int] = {}
+        self._rows: dict[str, int] = {}
         self._warned: set[int] = set()
         self._set_backs: Sequence[SetBack] = ()
         self.trouble: str | None = "it has not been asked yet"
@@ -101,6 +107,13 @@ class Keeper:
                 for size, used in self._reserved.items()
             },
             labels=("size",),
+        )
+        metrics.add(
+            "key_rows",
+            "gauge",
+            "Rows of a table, as PostgreSQL has last estimated them",
+            lambda: self._rows,
+            labels=("table",),
         )
         metrics.add(
             "key_counters_set_back",
@@ -167,6 +180,7 @@ class Keeper:
         await self._leave()
         if now_s - self._looked_s >= look_around_s:
             await self._store.bury()
+            await self._tidy_up()
             self._looked_s = now_s
         await self._quotas.flush()
 
@@ -239,6 +253,15 @@ class Keeper:
                     f"{lease.address or 'an address that it does not tell'}. Give this one a "
                     "DATA_DIR of its own, or remove that file and no other of the directory"
                 )
+
+    async def _tidy_up(self) -> None:
+        """A little of what there may be: it is not urgent."""
+        for size in sizes:
+            for _ in range(merges_max):
+                if not await self._history.merge(size):
+                    break
+        await self._history.forget()
+        self._rows = await self._history.rows()
 
     @property
     def _reserved(self) -> dict[int, int]:

@@ -65,7 +65,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 class Returned(msgspec.Struct, frozen=True):
     """Keys that are taken back are given out again, to the same account, once their range is
-    closed."""
+    closed and they have rested for RETURN_REST, ten minutes unless it is set otherwise."""
 
     returned: int
     rejected: list[Rejected]

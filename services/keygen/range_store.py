@@ -74,9 +74,13 @@ _FORGET_CLAIMS_OF_DEAD: Final = """
         SELECT size, index FROM returned_keys
         WHERE instance_id IS NOT NULL AND instance_id NOT IN (SELECT id FROM keygen_instances)
         ORDER BY size, index FOR UPDATE
+    ), gone AS (
+        DELETE FROM returned_keys AS returned USING held
+        WHERE (returned.size, returned.index) = (held.size, held.index)
+        RETURNING returned.size, returned.index, returned.returned_at, returned.claimed_at
     )
-    DELETE FROM returned_keys USING held
-    WHERE (returned_keys.size, returned_keys.index) = (held.size, held.index)
+    INSERT INTO key_reissues (size, index, returned_at, claimed_at, is_certain)
+    SELECT size, index, returned_at, claimed_at, false FROM gone
 """
 _LOCK_COUNTER: Final = f"""
     SELECT next, {is_same_server} AS is_same_server, {is_halted} AS is_halted
@@ -94,9 +98,9 @@ _CLAIM: Final = f"""
         WHERE tenant = $1 AND size = $2 AND is_free AND claim_id IS NULL AND era = {era}
             AND returned_at <= now() - make_interval(secs => $5)
             AND {is_same_server} AND NOT {is_halted}
-        LIMIT $3 FOR UPDATE SKIP LOCKED
+        ORDER BY returned_at LIMIT $3 FOR UPDATE SKIP LOCKED
     ), claim AS MATERIALIZED (SELECT nextval('key_claims') AS id)
-    UPDATE returned_keys AS returned SET claim_id = claim.id, instance_id = $4
+    UPDATE returned_keys AS returned SET claim_id = claim.id, instance_id = $4, claimed_at = now()
     FROM chosen, claim, key_ranges AS origin
     WHERE (returned.size, returned.index) = (chosen.size, chosen.index)
         AND origin.id = returned.range_id
@@ -126,17 +130,23 @@ _HOLD_CLAIMS: Final = """
 """
 # What was claimed and not given out goes back to where it was; the rest of the claim is out.
 _UNCLAIM: Final = """
-    UPDATE returned_keys AS returned SET claim_id = NULL, instance_id = NULL
+    UPDATE returned_keys AS returned
+    SET claim_id = NULL, instance_id = NULL, claimed_at = NULL
     FROM unnest($1::bigint[], $2::numeric[]) AS unused (claim_id, index)
     WHERE (returned.claim_id, returned.index, returned.instance_id)
         = (unused.claim_id, unused.index, $3)
 """
 _UNCLAIM_WHOLE: Final = """
-    UPDATE returned_keys SET claim_id = NULL, instance_id = NULL
+    UPDATE returned_keys SET claim_id = NULL, instance_id = NULL, claimed_at = NULL
     WHERE claim_id = ANY($1::bigint[]) AND instance_id = $2
 """
 _FINISH_CLAIMS: Final = """
-    DELETE FROM returned_keys WHERE claim_id = ANY($1::bigint[]) AND instance_id = $2
+    WITH gone AS (
+        DELETE FROM returned_keys WHERE claim_id = ANY($1::bigint[]) AND instance_id = $2
+        RETURNING size, index, returned_at, claimed_at
+    )
+    INSERT INTO key_reissues (size, index, returned_at, claimed_at, is_certain)
+    SELECT size, index, returned_at, claimed_at, true FROM gone
 """
 _WITH_FREE: Final = f"""
     SELECT asked.tenant, asked.size

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from services.core.errors import RetryLater
-from services.core.permute import Permutation, size_max, size_min
+from services.core.id_requests import size_min as size_given_min
+from services.core.permute import Permutation, size_max
 from services.keygen.messages import Rejected, Returned, ReturnKeys
 from services.keygen.owners import Owners
 from services.keygen.pools import Pools
-from services.keygen.return_store import Name, ReturnStore, Standing
+from services.keygen.return_store import Name, RangesMergedError, ReturnStore, Standing
 from services.runtime.endpoints import Access, Call, Endpoint
 from services.runtime.metrics import Metrics
 
@@ -30,7 +31,13 @@ return_body_bytes_max: Final = 1024 * 1024
 # Decoded before others have their turn: each takes 9 us.
 decoded_at_once: Final = 200
 
+# Ranges that are merged meanwhile are looked for again; that happens to each once in its life.
+looks_max: Final = 3
+
 unknown: Final = "it was not given to this account"
+made_by_operator: Final = (
+    f"keys of fewer than {size_given_min} characters are made by operators, and none is given again"
+)
 twice: Final = "it has been returned already"
 in_use: Final = (
     "the keygen that it came from cannot be asked now whether it was given out; try again later"
@@ -65,8 +72,10 @@ class Returns:
                 answer_type=Returned,
                 errors=("database_unavailable", "overloaded", "shutting_down", "unknown_outcome"),
                 description="Each key is looked at by itself. What is rejected is told, with why. "
-                "Where no answer came, or 504, a return may be repeated for as long as RETURN_REST "
-                "(ten minutes), and not later: the key may be somebody's again.",
+                "A key that is taken back is given out again, to the same account, once its range "
+                "is closed, and not before it has rested for RETURN_REST (ten minutes unless it is "
+                "set otherwise). Where no answer came, or 504, a return may be repeated for as "
+                "long as that, and not later: the key may be somebody's again.",
                 tag="Keys",
             )
         ]
@@ -78,6 +87,23 @@ class Returns:
         if not self._pools.permutations:
             raise RetryLater("database_unavailable", "PostgreSQL has not been reached yet")
         names, rejected = await self._decoded(keys)
+        for _ in range(looks_max):
+            try:
+                taken, reasons = await self._take_back(tenant, names)
+                break
+            except RangesMergedError:
+                continue
+        else:
+            raise RetryLater("overloaded", "The ranges of these keys are being put in order")
+        rejected += [Rejected(names[name], reason) for name, reason in reasons.items()]
+        self.returned += taken
+        self.rejected += len(rejected)
+        return Returned(taken, rejected)
+
+    async def _take_back(
+        self, tenant: int, names: Mapping[Name, str]
+    ) -> tuple[int, dict[Name, str]]:
+        """How many were taken back, and why the others were not."""
         standings = await self._store.look(tenant, list(names)) if names else []
         reasons = await self._reasons(tenant, standings)
         found = {standing.name for standing in standings}
@@ -89,10 +115,7 @@ class Returns:
             self._pools.look_first((tenant, size) for size in free)
         # Somebody else has returned it just now.
         reasons.update((one.name, twice) for one in good if one.name not in taken)
-        rejected += [Rejected(names[name], reason) for name, reason in reasons.items()]
-        self.returned += len(taken)
-        self.rejected += len(rejected)
-        return Returned(len(taken), rejected)
+        return len(taken), reasons
 
     async def _decoded(self, keys: Iterable[str]) -> tuple[dict[Name, str], list[Rejected]]:
         """The keys by what they decode to, and those that are none or stand there twice."""
@@ -154,7 +177,10 @@ class Returns:
 def _name_of(key: str, permutation: Permutation | None) -> Name | str:
     """What a key decodes to, or why it is none."""
     if permutation is None:
-        return f"keys have {size_min} to {size_max} characters"
+        return f"keys have {size_given_min} to {size_max} characters"
+    if permutation.size < size_given_min:
+        # No request gives out any of this size, so it would wait for nobody.
+        return made_by_operator
     try:
         return Name(permutation.size, permutation.index(key.encode("ascii")))
     except UnicodeEncodeError:

@@ -14,7 +14,7 @@ from services.runtime.postgres import Database
 from services.runtime.probes import Condition, Readiness, ready, unready
 
 # The revision of the schema that this code needs. A newer one only adds to it.
-revision_needed: Final = "0009"
+revision_needed: Final = "0010"
 # How soon it shows that PostgreSQL went or came back; one short statement each time.
 look_s: Final = 1.0
 

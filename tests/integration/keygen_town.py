@@ -20,6 +20,7 @@ import httpx
 
 from services.core.permute import Permutation
 from services.keygen.app import acquire_s_max, command_s_max
+from services.keygen.history_store import HistoryStore
 from services.keygen.home import Home
 from services.keygen.keeper import Keeper
 from services.keygen.lots import Drawn
@@ -149,7 +150,9 @@ class Town:
         pools = await self._stack.enter_async_context(Pools(store, range_size, self.clock))
         quotas = Quotas(QuotaStore(database), self.clock)
         watch, address = WatchStore(database), f"http://{name}"
-        keeper = Keeper(store, watch, marks, pools, quotas, at_home, address, self.clock)
+        keeper = Keeper(
+            store, watch, HistoryStore(database), marks, pools, quotas, at_home, address, self.clock
+        )
         owners = Owners(pools, secret, self.clock, transport=self.network)
         self._stack.push_async_callback(owners.close)
         returns = Returns(ReturnStore(database), owners, pools)

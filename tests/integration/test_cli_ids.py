@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -11,6 +12,8 @@ import pytest
 from services.core.permute import Permutation
 from services.runtime.database_url import DatabaseAddress
 from tests.integration.keygen_process import keygen_process
+from tests.integration.keygen_town import Keygen, a_town
+from tests.integration.replicator_process import until_told
 from tests.integration.shell import Shell, ada, usage_error
 from tests.integration.usermanager_process import key_pepper
 
@@ -69,6 +72,56 @@ async def test_what_was_returned_was_given_out_for_certain(
     (told,) = (await shell.done("ids", "inspect", key, "--json")).json
     assert (told["certain"], told["reissued"]) == (True, False)
     assert told["returned_at"] is not None
+
+
+async def _remembered(keygen: Keygen, count: int) -> bool | None:
+    return await keygen.read("SELECT count(*) FROM key_reissues") == [(count,)] or None
+
+
+async def test_returns_and_what_followed_are_remembered(
+    shell: Shell, tmp_path: Path, database_address: DatabaseAddress
+) -> None:
+    async with a_town(database_address, tmp_path) as town:
+        one = await town.keygen("one")
+        keys = await one.take(20)
+        await one.take(1)
+
+        async def are_free() -> bool | None:
+            closed = await one.read("SELECT id FROM key_ranges WHERE closed_at IS NOT NULL")
+            return bool(closed) or None
+
+        await until_told(are_free, "their range is closed")
+        for _ in range(2):
+            assert (await one.give_back(keys[:3])).returned == 3
+            assert set(await one.take(3)) == set(keys[:3])
+            # What is behind them finishes the claim.
+            await one.take(1)
+        await until_told(partial(_remembered, one, 6), "both are remembered")
+        await one.give_back(keys[:1])
+        await one.take(1)
+        await one.die()
+        one.home.close()
+        await town.keygen("heir", home="one")
+    (told,) = (await shell.done("ids", "inspect", keys[0], "--json")).json
+    assert (told["certain"], told["reissued"], len(told["returns"])) == (True, True, 3)
+    for past in told["returns"]:
+        assert past["returned_at"] <= past["reissued_after"] <= past["reissued_before"]
+    assert [past["certain"] for past in told["returns"]] == [True, True, False]
+    shown = (await shell.done("ids", "inspect", keys[0])).out
+    assert shown.count("given out again between") == 2
+    assert shown.count("lost with its keygen, or given out again before") == 1
+
+
+async def test_what_a_database_that_was_set_back_has_forgotten_is_said(
+    shell: Shell, database_address: DatabaseAddress
+) -> None:
+    key = (await shell.done("ids", "new")).out.strip()
+    connection = await asyncpg.connect(**database_address.asyncpg())
+    await connection.execute("DELETE FROM key_ranges")
+    await connection.close()
+    (told,) = (await shell.done("ids", "inspect", key, "--json")).json
+    assert (told["forgotten"], told["certain"], told["tenant"]) == (True, False, None)
+    assert "has forgotten whose it is" in (await shell.done("ids", "inspect", key)).out
 
 
 async def test_what_was_never_given_out_is_told_from_what_is_no_id(shell: Shell) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from services.core.permute import digits, sizes
+from services.keygen.inspection import Inspection
 from services.keygen.messages import Returned
 from services.keygen.range_store import RangeStore
-from services.keygen.returns import in_use, twice, unknown
+from services.keygen.returns import in_use, made_by_operator, twice, unknown
 from services.runtime.database_url import DatabaseAddress
 from tests.integration.keygen_town import Keygen, Town, a_town, ada, bob
 from tests.waiting import wait_until
@@ -112,8 +113,16 @@ async def test_whatever_is_no_key_is_rejected_with_a_reason(town: Town) -> None:
                "abc def", "\N{FULLWIDTH DIGIT ONE}" * 7, "'; DROP"]  # fmt: skip
     reasons = await keygen.reasons([*made_up, *hostile])
     assert set(reasons) == {*made_up, *hostile}
-    assert {reasons[key] for key in (*made_up, "z" * 16, "0" * 16)} == {unknown}
+    given = [key for key in (*made_up, "z" * 16, "0" * 16) if len(key) > 6]
+    assert {reasons[key] for key in given} == {unknown}
     assert all(reasons.values())
+
+
+async def test_what_nobody_could_be_given_again_is_not_taken_back(town: Town) -> None:
+    keygen = await town.keygen("one")
+    made = await Inspection(keygen.database).make(ada, 3, 6)
+    assert await keygen.reasons(made) == dict.fromkeys(made, made_by_operator)
+    assert await keygen.read("SELECT * FROM returned_keys") == []
 
 
 async def test_a_claimed_key_is_in_the_pool_and_not_on_the_list(town: Town) -> None:
