@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.integration.ended import ended
 from tests.integration.usermanager_process import good_password
 
 usage_error = 2
@@ -50,12 +51,8 @@ class Shell:
             env=self.environment,
             cwd=Path(__file__).parents[2],
         )
-        async with asyncio.timeout(60):
-            out, err = await process.communicate(stdin.encode())
-        assert process.returncode is not None
-        said = Said(process.returncode, out.decode(), err.decode())
-        assert "Traceback" not in said.err, said.err
-        return said
+        found = await ended(process, stdin.encode())
+        return Said(found.code, found.out.decode(), found.err)
 
     async def done(self, *words: str, stdin: str = "") -> Said:
         said = await self.type(*words, stdin=stdin)

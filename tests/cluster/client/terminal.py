@@ -7,23 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.integration.ended import Ended, ended
+
 root = Path(__file__).parents[3]
-end_s_max = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def json(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
 
 
 class Terminal:
@@ -71,19 +60,6 @@ class Terminal:
 
     async def keys(self, *words: str) -> list[str]:
         return (await self.done("ls", *words)).out.decode().splitlines()
-
-
-async def ended(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
-    # `communicate` would write at a later moment, when who has nothing to read may have ended.
-    if process.stdin is not None and not process.stdin.is_closing():
-        process.stdin.write(stdin)
-        process.stdin.close()
-    async with asyncio.timeout(end_s_max):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    assert b"Traceback" not in err, err.decode()
-    # Of a descriptor that is no pipe of ours nothing is known.
-    return Ended(process.returncode, out or b"", err.decode())
 
 
 def lines(documents: Iterable[dict[str, Any]]) -> bytes:

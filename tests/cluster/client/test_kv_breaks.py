@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.cluster.client.terminal import Terminal, ended, lines
+from tests.cluster.client.terminal import Terminal, lines
 from tests.cluster.gateway_platform import Platform
+from tests.integration.ended import ended
 from tests.integration.tcp_proxy import TcpProxy
 from tests.waiting import wait_until
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.client.terminal import Terminal, ended, lines
+from tests.cluster.client.terminal import Terminal, lines
 from tests.cluster.gateway_platform import Tenant
+from tests.integration.ended import ended
 from tests.integration.replicator_process import until_told
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.client.terminal import Terminal, ended
+from tests.cluster.client.terminal import Terminal
 from tests.cluster.gateway_platform import Platform, Tenant
 from tests.free_ports import free_port
+from tests.integration.ended import ended
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

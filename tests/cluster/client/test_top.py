@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.client.terminal import Ended, Terminal, ended, lines
+from tests.cluster.client.terminal import Terminal, lines
 from tests.cluster.gateway_platform import Platform
 from tests.free_ports import free_port
+from tests.integration.ended import Ended, ended
 from tests.integration.node_process import secret
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
