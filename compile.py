@@ -113,7 +113,7 @@ shown_lines = 30
 
 def main() -> int:
     if (lacking := what_is_lacking()) is not None:
-        say(f"{lacking}: services run as plain Python, with a third less requests a second. On ")
+        say(f"{lacking}: services run as plain Python, with a quarter less requests a second. On ")
         say("Debian and Ubuntu `apt-get install gcc python3-dev` and `make compile` change that.\n")
         return 0
     remove()

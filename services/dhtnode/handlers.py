@@ -1,9 +1,10 @@
 """What a node does with each kind of message: the table that its link server is given.
 
-Reads and writes of one key go straight to the replica. What is about many keys is bounded by the
-request, waits for its turn with all else of that kind (`turns.Turns`), and is answered once
-everything it has seen is durable. Such handlers are generators, which yield where they may be
-interrupted; nothing is done for a peer that wants no answer or has gone.
+Reads and writes of one key go straight to the replica, and so do a few small writes that come in
+one message. Whatever else is about many keys is bounded by the request, waits for its turn with all
+of that kind (`turns.Turns`), and is answered once everything it has seen is durable. Such handlers
+are generators, which yield where they may be interrupted; nothing is done for a peer that wants no
+answer or has gone.
 """
 
 from __future__ import annotations
