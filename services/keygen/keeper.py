@@ -178,6 +178,7 @@ class Keeper:
             if names := self._pools.used_lately():
                 self._pools.look_first(await self._store.with_free(names))
         await self._leave()
+        await self._settle_doubts()
         if now_s - self._looked_s >= look_around_s:
             await self._store.bury()
             await self._tidy_up()
@@ -287,6 +288,19 @@ class Keeper:
             self._pools.put_back(leavings)
             raise
         self._pools.look_first(freed)
+
+    async def _settle_doubts(self) -> None:
+        """Let go of reservations that were not confirmed: each as soon as it has happened, or
+        cannot happen any more. Told before that, PostgreSQL would know of nothing to let go of."""
+        doubts = list(self._pools.doubts)
+        if not doubts:
+            return
+        under_way = await self._store.under_way([doubt.transaction_id for doubt in doubts])
+        for doubt in doubts:
+            if doubt.transaction_id not in under_way:
+                freed = await self._store.leave(doubt.instance_id, doubt.leavings)
+                self._pools.look_first(freed)
+                self._pools.doubts.remove(doubt)
 
     def _warn_of_exhaustion(self) -> None:
         for size, used in self._reserved.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from services.core.errors import FixRequest, RetryLater
 from services.core.permute import radix
 from services.keygen.lots import ClaimLot, RangeLot
-from services.keygen.range_store import Leavings, Refill, Unconfirmed, Wish
+from services.keygen.range_store import Doubt, Leavings, Refill, Unconfirmed, Wish
 
 _reserved_ms = 1_700_000_000_000
 
@@ -72,13 +72,12 @@ class MemoryRanges:
         reserved = self._reserve(instance_id, wish, found) if found < wish.wanted else None
         if self.lose_replies:
             self.lose_replies -= 1
-            raise Unconfirmed(
-                Leavings(
-                    ranges=[reserved.range_id] if reserved is not None else (),
-                    void_claims=[claimed.claim_id] if claimed is not None else (),
-                ),
-                reserved.left if reserved is not None else 0,
+            leavings = Leavings(
+                ranges=[reserved.range_id] if reserved is not None else (),
+                void_claims=[claimed.claim_id] if claimed is not None else (),
             )
+            doubt = Doubt(str(self.refills), instance_id, leavings)
+            raise Unconfirmed(doubt, reserved.left if reserved is not None else 0)
         return Refill(claimed, reserved)
 
     async def leave(self, _: int, leavings: Leavings) -> set[tuple[int, int]]:

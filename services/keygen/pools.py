@@ -26,7 +26,7 @@ from services.core.errors import ClientError, FixRequest, InternalError, RetryLa
 from services.core.permute import Permutation
 from services.keygen.lots import ClaimLot, Drawn, Lot, RangeLot
 from services.keygen.pool import Pool
-from services.keygen.range_store import Leavings, Refill, Unconfirmed, Wish
+from services.keygen.range_store import Doubt, Leavings, Refill, Unconfirmed, Wish
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.histogram import Histogram
@@ -99,6 +99,8 @@ class Pools:
         self._unused: list[tuple[int, int]] = []
         self._void_claims: list[int] = []
         self.left_something = asyncio.Event()
+        # Reservations that PostgreSQL has to be asked about before it can be told.
+        self.doubts: list[Doubt] = []
         self.counters = PoolCounters()
         self.refill_ms = Histogram()
 
@@ -134,6 +136,18 @@ class Pools:
         metrics.add("pool_keys", "gauge", "Keys in all pools", lambda: self.left)
         metrics.add("pool_requests_waiting", "gauge", "Requests that wait", lambda: self._waiting)
         metrics.add("keys_issued", "counter", "Keys given out", lambda: self.issued)
+        metrics.add(
+            "pool_reservations_in_doubt",
+            "gauge",
+            "Reservations of which PostgreSQL has not said yet whether they have happened",
+            lambda: len(self.doubts),
+        )
+        metrics.add(
+            "pool_lots_untold",
+            "gauge",
+            "Ranges and claims that are done with, of which PostgreSQL has not been told yet",
+            lambda: len(self._ranges_done) + len(self._claims_done),
+        )
         metrics.add_counters("pool", "of the pools of keys", self.counters)
         metrics.add_histogram("pool_refill_ms", "Time that a reservation takes", self.refill_ms)
 
@@ -312,7 +326,7 @@ class Pools:
                 pool.look_first = True
                 self.counters.unconfirmed += 1
                 self.counters.gaps += error.keys
-                self.put_back(error.leavings)
+                self.doubts.append(error.doubt)
                 self.left_something.set()
                 continue
             except BaseException:

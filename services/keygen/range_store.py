@@ -108,6 +108,11 @@ _CLAIM: Final = f"""
         (extract(epoch FROM origin.reserved_at) * 1000)::bigint AS reserved_ms
 """  # noqa: S608  Constants.
 # Claims are counted, so that it is noticed when one was forgotten.
+# Of one that this server has never begun, as it is another one, null: to ask would be an error.
+_OUTCOMES: Final = """
+    SELECT id::text, CASE WHEN id < pg_current_xact_id() THEN pg_xact_status(id) END AS outcome
+    FROM unnest($1::text[]::xid8[]) AS asked (id)
+"""
 _COUNT_CLAIM: Final = "UPDATE key_watch SET claims = claims + 1 RETURNING claims"
 _CLOSE: Final = """
     WITH held AS (
@@ -210,12 +215,21 @@ class Leavings:
         return bool(self.ranges or self.claims or self.unused or self.void_claims)
 
 
+@dataclass(slots=True, frozen=True)
+class Doubt:
+    """A transaction that may have happened, or may yet: what to let go of once it has."""
+
+    transaction_id: str
+    instance_id: int
+    leavings: Leavings
+
+
 class Unconfirmed(Exception):
     """A reservation that may or may not have happened, and so is used by nobody."""
 
-    def __init__(self, leavings: Leavings, keys: int) -> None:
+    def __init__(self, doubt: Doubt, keys: int) -> None:
         super().__init__(f"a reservation of {keys} keys was not confirmed")
-        self.leavings = leavings
+        self.doubt = doubt
         self.keys = keys
 
 
@@ -310,7 +324,9 @@ class RangeStore:
                 ranges=[reserved.range_id] if reserved else (),
                 void_claims=[claimed.lot.claim_id] if claimed else (),
             )
-            raise Unconfirmed(leavings, reserved.left if reserved else 0) from error
+            transaction_id = str(error.members["operation_id"]).removeprefix("xid-")
+            doubt = Doubt(transaction_id, instance_id, leavings)
+            raise Unconfirmed(doubt, reserved.left if reserved else 0) from error
         except WasSetBack as error:
             await self._watch.report(instance_id, [error.set_back])
             raise Halted from error
@@ -349,6 +365,12 @@ class RangeStore:
                 return set()
             freed = await connection.fetch(_FREE, closed)
         return {(int(row["tenant"]), row["size"]) for row in freed}
+
+    async def under_way(self, transaction_ids: Sequence[str]) -> set[str]:
+        """Those of these transactions that may still happen, or not."""
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(_OUTCOMES, transaction_ids)
+        return {row["id"] for row in rows if row["outcome"] == "in progress"}
 
     async def with_free(self, names: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
         """Those of these tenants and sizes of which returned keys can be given out."""

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from services.core.errors import FatalError, RestartLater, RetryLater
 from services.core.permute import radix
 from services.keygen.keeper import lease_s, warn_share
+from services.keygen.range_store import Doubt, Leavings
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness
@@ -133,6 +135,48 @@ async def test_a_lease_is_renewed_and_our_own_end_of_it_is_the_sooner_one(town: 
     )
     assert isinstance(left_s, float)
     assert one.pools.usable_until_s - town.clock.boot_s() < left_s
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_a_reservation_in_doubt_is_let_go_of_however_late_it_happens(
+    town: Town, database_address: DatabaseAddress, *, commits: bool
+) -> None:
+    """Its reply is lost, and the server is only about to do it: told once, it would know of
+    nothing to let go of."""
+    one = await town.keygen("one")
+    assert one.pools.instance_id is not None
+    server = await asyncpg.connect(**database_address.asyncpg())
+    transaction = server.transaction()
+    await transaction.start()
+    range_id = await server.fetchval(
+        "INSERT INTO key_ranges (size, first, count, tenant, instance_id)"
+        " VALUES (7, 0, 20, 7, $1) RETURNING id",
+        one.pools.instance_id,
+    )
+    transaction_id = await server.fetchval("SELECT pg_current_xact_id()::text")
+    doubt = Doubt(transaction_id, one.pools.instance_id, Leavings(ranges=[range_id]))
+    one.pools.doubts.append(doubt)
+    one.pools.left_something.set()
+    looked_s = one.pools.usable_until_s
+    await wait_until(lambda: one.pools.usable_until_s > looked_s, "it has looked")
+    metrics = Metrics()
+    one.pools.add_to(metrics)
+    assert metrics.as_json()["pool_reservations_in_doubt"] == 1
+    await (transaction.commit() if commits else transaction.rollback())
+    await server.close()
+    await wait_until(lambda: not one.pools.doubts, "it is no more in doubt")
+    ranges = await one.read("SELECT closed_at IS NOT NULL FROM key_ranges")
+    assert ranges == ([(True,)] if commits else [])
+
+
+async def test_a_doubt_of_another_server_is_none(town: Town) -> None:
+    """Which knows nothing of the transaction, or has not come as far."""
+    one = await town.keygen("one")
+    assert one.pools.instance_id is not None
+    one.pools.doubts.append(Doubt(str(1 << 62), one.pools.instance_id, Leavings(ranges=[1])))
+    one.pools.left_something.set()
+    await wait_until(lambda: not one.pools.doubts, "it is no more in doubt")
+    assert one.keeper.trouble is None
 
 
 async def test_readiness_tells_what_can_still_be_done(town: Town) -> None:

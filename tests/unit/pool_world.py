@@ -51,6 +51,9 @@ class PoolWorld:
 
     async def leave(self) -> None:
         """As the keeper does."""
+        while self.pools.doubts:
+            doubt = self.pools.doubts.pop()
+            await self.ranges.leave(doubt.instance_id, doubt.leavings)
         await self.ranges.leave(self.instance_id, self.pools.take_leavings())
 
 
