@@ -176,7 +176,7 @@ class Keeper:
             await self._hold_lease()
             # Other keygens take keys back too.
             if names := self._pools.used_lately():
-                self._pools.look_first(await self._store.with_free(names))
+                self._pools.give_returned_first(await self._store.with_free(names))
         await self._leave()
         await self._settle_doubts()
         if now_s - self._looked_s >= look_around_s:
@@ -285,9 +285,9 @@ class Keeper:
         try:
             freed = await self._store.leave(instance_id, leavings)
         except BaseException:
-            self._pools.put_back(leavings)
+            self._pools.keep_leavings(leavings)
             raise
-        self._pools.look_first(freed)
+        self._pools.give_returned_first(freed)
 
     async def _settle_doubts(self) -> None:
         """Let go of reservations that were not confirmed: each as soon as it has happened, or
@@ -299,7 +299,7 @@ class Keeper:
         for doubt in doubts:
             if doubt.transaction_id not in under_way:
                 freed = await self._store.leave(doubt.instance_id, doubt.leavings)
-                self._pools.look_first(freed)
+                self._pools.give_returned_first(freed)
                 self._pools.doubts.remove(doubt)
 
     def _warn_of_exhaustion(self) -> None:

@@ -117,7 +117,7 @@ class KeyLane:
             query = exchange.query
             size = (short_size if not query else 0) if is_short else self._sizes.get(query, 0)
             pool = asker.pools.get(size)
-            if pool is not None and pool.ready and not pool.look_first:
+            if pool is not None and pool.ready and not pool.returned_first:
                 account.left -= 1
                 reserved_ms = pool.reserved_ms
                 key = pool.take()

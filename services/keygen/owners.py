@@ -84,7 +84,7 @@ class Owners:
     async def held_here(self, tenant: int, names: Sequence[Name]) -> list[bool]:
         """Which of these keys are in a pool of this instance."""
         sizes = {name.size for name in names}
-        pools = {size: await self._pools.settle(tenant, size) for size in sizes}
+        pools = {size: await self._pools.pool_after_refill(tenant, size) for size in sizes}
         found = []
         for name in names:
             pool = pools[name.size]

@@ -47,20 +47,20 @@ class Pool:
         "_permutation",
         "_range_size",
         "_refilled_s",
-        "askers",
+        "keys_wanted",
         "left",
-        "left_at_look",
-        "look_first",
+        "left_at_last_look",
+        "left_when_last_listed",
         "low_water",
         "range_keys",
         "ready",
         "refilling",
+        "requests_waiting",
         "reserved_ms",
         "retry_at_s",
-        "seen_left",
+        "returned_first",
         "size",
         "tenant",
-        "waiting",
     )
 
     def __init__(
@@ -88,23 +88,23 @@ class Pool:
         self.range_keys = 0
         self.low_water = 0
         # Whether keys may have been returned, which are to go out before those that are here.
-        self.look_first = False
+        self.returned_first = False
         # Keys that are waited for, and by how many requests; the refill that is under way; when
         # another may be tried.
-        self.waiting = self.askers = 0
+        self.keys_wanted = self.requests_waiting = 0
         self.refilling: asyncio.Task[object] | None = None
         self.retry_at_s = float("-inf")
         # What was left when somebody last looked whether this pool is in use.
-        self.seen_left = -1
+        self.left_at_last_look = -1
         # The same, of whether anything has gone out since it was last asked for returned keys.
-        self.left_at_look = 0
+        self.left_when_last_listed = 0
         self._refilled_s = 0.0
         self._left_then = 0
 
     @property
     def is_crowded(self) -> bool:
         """Whether more wait than somebody who tries it out would send."""
-        return self.askers > first_range_keys
+        return self.requests_waiting > first_range_keys
 
     def take(self) -> bytes:
         """The next key, of which there must be one: `ready` is not empty."""

@@ -1,6 +1,6 @@
 """All pools of a keygen, and how they are filled.
 
-    hot      pool.ready and not pool.look_first, and boot_s < pools.usable_until_s: pool.take()
+    hot      pool.ready and not pool.returned_first, and boot_s < pools.usable_until_s: pool.take()
     rare     await pools.take(tenant, size, count)
 
 A pool is refilled when it falls to its low-water mark, by one task, whoever has noticed. Those who
@@ -40,11 +40,11 @@ take_s_max: Final = 4.0
 # A reservation that was not confirmed is a gap; the next one usually is.
 tries_max: Final = 3
 # While PostgreSQL is away and the pool still has keys.
-again_s: Final = 1.0
+failure_known_s: Final = 1.0
 # Of returned keys: they are rows, so it does not take many of them at once.
 claim_keys_max: Final = 1_000
 # Looked at for one that nobody uses; so many in a row are in use only where nearly all are.
-_looks_max: Final = 100
+_pools_looked_at_max: Final = 100
 
 log = telemetry.logger("services.keygen")
 
@@ -84,10 +84,10 @@ class Pools:
         self.permutations: Mapping[int, Permutation] = {}
         self._pools: OrderedDict[tuple[int, int], Pool] = OrderedDict()
         self._tasks = asyncio.TaskGroup()
-        self._waiting = 0
+        self._requests_waiting = 0
         # Put into pools since the start, and taken out of them by nobody.
-        self._added = 0
-        self._unspent = 0
+        self._keys_added = 0
+        self._keys_dropped = 0
         self.instance_id: int | None = None
         # The same, or the last one: whose lots are in what the keeper has to tell.
         self.lots_of: int | None = None
@@ -129,12 +129,14 @@ class Pools:
     @property
     def issued(self) -> int:
         """Keys given out since the start. Nothing is counted when one is."""
-        return self._added - self._unspent - self.left
+        return self._keys_added - self._keys_dropped - self.left
 
     def add_to(self, metrics: Metrics) -> None:
         metrics.add("pools", "gauge", "Tenants and sizes that keys are ready for", self.__len__)
         metrics.add("pool_keys", "gauge", "Keys in all pools", lambda: self.left)
-        metrics.add("pool_requests_waiting", "gauge", "Requests that wait", lambda: self._waiting)
+        metrics.add(
+            "pool_requests_waiting", "gauge", "Requests that wait", lambda: self._requests_waiting
+        )
         metrics.add("keys_issued", "counter", "Keys given out", lambda: self.issued)
         metrics.add(
             "pool_reservations_in_doubt",
@@ -173,26 +175,26 @@ class Pools:
         self.left_something.clear()
         return leavings
 
-    def put_back(self, leavings: Leavings) -> None:
+    def keep_leavings(self, leavings: Leavings) -> None:
         """They could not be told."""
         self._ranges_done += leavings.ranges
         self._claims_done += leavings.claims
         self._unused += leavings.unused
         self._void_claims += leavings.void_claims
 
-    def look_first(self, names: Iterable[tuple[int, int]]) -> None:
+    def give_returned_first(self, names: Iterable[tuple[int, int]]) -> None:
         """Keys of these tenants and sizes were returned, and are to go out next."""
         for name in names:
             pool = self._pools.get(name)
             if pool is not None:
-                pool.look_first = True
+                pool.returned_first = True
 
     def used_lately(self) -> list[tuple[int, int]]:
         """Tenants and sizes of which keys went out since the last time."""
         names = []
         for name, pool in self._pools.items():
-            if pool.left != pool.left_at_look:
-                pool.left_at_look = pool.left
+            if pool.left != pool.left_when_last_listed:
+                pool.left_when_last_listed = pool.left
                 names.append(name)
         return names
 
@@ -211,7 +213,7 @@ class Pools:
         if pool is None:
             permutation = self.permutations.get(size)
             if permutation is None or self.instance_id is None:
-                raise _away()
+                raise _unavailable()
             if len(self._pools) >= self._pools_max:
                 self._make_room()
             pool = Pool(tenant, permutation, self._range_size, self._refill_soon, self._finished)
@@ -221,7 +223,7 @@ class Pools:
     def _is_usable(self, pool: Pool, count: int) -> bool:
         now_s = self._clock.boot_s()
         # Whether keys were returned is not asked again and again while nobody answers.
-        may_take = not pool.look_first or now_s < pool.retry_at_s
+        may_take = not pool.returned_first or now_s < pool.retry_at_s
         return pool.left >= count and may_take and now_s < self.usable_until_s
 
     async def take(self, tenant: int, size: int, count: int) -> list[Lot | Drawn]:
@@ -232,9 +234,9 @@ class Pools:
         pool = self.pool(tenant, size)
         if self._is_usable(pool, count):
             return pool.take_many(count)
-        if self._waiting >= waiting_max:
+        if self._requests_waiting >= waiting_max:
             raise RetryLater("overloaded", f"{waiting_max} requests wait for keys already")
-        self._waiting += 1
+        self._requests_waiting += 1
         try:
             async with asyncio.timeout(take_s_max):
                 return await self._take_later(tenant, size, count)
@@ -243,7 +245,7 @@ class Pools:
                 "database_unavailable", f"No keys were reserved within {take_s_max:g} s"
             ) from None
         finally:
-            self._waiting -= 1
+            self._requests_waiting -= 1
 
     async def _take_later(self, tenant: int, size: int, count: int) -> list[Lot | Drawn]:
         while True:
@@ -251,21 +253,21 @@ class Pools:
             pool = self.pool(tenant, size)
             if self._is_usable(pool, count):
                 return pool.take_many(count)
-            pool.waiting += count
-            pool.askers += 1
+            pool.keys_wanted += count
+            pool.requests_waiting += 1
             try:
                 error = await self._refilled(pool)
             finally:
-                pool.waiting -= count
-                pool.askers -= 1
+                pool.keys_wanted -= count
+                pool.requests_waiting -= 1
             if error is None:
                 continue
             if pool.left >= count and self._clock.boot_s() < self.usable_until_s:
                 # Whether any were returned cannot be told now.
                 return pool.take_many(count)
-            raise _again(error)
+            raise _copy_of(error)
 
-    async def settle(self, tenant: int, size: int) -> Pool | None:
+    async def pool_after_refill(self, tenant: int, size: int) -> Pool | None:
         """The pool, with all in it that PostgreSQL knows to be in it; None if there is none."""
         pool = self._pools.get((tenant, size))
         if pool is not None and pool.refilling is not None:
@@ -300,12 +302,12 @@ class Pools:
             await self._fill(pool)
         except ClientError as error:
             self.counters.refills_failed += 1
-            pool.retry_at_s = self._clock.boot_s() + again_s
+            pool.retry_at_s = self._clock.boot_s() + failure_known_s
             return error
         except Exception:
             log.exception("a pool could not be refilled", size=pool.size)
             self.counters.refills_failed += 1
-            pool.retry_at_s = self._clock.boot_s() + again_s
+            pool.retry_at_s = self._clock.boot_s() + failure_known_s
             return InternalError()
         finally:
             pool.refilling = None
@@ -316,21 +318,21 @@ class Pools:
             instance_id = self.instance_id
             began_s = self._clock.boot_s()
             if instance_id is None or began_s >= self.usable_until_s:
-                raise _away()
+                raise _unavailable()
             # What comes in from here on may not be seen by this transaction.
-            pool.look_first = False
+            pool.returned_first = False
             wish = self._wish(pool, began_s)
             try:
                 refill = await self._ranges.refill(instance_id, wish)
             except Unconfirmed as error:
-                pool.look_first = True
+                pool.returned_first = True
                 self.counters.unconfirmed += 1
                 self.counters.gaps += error.keys
                 self.doubts.append(error.doubt)
                 self.left_something.set()
                 continue
             except BaseException:
-                pool.look_first = True
+                pool.returned_first = True
                 raise
             now_s = self._clock.boot_s()
             self.refill_ms.observe((now_s - began_s) * 1000)
@@ -342,7 +344,7 @@ class Pools:
         )
 
     def _wish(self, pool: Pool, now_s: float) -> Wish:
-        needed = max(pool.waiting - pool.left, 0)
+        needed = max(pool.keys_wanted - pool.left, 0)
         wanted = needed
         if pool.left <= pool.low_water:
             wanted = max(needed, pool.low_water + 1 - pool.left)
@@ -363,9 +365,9 @@ class Pools:
             for lot in (refill.claimed, refill.reserved):
                 if lot is not None:
                     self._let_go_of(lot, 0)
-            raise _away()
+            raise _unavailable()
         for part in (refill.claimed, refill.reserved):
-            self._added += part.left if part is not None else 0
+            self._keys_added += part.left if part is not None else 0
         self.counters.reissued += len(refill.claimed) if refill.claimed is not None else 0
         pool.add(refill.claimed, refill.reserved, planned, now_s)
 
@@ -375,13 +377,13 @@ class Pools:
         """Drop a pool that was not used since somebody last looked; any, if all of those looked at
         were."""
         usable = None
-        for _ in range(min(_looks_max, len(self._pools))):
+        for _ in range(min(_pools_looked_at_max, len(self._pools))):
             name, pool = next(iter(self._pools.items()))
-            if not pool.waiting and pool.refilling is None:
+            if not pool.keys_wanted and pool.refilling is None:
                 usable = name
-                if pool.seen_left == pool.left:
+                if pool.left_at_last_look == pool.left:
                     break
-            pool.seen_left = pool.left
+            pool.left_at_last_look = pool.left
             self._pools.move_to_end(name)
         if usable is None:
             raise RetryLater("overloaded", "Keys are being reserved for too many accounts at once")
@@ -390,7 +392,7 @@ class Pools:
 
     def _let_go(self, pool: Pool) -> None:
         for lot, drawn in pool.empty():
-            self._unspent += lot.left + drawn
+            self._keys_dropped += lot.left + drawn
             self._let_go_of(lot, drawn)
 
     def _let_go_of(self, lot: Lot, drawn: int) -> None:
@@ -408,11 +410,11 @@ class Pools:
         self.left_something.set()
 
 
-def _away() -> RetryLater:
+def _unavailable() -> RetryLater:
     return RetryLater("database_unavailable", "No keys can be reserved: PostgreSQL is away")
 
 
-def _again(error: ClientError) -> ClientError:
+def _copy_of(error: ClientError) -> ClientError:
     """One for each who waited: an exception that several raise grows a traceback of all."""
     if isinstance(error, RetryLater):
         return RetryLater(error.code, error.detail, retry_after_s=error.retry_after_s)

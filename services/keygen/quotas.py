@@ -32,13 +32,13 @@ accounts_max: Final = 50_000
 # What has no limit has so much left. Compiled code counts up to here without making objects.
 unlimited: Final = 1 << 60
 # What is used up is not looked up for every request; others may still give something back.
-refused_s: Final = 0.25
+exhausted_known_s: Final = 0.25
 # While PostgreSQL is away: nobody waits for it who comes after one that has waited in vain.
-again_s: Final = 1.0
+failure_known_s: Final = 1.0
 # Blocks that nobody has spent from for so long are given back.
-give_back_s: Final = 5.0
-forget_s: Final = 3_600.0
-_looks_max: Final = 100
+block_idle_s: Final = 5.0
+forget_every_s: Final = 3_600.0
+_accounts_looked_at_max: Final = 100
 
 
 class QuotaLedger(Protocol):
@@ -62,15 +62,15 @@ class Account:
 
     __slots__ = (
         "_limit",
+        "block_turn",
         "day",
         "key_id",
         "left",
+        "left_at_last_look",
         "refused_until_s",
         "resets_s",
         "retry_at_s",
-        "seen_left",
         "tenant",
-        "turn",
         "until_s",
     )
 
@@ -81,14 +81,14 @@ class Account:
         self.left = 0 if limit is not None else unlimited
         self.until_s = -math.inf if limit is not None else math.inf
         self.day: date | None = None
-        self.seen_left = -1
+        self.left_at_last_look = -1
         # Until when there was found to be nothing left, and when the day is over.
         self.refused_until_s = -math.inf
         self.resets_s = -math.inf
         # When another block may be asked for, if the last one could not be set aside.
         self.retry_at_s = -math.inf
         # One block at a time.
-        self.turn = asyncio.Lock()
+        self.block_turn = asyncio.Lock()
 
     @property
     def limit(self) -> int | None:
@@ -120,8 +120,8 @@ class Quotas:
         self._accounts_max = accounts_max
         self._accounts: OrderedDict[tuple[int, int], Account] = OrderedDict()
         # What is to be given back, and what is to be counted, once PostgreSQL can be told.
-        self._unspent: Counter[tuple[int, int, date]] = Counter()
-        self._spent: Counter[tuple[int, int]] = Counter()
+        self._to_give_back: Counter[tuple[int, int, date]] = Counter()
+        self._to_count: Counter[tuple[int, int]] = Counter()
         self._flushed_s = self._forgot_s = -math.inf
         self.blocks = 0
         self.refused = 0
@@ -151,7 +151,7 @@ class Quotas:
         """Spend so much. RetryLater `quota_exhausted` if it does not fit the day."""
         if self._spend(account, count):
             return
-        async with account.turn:
+        async with account.block_turn:
             # Whoever had the turn before may have left enough. And while a block is set aside,
             # others spend what was left, or the day ends: that is no reason to refuse.
             while not self._spend(account, count):
@@ -168,7 +168,7 @@ class Quotas:
             raise self._exhausted(account, count, limit, limit)
         block = await self._set_aside(account, limit, max(count - left, 1))
         # As of before it was asked for: by the end of the day it is spent or over.
-        self._enter(account, block, now_s)
+        self._book(account, block, now_s)
         if not block.count:
             raise self._exhausted(account, count, limit, block.used - account.left)
 
@@ -178,7 +178,7 @@ class Quotas:
         try:
             return await self._ledger.take(account.tenant, account.key_id, limit, needed)
         except (RetryLater, UnknownOutcome) as error:
-            account.retry_at_s = self._clock.boot_s() + again_s
+            account.retry_at_s = self._clock.boot_s() + failure_known_s
             if isinstance(error, RetryLater):
                 raise
             # Of the client's request nothing was done. The block may be set aside for nobody.
@@ -205,12 +205,12 @@ class Quotas:
         the seconds that they keep it."""
         told = await self._ledger.of_tenant(tenant)
         now_s = self._clock.boot_s()
-        keys = [self._truly(tenant, key, now_s) for key in told.keys]
+        keys = [self._really_used(tenant, key, now_s) for key in told.keys]
         differs = sum(key.used for key in keys) - sum(key.used for key in told.keys)
         *before, today = told.days
         return TenantUse(keys, [*before, max(today + differs, 0)])
 
-    def _truly(self, tenant: int, key: KeyUse, now_s: float) -> KeyUse:
+    def _really_used(self, tenant: int, key: KeyUse, now_s: float) -> KeyUse:
         account = self._accounts.get((tenant, key.key_id))
         if account is None:
             return key
@@ -222,29 +222,29 @@ class Quotas:
     async def flush(self, *, everything: bool = False) -> None:
         """Give back blocks that nobody spends from, and count what has no limit."""
         now_s = self._clock.boot_s()
-        if now_s - self._flushed_s >= give_back_s or everything:
+        if now_s - self._flushed_s >= block_idle_s or everything:
             self._flushed_s = now_s
             for account in self._accounts.values():
-                self._settle(account, now_s, everything=everything)
+                self._collect(account, now_s, everything=everything)
         # What may have been noted already is not told again: too little is given out rather than
         # too much.
-        if self._unspent:
-            unspent, self._unspent = self._unspent, Counter()
+        if self._to_give_back:
+            unspent, self._to_give_back = self._to_give_back, Counter()
             try:
                 await self._ledger.give_back(
                     [Unspent(*name, count) for name, count in unspent.items()]
                 )
             except RetryLater:
-                self._unspent.update(unspent)
+                self._to_give_back.update(unspent)
                 raise
-        if self._spent:
-            spent, self._spent = self._spent, Counter()
+        if self._to_count:
+            spent, self._to_count = self._to_count, Counter()
             try:
                 await self._ledger.count([(*name, count) for name, count in spent.items()])
             except RetryLater:
-                self._spent.update(spent)
+                self._to_count.update(spent)
                 raise
-        if now_s - self._forgot_s >= forget_s:
+        if now_s - self._forgot_s >= forget_every_s:
             await self._ledger.forget()
             self._forgot_s = now_s
 
@@ -254,7 +254,7 @@ class Quotas:
         account.left -= count
         return True
 
-    def _enter(self, account: Account, block: Block, now_s: float) -> None:
+    def _book(self, account: Account, block: Block, now_s: float) -> None:
         if block.count:
             self.blocks += 1
             # What was left of another day is worth nothing on this one.
@@ -265,7 +265,7 @@ class Quotas:
             account.left = 0
         account.resets_s = now_s + block.left_s
         if not block.count and account.limit is not None and block.used >= account.limit:
-            account.refused_until_s = now_s + min(refused_s, block.left_s)
+            account.refused_until_s = now_s + min(exhausted_known_s, block.left_s)
 
     def _exhausted(self, account: Account, count: int, limit: int, used: int) -> RetryLater:
         self.refused += 1
@@ -280,36 +280,36 @@ class Quotas:
             )
         return RetryLater("quota_exhausted", detail, retry_after_s=wait_s)
 
-    def _settle(self, account: Account, now_s: float, *, everything: bool) -> None:
-        is_idle = account.seen_left == account.left
-        account.seen_left = account.left
+    def _collect(self, account: Account, now_s: float, *, everything: bool) -> None:
+        is_idle = account.left_at_last_look == account.left
+        account.left_at_last_look = account.left
         if account.limit is None:
             # What is refunded after it was counted is taken off what comes next: it is never told
             # as a number below zero, which PostgreSQL would refuse with all others.
             if account.spent_unlimited > 0:
-                self._spent[account.tenant, account.key_id] += account.spent_unlimited
+                self._to_count[account.tenant, account.key_id] += account.spent_unlimited
                 account.left = unlimited
-        elif account.left and (is_idle or everything) and not account.turn.locked():
+        elif account.left and (is_idle or everything) and not account.block_turn.locked():
             if account.day is not None and now_s < account.until_s:
-                self._unspent[account.tenant, account.key_id, account.day] += account.left
+                self._to_give_back[account.tenant, account.key_id, account.day] += account.left
             account.left = 0
 
     def _drop(self, name: tuple[int, int]) -> None:
         account = self._accounts.pop(name)
-        self._settle(account, self._clock.boot_s(), everything=True)
+        self._collect(account, self._clock.boot_s(), everything=True)
         account.close()
 
     def _make_room(self) -> None:
         """Drop an account that was not used since somebody last looked; any, if all of those looked
         at were."""
         usable = None
-        for _ in range(min(_looks_max, len(self._accounts))):
+        for _ in range(min(_accounts_looked_at_max, len(self._accounts))):
             name, account = next(iter(self._accounts.items()))
-            if not account.turn.locked():
+            if not account.block_turn.locked():
                 usable = name
-                if account.seen_left == account.left:
+                if account.left_at_last_look == account.left:
                     break
-            account.seen_left = account.left
+            account.left_at_last_look = account.left
             self._accounts.move_to_end(name)
         if usable is None:
             raise RetryLater("overloaded", "Too many API keys are in use at once")

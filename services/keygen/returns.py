@@ -112,7 +112,7 @@ class Returns:
         taken: set[Name] = set()
         if good:
             taken, free = await self._store.take_back(tenant, good)
-            self._pools.look_first((tenant, size) for size in free)
+            self._pools.give_returned_first((tenant, size) for size in free)
         # Somebody else has returned it just now.
         reasons.update((one.name, twice) for one in good if one.name not in taken)
         return len(taken), reasons

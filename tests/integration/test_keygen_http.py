@@ -317,6 +317,8 @@ async def test_everything_is_described_and_measured(desk: Desk) -> None:
     assert {"/get-key", "/api/key", "/api/keys/{count}", "/api/ReturnKeys", "/quota"} <= set(
         document["paths"]
     )
+    told = document["paths"]["/api/ReturnKeys"]["post"]["description"]
+    assert "not before it has rested for RETURN_REST (ten minutes" in told
     for page in ("/docs", "/docs/errors"):
         assert "text/html" in (await desk.get(page)).headers["Content-Type"]
     figures = await desk.keygen.metrics()

@@ -42,7 +42,7 @@ async def test_a_returned_key_goes_out_again_once_its_range_is_closed(town: Town
     following = await keygen.take(15)
     assert not set(following) & set(keys), "its range was still open"
     await until_closed(keygen, 1)
-    await wait_until(lambda: keygen.pools.pool(ada, 7).look_first, "it is told of them")
+    await wait_until(lambda: keygen.pools.pool(ada, 7).returned_first, "it is told of them")
     assert set(await keygen.take(2)) == set(keys[:2])
     assert not set(await keygen.take(50)) & {*keys, *following}
 
@@ -56,12 +56,12 @@ async def test_a_returned_key_rests_for_as_long_as_its_return_may_be_repeated(to
     assert await keygen.reasons(keys[:2]) == dict.fromkeys(keys[:2], twice)
     async with keygen.database.transaction() as connection:
         await connection.execute("UPDATE returned_keys SET returned_at = now() - interval '540 s'")
-    keygen.pools.look_first([(ada, 7)])
+    keygen.pools.give_returned_first([(ada, 7)])
     assert not set(await keygen.take(50)) & set(keys)
     async with keygen.database.transaction() as connection:
         await connection.execute("UPDATE returned_keys SET returned_at = now() - interval '600 s'")
     assert await RangeStore(keygen.database).with_free([(ada, 7), (bob, 7)]) == {(ada, 7)}
-    keygen.pools.look_first([(ada, 7)])
+    keygen.pools.give_returned_first([(ada, 7)])
     assert set(await keygen.take(2)) == set(keys[:2])
 
 

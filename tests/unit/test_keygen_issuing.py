@@ -10,7 +10,7 @@ from services.core.errors import ClientError, RetryLater
 from services.keygen import issuing as issuing_module
 from services.keygen.issuing import Issuing
 from services.keygen.memory_ledger import MemoryLedger
-from services.keygen.quotas import Quotas, give_back_s
+from services.keygen.quotas import Quotas, block_idle_s
 from tests.unit.pool_world import PoolWorld, pool_world
 
 
@@ -31,7 +31,7 @@ class Desk:
         return (await self.quotas.quota(self.quotas.account(7, 1, limit))).used
 
     async def flush(self) -> None:
-        self.world.timeline.advance(give_back_s)
+        self.world.timeline.advance(block_idle_s)
         await self.quotas.flush()
 
 

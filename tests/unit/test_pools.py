@@ -198,7 +198,7 @@ async def test_returned_keys_go_out_before_new_ones() -> None:
         first = await world.take(3)
         await world.settle()
         world.ranges.give_back(7, 7, 0, 2)
-        world.pools.look_first([(7, 7)])
+        world.pools.give_returned_first([(7, 7)])
         assert set(await world.take(2)) == {first[0], first[2]}
         assert await world.take() == [key(3)], "and nothing is left out"
         assert world.pools.counters.reissued == 2
@@ -217,7 +217,7 @@ async def test_a_claim_whose_reply_was_lost_can_be_claimed_again() -> None:
         world.ranges.lose_replies = 1
         assert await world.take() != [key(900)]
         await world.leave()
-        world.pools.look_first([(7, 7)])
+        world.pools.give_returned_first([(7, 7)])
         assert await world.take() == [key(900)]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from services.core.errors import RetryLater
 from services.keygen.memory_ledger import MemoryLedger
-from services.keygen.quotas import Quotas, again_s, give_back_s
+from services.keygen.quotas import Quotas, block_idle_s, failure_known_s
 from services.runtime.clock import FakeClock, Timeline
 
 
@@ -83,7 +83,7 @@ async def test_counts_of_all_sizes_never_pass_the_limit() -> None:
         count = rng.choice([1, 1, 2, 17, 100, 400])
         given += count if await day.take(count, at=rng.randrange(3)) else 0
         if rng.random() < 0.01:
-            day.after(give_back_s)
+            day.after(block_idle_s)
             for quotas in day.keygens:
                 await quotas.flush()
     assert 990 <= given <= 1_000
@@ -138,7 +138,7 @@ async def test_blocks_that_nobody_spends_from_are_given_back() -> None:
     assert await day.used(at=1) == 31, "of which others know only that it is set aside"
     assert await day.used(at=0) == 1
     for _ in range(2):
-        day.after(give_back_s)
+        day.after(block_idle_s)
         await day.keygens[0].flush()
     assert await day.used(at=1) == 1
     assert await day.take(999, at=1)
@@ -155,7 +155,7 @@ async def test_without_postgresql_nothing_is_given_beyond_the_block() -> None:
         await day.take()
     assert refused.value.code == "database_unavailable"
     day.ledger.away = False
-    day.after(again_s)
+    day.after(failure_known_s)
     assert await day.take()
     assert await day.used() == 32
 
@@ -175,7 +175,7 @@ async def test_who_waits_for_a_block_shares_its_failure_and_is_not_the_next_to_w
     with pytest.raises(RetryLater):
         await day.take()
     assert day.ledger.asked == 1, "and for a moment nobody asks again"
-    day.after(again_s)
+    day.after(failure_known_s)
     assert await day.take()
 
 
@@ -185,7 +185,7 @@ async def test_what_has_no_limit_is_counted_all_the_same() -> None:
     assert await day.take(10_000, limit=None), "and needs nobody for it"
     day.ledger.away = False
     assert await day.used(limit=None) == 10_000
-    day.after(give_back_s)
+    day.after(block_idle_s)
     await day.keygens[0].flush()
     assert await day.used(limit=None) == 10_000
     await day.take(1, limit=None)
@@ -197,16 +197,16 @@ async def test_what_is_refunded_after_it_was_counted_is_taken_off_what_comes_nex
     quotas = day.keygens[0]
     account = quotas.account(7, 1, None)
     await quotas.take(account, 40)
-    day.after(give_back_s)
+    day.after(block_idle_s)
     await quotas.flush()
     quotas.refund(account, 40, account.day)
     await day.take(5, limit=None, key_id=2)
-    day.after(give_back_s)
+    day.after(block_idle_s)
     await quotas.flush()
     told = await quotas.of_tenant(7)
     assert {key.key_id: key.used for key in told.keys} == {1: 0, 2: 5}
     await quotas.take(account, 41)
-    day.after(give_back_s)
+    day.after(block_idle_s)
     await quotas.flush()
     assert await day.used(limit=None) == 41
 
@@ -270,11 +270,11 @@ async def test_what_could_not_be_counted_is_counted_once_that_can_be_done_again(
     day.ledger.away = True
     for _ in range(3):
         await day.take(5, limit=None)
-        day.after(give_back_s)
+        day.after(block_idle_s)
         with pytest.raises(RetryLater):
             await quotas.flush()
     day.ledger.away = False
-    day.after(give_back_s)
+    day.after(block_idle_s)
     await quotas.flush()
     assert await day.used(limit=None) == 15
     assert await day.take(999, key_id=2)
@@ -319,7 +319,7 @@ async def test_a_block_that_was_not_confirmed_is_spent_by_nobody() -> None:
     with pytest.raises(RetryLater) as refused:
         await day.take()
     assert refused.value.code == "database_unavailable", "nothing was given out"
-    day.after(again_s)
+    day.after(failure_known_s)
     given = 0
     while await day.take():
         given += 1
