@@ -88,6 +88,20 @@ class DatabaseCounters:
     unknown_outcomes: int = 0
 
 
+class _Pooled(asyncpg.Connection):  # type: ignore[misc]  # It has no types either.
+    """Closes without failing: a pool that is to replace what it has does so by tasks that nobody
+    awaits. What was lost while it was closed is closed."""
+
+    __slots__ = ()
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  asyncpg's.
+        try:
+            await super().close(timeout=release_s_max if timeout is None else timeout)
+        except _NO_CONNECTION:
+            # asyncpg has aborted it.
+            return
+
+
 class Database:
     """A pool on one address. Usable between `open` and `close`, from one event loop."""
 
@@ -148,6 +162,7 @@ class Database:
             min_size=0,
             max_size=self.connections_max,
             command_timeout=self._command_s_max,
+            connection_class=_Pooled,
             init=self._begin_session,
             reset=self._reset_session,
         )

@@ -6,6 +6,7 @@ A proxy stands between the pool and the server where a loss has to happen at a c
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -419,6 +420,31 @@ async def test_connections_that_went_silent_in_the_pool_are_replaced_by_new_ones
     assert proxied.counters.replaced == 1
     assert proxy.accepted > old
     proxy.cut()
+
+
+async def test_how_replaced_connections_end_is_nobodys_failure(
+    database_address: DatabaseAddress,
+    proxy: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres, "probe_s_max", 0.2)
+    monkeypatch.setattr(postgres, "release_s_max", 0.2)
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    address = replace(database_address, host=await proxy.start(tmp_path))
+    async with Database(address, connections_max=3) as database:
+        async with database.connection(), database.connection(), database.connection():
+            pass
+        proxy.forget()
+        async with database.connection(), database.connection(), database.connection():
+            # The pool closes what these have replaced, and there is nobody to answer.
+            await asyncio.sleep(1.0)
+        gc.collect()
+        await asyncio.sleep(0)
+        assert database.counters.replaced
+        assert unheard == []
+        proxy.cut()
 
 
 @asynccontextmanager
