@@ -11,6 +11,7 @@ from playwright.sync_api import FilePayload, Page, expect
 
 from tests.browser.accessibility import issues, unguarded
 from tests.browser.conftest import NewVisitor
+from tests.browser.data_owner import Owner
 from tests.browser.running_platform import Person, RunningPlatform
 from tests.browser.visitor import Visitor
 
@@ -223,9 +224,18 @@ def test_namespaces_are_declared_looked_at_and_deleted(visitor: Visitor, person:
     expect(page.get_by_role("heading", name="No namespace is used yet")).to_be_visible()
 
 
-def test_the_dialogs_have_no_serious_issues(new_visitor: NewVisitor, person: Person) -> None:
+def test_the_dialogs_have_no_serious_issues(
+    new_visitor: NewVisitor, platform: RunningPlatform, person: Person
+) -> None:
+    Owner(platform, person).put("abc", b"1")
     visitor = new_visitor(**unguarded, color_scheme="dark")
-    page = visitor.log_in(person, f"{data}?prefix=a")
+    visitor.log_in(person, data)
+    page = visitor.open(f"{data}?prefix=b")
+    # Where nothing begins so, there is nothing to delete.
+    expect(page.get_by_role("heading", name="No key begins so")).to_be_visible()
+    expect(page.get_by_role("button", name="Delete by prefix")).to_have_count(0)
+    visitor.open(f"{data}?prefix=a")
+    expect(page.locator("#listing")).to_contain_text("in the whole namespace")
     for name in ("Upload", "Download", "Delete by prefix"):
         page.get_by_role("button", name=name).click()
         expect(page.get_by_role("dialog", name=name)).to_be_visible()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
+from tests.browser.conftest import NewVisitor
 from tests.browser.data_owner import Owner, data, key_page, value_of
-from tests.browser.running_platform import Person, RunningPlatform
+from tests.browser.running_platform import Person, RunningPlatform, good_password
 from tests.browser.visitor import Visitor
 
 
@@ -99,6 +100,47 @@ def test_a_limit_that_is_none_is_told_in_a_whole_sentence(visitor: Visitor, pers
         expect(problem).to_be_empty()
         dialog.get_by_role("button", name="Make the key").click()
         expect(problem).to_have_text(words)
+
+
+def test_who_clicks_twice_means_it_once(
+    visitor: Visitor, new_visitor: NewVisitor, person: Person, owner: Owner
+) -> None:
+    owner.put("count", b"1")
+    page = visitor.open("/signup")
+    page.get_by_label("Email address").fill("twice@example.com")
+    page.get_by_label("User name").fill("twice")
+    page.get_by_label("Password", exact=True).fill(good_password)
+    page.get_by_role("button", name="Create account").dblclick()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Welcome, twice")
+
+    visitor = new_visitor()
+    visitor.log_in(person, data)
+    page = visitor.open(key_page("count"))
+    assert value_of(page) == "1"
+    page.get_by_role("button", name="Add", exact=True).dblclick(force=True)
+    expect(page.get_by_role("status").filter(has_text="Counted")).to_be_visible()
+    assert owner.get("count") == b"2"
+
+
+def test_what_is_said_again_and_again_stands_there_once(visitor: Visitor) -> None:
+    visitor.expects("status of 503|Error Code 503")
+    page = visitor.log_in_as_demo("/console/cluster")
+    away = '<div class="toast toast-bad"><p>Away</p></div>'
+    where = {"HX-Retarget": "#toasts", "HX-Reswap": "beforeend"}
+    asked: list[str] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=503, headers=where, content_type="text/html", body=away)
+
+    page.route("**/console/cluster/state", refuse)
+    toast = page.locator(".toast")
+    expect(toast).to_have_text("Away")
+    first = len(asked)
+    while len(asked) < first + 2:
+        with page.expect_response("**/console/cluster/state"):
+            pass
+    expect(toast).to_have_count(1)
 
 
 def test_a_short_password_is_told_once(visitor: Visitor) -> None:

@@ -128,6 +128,22 @@ def test_what_is_wrong_stands_beside_its_field(visitor: Visitor, person: Person)
     assert person.ask("GET", "/apikeys").json()["count"] == 0
 
 
+def test_a_form_that_cannot_be_brought_leaves_nobody_waiting(
+    visitor: Visitor, person: Person
+) -> None:
+    visitor.expects("status of 503|Error Code 503")
+    page = visitor.log_in(person, path)
+    away = '<div class="toast toast-bad"><p>Away</p></div>'
+    where = {"HX-Retarget": "#toasts", "HX-Reswap": "beforeend"}
+    page.route(
+        "**/console/keys/new",
+        lambda route: route.fulfill(status=503, headers=where, content_type="text/html", body=away),
+    )
+    page.get_by_role("link", name="New key").click()
+    expect(page.locator(".toast")).to_have_text("Away")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
 def test_by_keyboard_alone_a_key_is_made(visitor: Visitor, person: Person) -> None:
     page = visitor.log_in(person, path)
     page.get_by_role("link", name="New key").focus()

@@ -58,7 +58,9 @@ def test_nobody_shows_our_pages_in_a_frame(
 ) -> None:
     visitor.expects("frame-ancestors|ERR_BLOCKED_BY_RESPONSE")
     visitor.log_in(person)
-    evil.lures(visitor, f'<iframe src="{visitor.platform.url}{path}"></iframe>')
+    # Until then there is nothing in the frame anyway.
+    with visitor.page.expect_console_message(lambda said: "frame-ancestors" in said.text):
+        evil.lures(visitor, f'<iframe src="{visitor.platform.url}{path}"></iframe>')
     (frame,) = [each for each in visitor.page.frames if each != visitor.page.main_frame]
     expect(frame.locator("body")).not_to_contain_text("ydht")
     assert frame.locator("form").count() == 0

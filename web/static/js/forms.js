@@ -45,6 +45,19 @@ document.addEventListener(
   true,
 );
 
+// Whoever clicks twice means it once. Forms that scripts send are not sent by the browser.
+const sent_ms = 8000;
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (event.defaultPrevented || form.method !== "post") return;
+  if (performance.now() - Number(form.dataset.sent ?? -sent_ms) < sent_ms) event.preventDefault();
+  else form.dataset.sent = performance.now();
+});
+// And whoever comes back to a page may send its form again.
+addEventListener("pageshow", () => {
+  for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
+});
+
 function problemOf(input) {
   return input.id ? document.getElementById(`${input.id}-problem`) : null;
 }

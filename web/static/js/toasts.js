@@ -17,6 +17,10 @@ export function toast(text, kind = "good", { stays = false } = {}) {
 }
 
 function watch(shown) {
+  // What is said again, as of a service that is still away, is said once.
+  for (const other of [...place.children]) {
+    if (other !== shown && other.textContent === shown.textContent) other.remove();
+  }
   let timer;
   const leave = () => shown.remove();
   const wait = () => {

@@ -94,17 +94,20 @@ function showKey(place) {
 }
 
 function smallForms(place, of, unsaved) {
+  const buttons = place.querySelectorAll("[data-expiry] button, [data-increment] button");
   const changed = async (path, options, where) => {
     where.textContent = "";
     if (unsaved.isChanged()) {
       where.textContent = "Save what you have changed first: the page is loaded anew after this.";
       return null;
     }
+    for (const button of buttons) button.disabled = true;
     try {
       const answer = await ask(path, options);
       return await answer.json();
     } catch (error) {
       where.textContent = error.message;
+      for (const button of buttons) button.disabled = false;
       return null;
     }
   };
@@ -124,15 +127,17 @@ function smallForms(place, of, unsaved) {
     const where = document.getElementById("increment-by-problem");
     if (await changed(address("/increment", { ...of, by }), { method: "POST" }, where)) showAnew("Counted");
   });
-  for (const button of place.querySelectorAll("[data-expiry] button, [data-increment] button")) button.disabled = false;
+  for (const button of buttons) button.disabled = false;
 }
 
 function deletion(of, condition, unsaved) {
   const form = document.querySelector("[data-delete-key]");
+  const button = form.querySelector("button:not([type])");
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const problem = form.querySelector("[data-problem]");
     problem.textContent = "";
+    button.disabled = true;
     try {
       await ask(address("/value", { ...of, condition: condition() }), { method: "DELETE" });
       unsaved.forget();
@@ -140,9 +145,10 @@ function deletion(of, condition, unsaved) {
     } catch (error) {
       const late = error.code === "precondition_failed";
       problem.textContent = late ? "It was changed meanwhile, and was not deleted. Load the page again to see it." : error.message;
+      button.disabled = false;
     }
   });
-  form.querySelector("button:not([type])").disabled = false;
+  button.disabled = false;
 }
 
 function showNew(place) {
@@ -162,6 +168,8 @@ function showNew(place) {
     const of = { key: key.value, namespace: decodeURIComponent(data.namespace) };
     // Nothing that is there is to be written over by who makes something new.
     const condition = data.kind === "cache" ? "" : "absent";
+    const button = editor.form.querySelector("[data-save]");
+    button.disabled = true;
     try {
       await ask(...putting({ ...of, ...beside, condition }, bytes));
       unsaved.forget();
@@ -173,6 +181,7 @@ function showNew(place) {
         keyProblem.textContent = error.code === "precondition_failed" ? "There is a key of this name already." : error.message;
         key.focus();
       }
+      button.disabled = false;
     }
   });
 }

@@ -27,6 +27,15 @@ dialog.addEventListener("click", (event) => {
   if (event.target === dialog && shownOnce()) event.stopPropagation();
 });
 
+// What could not be brought leaves nothing to wait for; why is told beside the list.
+for (const failed of ["htmx:responseError", "htmx:sendError", "htmx:timeout"]) {
+  document.addEventListener(failed, (event) => {
+    // Refusals have another target, which tells of them.
+    const asked = event.detail.requestConfig;
+    if (asked?.target === content && asked.verb === "get") dialog.close();
+  });
+}
+
 dialog.addEventListener("close", () => {
   content.replaceChildren(waiting.content.cloneNode(true));
 });
