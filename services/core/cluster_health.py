@@ -219,8 +219,8 @@ def _of_slots(
         )
     if collection["blocked"]:
         reasons.append(
-            f"{collection['blocked']} slots cannot be collected while a replica is away: if it is "
-            "gone for good, replace it"
+            f"{collection['blocked']} slots cannot be collected while a replica is away: until it "
+            "is back, what is deleted there goes on taking memory on the others"
         )
     if collection["failing"]:
         reasons.append(

@@ -141,6 +141,6 @@ def read_store(disk: Disk, directory: Path) -> tuple[str, bytes]:
 
 def _garbled(path: Path, what: str) -> FatalError:
     return FatalError(
-        f"{path} does not say whose data this is ({what}): put back an intact copy of that file, "
-        "or replace the node"
+        f"{path} does not say whose data this is ({what}): put back an intact copy of that file; "
+        "without one this node stays out, and the others go on"
     )

@@ -54,13 +54,18 @@ def has_replicas(fleet: Fleet) -> Condition:
     away = sorted(node_id for node_id, node in fleet.nodes.items() if not node.live)
     if not away:
         return ready
-    lacking = fleet.slots_without(_can_be_read)
-    if not lacking:
-        return degraded(f"the others answer for {', '.join(away)}, which cannot be reached")
-    condition = unready if lacking == slot_count else degraded
-    return condition(
-        f"{lacking:,} of {slot_count:,} slots cannot be read: {', '.join(away)} cannot be reached"
-    )
+    names = ", ".join(away)
+    if lacking := fleet.slots_without(_can_be_read):
+        condition = unready if lacking == slot_count else degraded
+        return condition(
+            f"{lacking:,} of {slot_count:,} slots cannot be read: {names} cannot be reached"
+        )
+    if lacking := fleet.slots_without_quorum:
+        return degraded(
+            f"strong requests are refused for {lacking:,} of {slot_count:,} slots, which have no "
+            f"majority of their replicas: {names} cannot be reached"
+        )
+    return degraded(f"the others answer for {names}, which cannot be reached")
 
 
 def _can_be_read(placement: Placement, live: int) -> bool:

@@ -16,7 +16,7 @@ class End(enum.Enum):
     """The value is the word for it in metrics."""
 
     COMPLETED = "completed"
-    # An owner of the slot cannot be reached. If it is gone for good, it has to be replaced.
+    # An owner of the slot cannot be reached. Until it can, they keep them all.
     NOT_ALL_UP = "not_all_up"
     JOINT = "joint"  # Members are being changed; there is no collecting until that is over.
     WRONG_EPOCH = "wrong_epoch"  # The map changed while the attempt was under way.

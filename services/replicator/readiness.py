@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from services.core.placement import Placement
 from services.core.ring import slot_count
 from services.replicator.replicator import Replicator
-from services.runtime.fleet import Fleet
 from services.runtime.probes import Condition, Readiness, degraded, ready, unready
 
 
@@ -49,7 +47,7 @@ def _can_stamp(replicator: Replicator) -> Condition:
 
 def _has_quorum(replicator: Replicator) -> Condition:
     """Named, and no more than degraded: the slots that have theirs go on."""
-    lacking = slots_without_quorum(replicator.fleet)
+    lacking = replicator.fleet.slots_without_quorum
     if not lacking:
         return ready
     away = sorted(node_id for node_id, node in replicator.fleet.nodes.items() if not node.live)
@@ -57,11 +55,3 @@ def _has_quorum(replicator: Replicator) -> Condition:
         f"{lacking:,} of {slot_count:,} slots have no majority of their replicas: "
         f"{', '.join(away)} cannot be reached"
     )
-
-
-def slots_without_quorum(fleet: Fleet) -> int:
-    return fleet.slots_without(_has_majority)
-
-
-def _has_majority(placement: Placement, live: int) -> bool:
-    return placement.is_quorum(live)

@@ -22,7 +22,6 @@ from starlette.routing import BaseRoute, Route
 from services.core.cluster import ClusterMap
 from services.core.hlc import rfc3339
 from services.core.ring import slot_count
-from services.replicator.readiness import slots_without_quorum
 from services.replicator.repair_document import (
     collection_document,
     order_document,
@@ -94,7 +93,7 @@ def cluster_document(replicator: Replicator) -> dict[str, object]:
         # For who has to know where keys are: what nodes and gateways route by.
         "map": json.loads(fleet.map.encode()),
         "replication_factor": fleet.map.replication_factor,
-        "slots_without_quorum": slots_without_quorum(fleet),
+        "slots_without_quorum": fleet.slots_without_quorum,
         "nodes": {
             node_id: {**_node(replicator, node, slots[node_id]), **_behind(replicator, node_id)}
             for node_id, node in sorted(fleet.nodes.items())

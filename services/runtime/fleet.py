@@ -178,6 +178,11 @@ class Fleet:
             )
         return count
 
+    @property
+    def slots_without_quorum(self) -> int:
+        """How many have too few live owners for what is strong."""
+        return self.slots_without(_has_quorum)
+
     def close(self) -> list[OwnedLink]:
         """Look no more; the links, for the caller to close."""
         self._closed = True
@@ -212,6 +217,10 @@ class Fleet:
             self._by_placement[id(placement)] = route
         self._routes[slot] = route
         return route
+
+
+def _has_quorum(placement: Placement, live: int) -> bool:
+    return placement.is_quorum(live)
 
 
 def only_member(member: Member) -> Admit:

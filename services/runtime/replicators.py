@@ -117,7 +117,7 @@ class Replicators:
     def absence(self) -> RetryLater:
         """What to say where nobody can be asked. Why is in the log, by each link: it names places
         that are none of a client's business."""
-        return RetryLater("no_replicator", f"None of {self.count} replicators can be asked now")
+        return RetryLater("no_replicator", "No replicator can be asked now")
 
     async def ask(
         self,

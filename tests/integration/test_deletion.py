@@ -109,7 +109,7 @@ async def test_without_a_replicator_it_says_so_waits_longer_each_time_and_then_g
             return row if row["attempts"] >= 3 else None
 
         row = await until_told(tried_thrice, "it was put off three times")
-        assert row["trouble"].startswith("no_replicator: None of 1 replicators can be asked")
+        assert row["trouble"].startswith("no_replicator: No replicator can be asked")
         assert row["done_at"] is None
 
         async def shown() -> bool | None:
@@ -118,7 +118,7 @@ async def test_without_a_replicator_it_says_so_waits_longer_each_time_and_then_g
 
         await until_told(shown, "the figures tell of it")
         # To anybody who asks: nothing of where replicators are, nor of what is wrong with them.
-        assert "replicators can be asked" not in str(worker.metrics.as_json())
+        assert "replicator can be asked" not in str(worker.metrics.as_json())
         assert "127.0.0.1" not in str(worker.metrics.as_json())
         await desk.cluster.replicator.serve()
         (row,) = await desk.until_done(7)

@@ -385,7 +385,7 @@ async def test_a_damaged_log_is_refused_naming_file_and_offset(
         file.write(bytes((byte[0] ^ 1,)))
     line = await refused(node)
     assert f"{segment} is damaged at byte {segment_head_bytes}: " in line
-    assert "replace the node" in line
+    assert "stays out" in line
     # It says so as long as nobody has mended it, and changes nothing.
     assert await refused(node) == line
 

@@ -214,7 +214,7 @@ async def test_with_nobody_there_it_is_said(cluster: Cluster) -> None:
         lambda: all("refused" in (link.last_error or "") for link in cluster.links),
         "they were looked for in vain",
     )
-    with pytest.raises(RetryLater, match=r"None of 2 replicators can be asked") as told:
+    with pytest.raises(RetryLater, match=r"No replicator can be asked") as told:
         await cluster.replicators.ask(PUT, b"x", wait_s)
     assert told.value.code == "no_replicator"
     assert cluster.replicators.choose(7) is None
@@ -365,7 +365,7 @@ async def test_another_service_at_the_address_of_a_replicator_is_not_asked() -> 
             await wait_until(lambda: links[0].last_error, "it is found out")
         reasons = [str(line.get("reason")) for line in lines]
         assert "expected a replicator here, found node node-1" in reasons
-        with pytest.raises(RetryLater, match=r"None of 1 replicators can be asked now$"):
+        with pytest.raises(RetryLater, match=r"No replicator can be asked now$"):
             await replicators.ask(PUT, b"x", wait_s)
     finally:
         await replicators.close()

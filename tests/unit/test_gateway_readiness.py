@@ -24,7 +24,7 @@ noticed_s = 2.0
     ("nodes", "away", "level", "told"),
     [
         (3, 1, "degraded", "the others answer for node-1, which cannot be reached"),
-        (3, 2, "degraded", "the others answer for node-1, node-2"),
+        (3, 2, "degraded", f"strong requests are refused for {slot_count:,} of {slot_count:,}"),
         (3, 3, "unready", f"{slot_count:,} of {slot_count:,} slots cannot be read: node-1, node-2"),
         (6, 6, "unready", f"{slot_count:,} of {slot_count:,} slots cannot be read: node-1, node-2"),
     ],

@@ -58,7 +58,7 @@ class Corrupt(FatalError):
     def __init__(self, file: object, offset: int, what: str) -> None:
         super().__init__(
             f"{file} is damaged at byte {offset}: {what}; this node does not start on it: put back "
-            "an intact copy of the directory, or replace the node"
+            "an intact copy of the directory; without one it stays out, and the others go on"
         )
         self.file = str(file)
         self.offset = offset
@@ -74,7 +74,7 @@ class Foreign(Corrupt):
         self.args = (
             f"{file} belongs to the store {found.hex()}, and {file.with_name('store')} names "
             f"{expected.hex()}: these two do not belong together, so this node does not start; "
-            "put back the one that was replaced, or replace the node",
+            "put back the one that was replaced; without it, it stays out, and the others go on",
         )
 
 
