@@ -79,6 +79,9 @@ async def test_one_look_tells_rates_and_figures_of_every_service(
             await look()
         for _ in range(3):
             await look()
+        # Whoever has much to do may not answer each look in its time.
+        while any(one["state"] != "ready" for one in looks[-1].values()):
+            await look()
     await writing
     process.send_signal(signal.SIGINT)
     found = await ended(process)
@@ -86,13 +89,13 @@ async def test_one_look_tells_rates_and_figures_of_every_service(
     assert set(looks[-1]) == {
         "gateway", "usermanager", "replicator-1", "node-1", "node-2", "node-3"
     }  # fmt: skip
-    assert looks[0]["gateway"]["per_s"] is None
+    assert looks[0]["gateway"].get("per_s") is None
     for name in ("gateway", "replicator-1", "node-1", "node-2", "node-3"):
-        assert max(look[name]["per_s"] or 0 for look in looks) > 0, name
+        assert max(look[name].get("per_s") or 0 for look in looks) > 0, name
         assert looks[-1][name]["memory_bytes"] > 1 << 20
         assert looks[-1][name]["state"] == "ready", looks[-1][name]
-    assert max(look["gateway"]["p99_ms"] or 0 for look in looks) > 0
-    assert max(look["replicator-1"]["p50_ms"] or 0 for look in looks) > 0
+    assert max(look["gateway"].get("p99_ms") or 0 for look in looks) > 0
+    assert max(look["replicator-1"].get("p50_ms") or 0 for look in looks) > 0
     assert looks[-1]["node-1"]["keys"] >= 3000
     assert looks[-1]["node-1"]["log_bytes"] > 0
     assert looks[-1]["node-1"]["hints"] == 0
