@@ -7,7 +7,6 @@ import os
 import re
 import signal
 
-import httpx
 from playwright.sync_api import Page, expect
 
 from services.core.cluster import ClusterMap
@@ -15,6 +14,7 @@ from services.core.key import storage_key
 from services.core.ring import slot_of
 from tests.browser.running_platform import Person, RunningPlatform
 from tests.browser.visitor import Visitor, patience_ms
+from tests.plain_http import plain_get
 
 path = "/console/cluster"
 markup = "<img src=x onerror=alert(1)>"
@@ -23,7 +23,7 @@ markup = "<img src=x onerror=alert(1)>"
 def map_of(platform: RunningPlatform) -> ClusterMap:
     """As the replicator tells it."""
     up = json.loads((platform.data_dir / "up.json").read_text())
-    told = httpx.get(f"{up['replicator']}/cluster", trust_env=False).json()
+    told = plain_get(f"{up['replicator']}/cluster").json()
     return ClusterMap.decode(json.dumps(told["map"]).encode())
 
 

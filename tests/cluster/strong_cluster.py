@@ -26,6 +26,7 @@ from services.runtime.settings import link_port_offset
 from tests.free_ports import free_port
 from tests.integration.node_process import NodeClient, Stamps, secret
 from tests.integration.tcp_proxy import TcpProxy
+from tests.plain_http import plain_client
 from tests.waiting import wait_until
 
 proxies_host = "127.0.0.2"
@@ -98,13 +99,13 @@ class ServiceProcess:
 
     async def ready(self) -> bool:
         try:
-            async with httpx.AsyncClient(timeout=2) as client:
+            async with plain_client(timeout=2) as client:
                 return (await client.get(self.url + "/ready")).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def metrics(self) -> dict[str, Any]:
-        async with httpx.AsyncClient(timeout=5) as client:
+        async with plain_client(timeout=5) as client:
             found: dict[str, Any] = (await client.get(self.url + "/metrics")).json()
             return found
 

@@ -6,8 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from services.core import operations as o
 from services.core.key import namespace_prefix
 from services.core.wire import OK
@@ -17,6 +15,7 @@ from services.runtime.signing import SignedAuth, Signer
 from tests.cluster.strong_cluster import ServiceProcess, gateway_client, strong_cluster
 from tests.integration.node_process import secret
 from tests.integration.process_memory import rot
+from tests.plain_http import plain_client
 from tests.simulation.asked import request_of
 from tests.simulation.history import Put
 from tests.waiting import patience_s
@@ -34,7 +33,7 @@ def content(number: int) -> bytes:
 async def signed(service: ServiceProcess, method: str, target: str, **content: Any) -> Any:
     auth = SignedAuth(Signer(secret, SystemClock()))
     headers = {"X-Ydht-Tenant": "9", "X-Ydht-Namespace": "rot"}
-    async with httpx.AsyncClient(auth=auth, timeout=10, headers=headers) as client:
+    async with plain_client(auth=auth, timeout=10, headers=headers) as client:
         return await client.request(method, service.url + target, **content)
 
 

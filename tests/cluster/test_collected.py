@@ -26,7 +26,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
 from services.core.operations import Item
@@ -44,6 +43,7 @@ from tests.integration.replicator_process import (
     cluster_processes,
     until_metrics,
 )
+from tests.plain_http import plain_client
 
 keys = int(os.environ.get("REPAIR_KEYS", "10000"))
 fifth = keys // 5
@@ -171,7 +171,7 @@ async def order(cluster: ClusterProcesses) -> None:
     """Have everything compared now, as `ydht cluster repair` does, and collected what is deleted,
     which else would be when two regular passes had met it."""
     auth = SignedAuth(Signer(secret, SystemClock()))
-    async with httpx.AsyncClient(auth=auth, timeout=10) as client:
+    async with plain_client(auth=auth, timeout=10) as client:
         for replicator in cluster.replicators:
             answer = await client.post(replicator.url + "/repair", json={"slots": None})
             assert answer.status_code == 202

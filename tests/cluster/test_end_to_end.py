@@ -25,6 +25,7 @@ from tests.cluster.test_up import ports_of_up, up_command
 from tests.free_ports import free_port
 from tests.integration.replicator_process import until_told
 from tests.integration.supervised import Supervised, supervised
+from tests.plain_http import plain_client
 
 indented = [
     re.sub(r"\s+# .*$", "", line)
@@ -65,7 +66,7 @@ def places(base: int) -> dict[str, str]:
 async def until_ready(url: str) -> None:
     async def look() -> bool | None:
         try:
-            async with httpx.AsyncClient(trust_env=False) as http:
+            async with plain_client() as http:
                 answer = await http.get(f"{url}/ready")
         except httpx.HTTPError:
             return None
@@ -77,7 +78,8 @@ async def until_ready(url: str) -> None:
 async def an_api_key(data_dir: Path, base: int) -> str:
     """As an operator makes one for somebody."""
     commands = [
-        f".venv/bin/ydht user create {tenant} --plan pro --password-stdin <<<'correct horse battery'",
+        f"echo 'correct horse battery' |"
+        f" .venv/bin/ydht user create {tenant} --plan pro --password-stdin",
         f".venv/bin/ydht keys create {tenant} --name robot",
     ]
     environment = {"DATA_DIR": str(data_dir), **places(base)}
@@ -154,7 +156,7 @@ async def test_each_service_in_a_terminal_of_its_own_makes_the_same_platform(
         await until_ready(gateway)
         await until_ready(keygen)
         headers = {"X-API-Key": await an_api_key(data_dir, base)}
-        async with httpx.AsyncClient(trust_env=False, headers=headers, timeout=30) as http:
+        async with plain_client(headers=headers, timeout=30) as http:
             for mode in ("eventual", "strong"):
                 where, lines = f"{gateway}/v1/kv/{mode}", {"X-Consistency": mode}
                 assert (await http.put(where, content=mode, headers=lines)).status_code == 200
@@ -190,7 +192,7 @@ class Store:
 
     async def _ask(self, method: str, key: str, number: int, value: str = "") -> httpx.Response:
         headers = {**self._headers, "X-Consistency": "strong" if number % 2 else "eventual"}
-        async with httpx.AsyncClient(trust_env=False, headers=headers, timeout=30) as http:
+        async with plain_client(headers=headers, timeout=30) as http:
             return await http.request(method, f"{self._gateway}/v1/kv/{key}", content=value)
 
 

@@ -27,6 +27,7 @@ from tests.free_ports import free_port
 from tests.integration.lane_world import Answer, Client
 from tests.integration.node_process import NodeProcess
 from tests.integration.supervised import supervised
+from tests.plain_http import plain_get
 from tests.tidy.tree import root
 from tests.waiting import wait_until
 
@@ -232,7 +233,7 @@ class SecondGateway(NodeProcess):
         def is_ready() -> bool:
             assert self.process.returncode is None, self.said
             with suppress(httpx.TransportError):
-                return httpx.get(f"{self.url}/ready", trust_env=False).status_code == 200
+                return plain_get(f"{self.url}/ready").status_code == 200
             return False
 
         await wait_until(is_ready, "the second gateway is ready")
@@ -242,7 +243,7 @@ class SecondGateway(NodeProcess):
         await wait_until(lambda: self._answered() > 200, "the second gateway has its share")
 
     def _answered(self) -> int:
-        figures = httpx.get(f"{self.url}/metrics", trust_env=False).json()
+        figures = plain_get(f"{self.url}/metrics").json()
         return sum(value for name, value in figures.items() if name.startswith("http_requests."))
 
 

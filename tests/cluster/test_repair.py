@@ -7,7 +7,6 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from services.core.operations import CHANGED, DELETE, PUT, encode_put
@@ -23,6 +22,7 @@ from tests.integration.replicator_process import (
     until_metrics,
     until_told,
 )
+from tests.plain_http import plain_client
 
 # More than the least that HINT_BYTES_MAX can be set to.
 count = 3_000
@@ -136,7 +136,7 @@ async def test_a_regular_pass_finds_what_nobody_knows_of(cluster: ClusterProcess
 async def order(cluster: ClusterProcesses) -> None:
     """Have everything compared, and wait for the end of that."""
     auth = SignedAuth(Signer(secret, SystemClock()))
-    async with httpx.AsyncClient(auth=auth, timeout=10) as client:
+    async with plain_client(auth=auth, timeout=10) as client:
         answer = await client.post(cluster.replicator.url + "/repair", json={"slots": None})
     assert answer.status_code == 202
 

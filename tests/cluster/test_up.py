@@ -21,6 +21,7 @@ from services.runtime.env_file import env_file_name, read_env
 from services.runtime.migrations import choose_address
 from tests.free_ports import free_port
 from tests.integration.supervised import supervised
+from tests.plain_http import plain_get
 from tests.waiting import wait_until
 
 # Some start the platform five times over, each of which may take as long as anybody has patience.
@@ -80,13 +81,13 @@ def servers_of(data_dir: Path) -> list[int]:
 
 
 def readiness(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{url}/ready", trust_env=False).json()
+    found: dict[str, Any] = plain_get(f"{url}/ready").json()
     return found
 
 
 def a_key(url: str) -> str:
     """As anybody on this machine is given one."""
-    return httpx.get(f"{url}/get-key", trust_env=False).text
+    return plain_get(f"{url}/get-key").text
 
 
 async def test_the_first_up_makes_everything_and_the_next_has_it_all_back(data_dir: Path) -> None:
@@ -190,7 +191,7 @@ async def until_epoch(replicator: str, epoch: int) -> dict[str, Any]:
     """What a replicator tells of the cluster once that is in this epoch."""
 
     def cluster() -> dict[str, Any] | None:
-        found: dict[str, Any] = httpx.get(f"{replicator}/cluster", trust_env=False).json()
+        found: dict[str, Any] = plain_get(f"{replicator}/cluster").json()
         return found if found["epoch"] == epoch else None
 
     return await wait_until(cluster, f"{replicator} is in epoch {epoch}")

@@ -21,6 +21,7 @@ from services.runtime.signing import SignedAuth, Signer
 from tests.integration.node_process import NodeProcess, secret
 from tests.integration.replicator_process import until_told
 from tests.integration.usermanager_process import key_pepper
+from tests.plain_http import plain_client
 from tests.waiting import wait_until
 
 keygen_command: Final = ("-m", "services.keygen")
@@ -72,14 +73,14 @@ class KeygenProcess(NodeProcess):
         self, method: str, target: str, *, api_key: str | None = None, body: object = None
     ) -> httpx.Response:
         headers = {} if api_key is None else {"X-API-Key": api_key}
-        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        async with plain_client(timeout=30) as client:
             return await client.request(method, self.url + target, headers=headers, json=body)
 
     async def asked_by_service(
         self, target: str, body: object = None, **headers: str
     ) -> httpx.Response:
         """A signed POST, with headers in which `_` stands for `-`."""
-        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        async with plain_client(timeout=30) as client:
             return await client.post(
                 self.url + target,
                 headers={name.replace("_", "-"): value for name, value in headers.items()},

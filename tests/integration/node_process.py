@@ -26,6 +26,7 @@ from services.runtime.peer import SENT
 from services.runtime.settings import link_port_offset
 from services.runtime.signing import SignedAuth, Signer
 from tests.free_ports import free_port
+from tests.plain_http import plain_client
 from tests.waiting import wait_until
 
 secret = "kJ8w2nQz5vXr9tLp3mBc7yHdF4gS6aWe"
@@ -146,7 +147,7 @@ class NodeProcess:
             await self.kill()
 
     async def get(self, path: str, **headers: str) -> httpx.Response:
-        async with httpx.AsyncClient(timeout=10) as client:
+        async with plain_client(timeout=10) as client:
             return await client.get(self.url + path, headers=headers)
 
     async def signed(
@@ -162,7 +163,7 @@ class NodeProcess:
         sent = {} if tenant is None else {b"X-Ydht-Tenant": str(tenant).encode()}
         for name, value in (headers or {}).items():
             sent[name.encode()] = value.encode() if isinstance(value, str) else value
-        async with httpx.AsyncClient(auth=auth, timeout=10) as client:
+        async with plain_client(auth=auth, timeout=10) as client:
             return await client.request(method, self.url + target, headers=sent)
 
     async def metrics(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from services.core import messages as m
@@ -26,6 +25,7 @@ from tests.integration.replicator_process import (
     until_told,
 )
 from tests.integration.shell import Said, Shell
+from tests.plain_http import plain_client
 
 unreachable = 75
 not_set_up = 78
@@ -210,7 +210,7 @@ async def test_the_wrong_directory_is_told_apart_from_one_where_nothing_runs(
 async def test_an_order_that_makes_no_sense_is_refused(cluster: ClusterProcesses) -> None:
     url = cluster.replicator.url + "/repair"
     auth = SignedAuth(Signer(secret, SystemClock()))
-    async with httpx.AsyncClient(auth=auth, timeout=10) as client:
+    async with plain_client(auth=auth, timeout=10) as client:
         assert (await client.get(url)).json()["state"] == "none"
         orders: list[object] = [{"slots": slots} for slots in ([-1], [slot_count], ["7"], 7)]
         for wrong in (*orders, {"slot": [7]}, {"slots": [0] * (slot_count + 1)}, [], 7):
@@ -221,7 +221,7 @@ async def test_an_order_that_makes_no_sense_is_refused(cluster: ClusterProcesses
         assert (taken.status_code, taken.json()["slots"]) == (202, 0)
         taken = await client.post(url, json={})
         assert (taken.status_code, taken.json()["slots"]) == (202, slot_count // 2)
-    async with httpx.AsyncClient(timeout=10) as client:
+    async with plain_client(timeout=10) as client:
         assert (await client.post(url, json={})).status_code == 401
 
 

@@ -21,6 +21,7 @@ from tests.integration.database import SharedServer, fresh_database
 from tests.integration.keygen_process import KeygenProcess, keygen_process
 from tests.integration.node_process import secret
 from tests.integration.usermanager_process import UserManagerProcess, usermanager_process
+from tests.plain_http import plain_client
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -244,7 +245,7 @@ async def test_a_service_is_told_how_much_of_a_tenants_day_is_used(desk: Desk) -
     await desk.keygen.ids(tenant=14, count=300, quota="1000")
     headers = {"X-Ydht-Tenant": "14", "X-Ydht-Key-Id": "1", "X-Ydht-Ids-Per-Day": "1000"}
     auth = SignedAuth(Signer(secret, SystemClock()))
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_client() as client:
         url = desk.keygen.url + "/ids/quota"
         told = await client.get(url, headers=headers, auth=auth)
         other = await client.get(url, headers={**headers, "X-Ydht-Tenant": "15"}, auth=auth)

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
@@ -32,6 +31,7 @@ from services.cli.supervisor import (
 )
 from tests.free_ports import free_port
 from tests.integration.supervised import serving, supervised, table
+from tests.plain_http import plain_client
 from tests.waiting import wait_until
 
 
@@ -47,7 +47,7 @@ def script(name: str, text: str, stage: str = "NODES", **more: Any) -> dict[str,
 
 async def say(row: dict[str, Any], text: str) -> None:
     """Have an example service print a line."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_client() as client:
         await client.get(f"http://127.0.0.1:{row['port']}/", params=text)
 
 

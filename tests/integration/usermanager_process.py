@@ -24,6 +24,7 @@ from services.runtime.clock import SystemClock
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.signing import SignedAuth, Signer
 from tests.integration.node_process import NodeProcess, secret
+from tests.plain_http import plain_client
 from tests.waiting import wait_until
 
 usermanager_command = ("-m", "services.usermanager")
@@ -121,7 +122,7 @@ class UserManagerProcess(NodeProcess):
     ) -> httpx.Response:
         """One request; a body is sent as JSON, unless it is bytes."""
         sent: dict[str, Any] = {"content" if isinstance(body, bytes) else "json": body}
-        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        async with plain_client(timeout=60) as client:
             return await client.request(
                 method,
                 self.url + target,

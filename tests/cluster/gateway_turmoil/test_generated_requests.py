@@ -153,6 +153,7 @@ async def test_no_generated_request_makes_a_gateway_fail_and_each_operation_succ
         served(platform.gateway(KEYGEN_URL=keygen.url)) as gateway,
     ):
         await gateway.until_whole()
+        await keygen.until_leased()
         document = json.loads((await gateway.get("/openapi.json")).content)
         made = GeneratedRequests(api_keys, seed=1)
         findings = Findings()
