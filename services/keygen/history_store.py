@@ -23,6 +23,11 @@ from services.runtime.postgres import Connection, Database
 
 # Looked at in one transaction: some milliseconds.
 ranges_at_once: Final = 500
+# About so many returned keys are moved in one: each is a row with all its indexes, and whoever
+# returns or claims one of them meanwhile waits.
+moved_at_once: Final = 5_000
+# A range of which more are on the list begins a row.
+moved_of_range_max: Final = 1_000
 forgotten_at_once: Final = 1_000
 # Whoever asks about a key mostly does so soon after, and is told when it was given out exactly.
 merged_after_s: Final = 3_600.0
@@ -38,6 +43,20 @@ _NEXT: Final = """
     FROM key_ranges
     WHERE size = $1 AND first >= (SELECT merged FROM key_counters WHERE size = $1)
     ORDER BY first LIMIT $2
+"""
+# Range by range, until it is enough: what has been counted tells with how many to begin.
+_COUNT_RETURNED: Final = """
+    WITH RECURSIVE walk (number, keys, total) AS (
+        SELECT 0, 0::bigint, 0::bigint
+        UNION ALL
+        SELECT number + 1, here.keys, total + here.keys FROM walk, LATERAL (
+            SELECT count(*) AS keys FROM (
+                SELECT FROM returned_keys WHERE range_id = ($1::bigint[])[number + 1] LIMIT $3
+            ) AS found
+        ) AS here
+        WHERE number < cardinality($1::bigint[]) AND total < $2
+    )
+    SELECT keys FROM walk WHERE number > 0 ORDER BY number
 """
 _HOLD: Final = "SELECT id FROM key_ranges WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE"
 _MOVE_RETURNED: Final = """
@@ -87,11 +106,14 @@ class Part:
     tenant: int
     day: date
     is_closed: bool
+    # Keys of it that are on the list of returned ones, or more than can be moved.
+    returned: int = 0
 
     def takes(self, other: Part) -> bool:
         return (
             self.is_closed
             and other.is_closed
+            and other.returned <= moved_of_range_max
             and (self.end, self.tenant, self.day) == (other.first, other.tenant, other.day)
         )
 
@@ -109,12 +131,19 @@ class HistoryStore:
             old = _until_new(rows)
             if not old:
                 return False
-            runs, into = _runs(old)
+            counts = await connection.fetch(
+                _COUNT_RETURNED, [part.id for part in old], moved_at_once, moved_of_range_max + 1
+            )
+            # Those of which it has not been counted wait for the next transaction.
+            for part, row in zip(old, counts, strict=False):
+                part.returned = row["keys"]
+            looked_at = old[: len(counts)]
+            runs, into = _runs(looked_at)
             if into:
                 await _merge(connection, into)
             # The last one may go on with what comes next.
             await connection.execute(_LOOKED_AT, size, runs[-1].first)
-        return len(old) == ranges_at_once
+        return len(looked_at) < len(old) or len(old) == ranges_at_once
 
     async def forget(self) -> bool:
         """Whether there may be more to forget."""

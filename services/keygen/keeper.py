@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import asyncpg
@@ -87,6 +88,11 @@ class Keeper:
         self._counters: dict[int, int] = {}
         self._rows: dict[str, int] = {}
         self._warned: set[int] = set()
+        # What is done every `look_around_s`, in turn.
+        self._chores: deque[Callable[[], Awaitable[object]]] = deque(
+            (store.bury, self._merge, history.forget, self._count_rows)
+        )
+        self.chores_failed = 0
         self._set_backs: Sequence[SetBack] = ()
         self.trouble: str | None = "it has not been asked yet"
 
@@ -114,6 +120,13 @@ class Keeper:
             "Rows of a table, as PostgreSQL has last estimated them",
             lambda: self._rows,
             labels=("table",),
+        )
+        metrics.add(
+            "key_chores_failed",
+            "counter",
+            "Times that closing what dead keygens had, or merging and forgetting what is over, "
+            "came to nothing; it is tried again",
+            lambda: self.chores_failed,
         )
         metrics.add(
             "key_counters_set_back",
@@ -179,11 +192,10 @@ class Keeper:
                 self._pools.give_returned_first(await self._store.with_free(names))
         await self._leave()
         await self._settle_doubts()
-        if now_s - self._looked_s >= look_around_s:
-            await self._store.bury()
-            await self._tidy_up()
-            self._looked_s = now_s
         await self._quotas.flush()
+        if now_s - self._looked_s >= look_around_s:
+            self._looked_s = now_s
+            await self._look_around()
 
     async def _hold_lease(self) -> None:
         instance_id = self._pools.instance_id
@@ -255,13 +267,26 @@ class Keeper:
                     "DATA_DIR of its own, or remove that file and no other of the directory"
                 )
 
-    async def _tidy_up(self) -> None:
-        """A little of what there may be: it is not urgent."""
+    async def _look_around(self) -> None:
+        """Of each chore a little: it is not urgent, and no reason not to reserve if it fails. The
+        one that fails comes last the next time, so that it does not keep the others waiting."""
+        for _ in range(len(self._chores)):
+            chore = self._chores[0]
+            self._chores.rotate(-1)
+            try:
+                await chore()
+            except (RetryLater, UnknownOutcome) as error:
+                self.chores_failed += 1
+                log.warning("what is over was not put in order", why=error.detail)
+                return
+
+    async def _merge(self) -> None:
         for size in sizes:
             for _ in range(merges_max):
                 if not await self._history.merge(size):
                     break
-        await self._history.forget()
+
+    async def _count_rows(self) -> None:
         self._rows = await self._history.rows()
 
     @property

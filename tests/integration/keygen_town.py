@@ -72,6 +72,7 @@ class Keygen:
     name: str
     database: Database
     pools: Pools
+    quotas: Quotas
     keeper: Keeper
     returns: Returns
     owners: Owners
@@ -168,7 +169,9 @@ class Town:
         )
         self.network.keygens[name] = httpx.ASGITransport(app)
         self.network.cut_off.discard(name)
-        found = Keygen(name, database, pools, keeper, returns, owners, at_home, marks, self.network)
+        found = Keygen(
+            name, database, pools, quotas, keeper, returns, owners, at_home, marks, self.network
+        )
         found.running = asyncio.create_task(keeper.run())
         self._stack.push_async_callback(found.die)
         if at_ease:

@@ -137,6 +137,33 @@ async def test_returned_keys_go_along_and_out_again(archive: Archive) -> None:
     assert sorted(index for index, _ in claimed.unused(0)) == [3, 25, 47]
 
 
+async def test_no_more_returned_keys_than_there_is_time_for_are_moved_at_once(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_store, "moved_at_once", 25)
+    monkeypatch.setattr(history_store, "moved_of_range_max", 10)
+    for _ in range(9):
+        await archive.reserve(ada)
+    # Of the fifth too many to be moved, of the others as many as can be.
+    names = [
+        Name(7, 20 * range_ + key)
+        for range_ in range(9)
+        for key in range(20 if range_ == 4 else 10)
+    ]
+    await archive.returns.take_back(ada, await archive.returns.look(ada, names))
+    await archive.age()
+    seen: list[int] = []
+    while await archive.history.merge(7):
+        seen.append(len(await archive.rows()))
+    assert seen == [7, 6, 4], "a few in each transaction"
+    assert await archive.rows() == [(0, 80, ada), (80, 100, ada)]
+    assert len(await archive.returns.look(ada, names)) == len(names)
+    assert all(one.is_returned for one in await archive.returns.look(ada, names))
+    claimed = (await archive.ranges.refill(instance, Wish(ada, 7, 1, 1, 20, 500))).claimed
+    assert claimed is not None
+    assert sorted(index for index, _ in claimed.unused(0)) == [name.counter for name in names]
+
+
 async def test_who_returns_what_is_being_merged_looks_again(archive: Archive) -> None:
     for _ in range(3):
         await archive.reserve(ada)

@@ -12,12 +12,14 @@ import pytest
 
 from services.core.errors import FatalError, RestartLater, RetryLater
 from services.core.permute import radix
+from services.keygen import keeper, quotas
 from services.keygen.keeper import lease_s, warn_share
 from services.keygen.range_store import Doubt, Leavings
 from services.runtime.database_url import DatabaseAddress
 from services.runtime.metrics import Metrics
 from services.runtime.probes import Readiness
 from tests.integration.keygen_town import Keygen, Town, a_town
+from tests.integration.replicator_process import until_told
 from tests.waiting import wait_until
 
 
@@ -177,6 +179,40 @@ async def test_a_doubt_of_another_server_is_none(town: Town) -> None:
     one.pools.left_something.set()
     await wait_until(lambda: not one.pools.doubts, "it is no more in doubt")
     assert one.keeper.trouble is None
+
+
+async def test_chores_that_fail_stop_nothing_else(
+    town: Town, database_address: DatabaseAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merging waits for rows that somebody holds, gives up, and tries again."""
+    monkeypatch.setattr(keeper, "look_around_s", 0.2)
+    monkeypatch.setattr(quotas, "block_idle_s", 0.0)
+    one = await town.keygen("one")
+    instance_id = one.pools.instance_id
+    old = (
+        "INSERT INTO key_ranges (size, first, count, tenant, instance_id, reserved_at, closed_at)"
+        " SELECT 7, 20 * n, 20, 7, 0, '2026-01-02', now() FROM generate_series(0, 4) AS n"
+    )
+    other = await asyncpg.connect(**database_address.asyncpg())
+    transaction = other.transaction()
+    await execute(one, "UPDATE key_counters SET next = 100 WHERE size = 7")
+    await execute(one, old)
+    await transaction.start()
+    await other.execute("SELECT FROM key_ranges FOR UPDATE")
+    await wait_until(lambda: one.keeper.chores_failed == 2, "it was tried twice")
+    assert one.keeper.trouble is None
+    assert one.pools.instance_id == instance_id
+    account = one.quotas.account(7, 1, None)
+    await one.quotas.take(account, 5)
+    await wait_until(lambda: account.spent_unlimited == 0, "quotas are told all the same")
+    assert len(await one.take(50)) == 50
+    await transaction.rollback()
+    await other.close()
+
+    async def are_merged() -> bool | None:
+        return await one.read("SELECT count FROM key_ranges WHERE first < 100") == [(100,)] or None
+
+    await until_told(are_merged, "it is done in the end")
 
 
 async def test_readiness_tells_what_can_still_be_done(town: Town) -> None:
