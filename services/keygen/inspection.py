@@ -17,7 +17,8 @@ from services.runtime.postgres import Database
 _FIND: Final = f"""
     SELECT counter.next > $2 AS is_forgotten, origin.tenant, origin.reserved_at,
         coalesce(origin.reserved_until, origin.reserved_at) AS reserved_until, origin.closed_at,
-        returned.returned_at, returned.claimed_at, returned.era < {era} AS is_void,
+        returned.returned_at, returned.claimed_at,
+        returned.era < {era} AND returned.claim_id IS NULL AS is_void,
         (SELECT email FROM users WHERE users.id = origin.tenant) AS email
     FROM key_counters AS counter
     LEFT JOIN (

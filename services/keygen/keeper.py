@@ -28,7 +28,7 @@ from services.keygen.marks import Marks, SetBack, claims_counter
 from services.keygen.pools import Pools
 from services.keygen.quotas import Quotas
 from services.keygen.range_store import Leavings, RangeStore
-from services.keygen.watch_store import Halted, RollCall, WatchStore
+from services.keygen.watch_store import WatchStore
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.metrics import Metrics
@@ -85,7 +85,7 @@ class Keeper:
         self._clock = clock
         self._permutations: Mapping[int, Permutation] | None = None
         self._renewed_s = self._looked_s = float("-inf")
-        self._counters: dict[int, int] = {}
+        self._counters: Mapping[int, int] = {}
         self._rows: dict[str, int] = {}
         self._warned: set[int] = set()
         # What is done every `look_around_s`, in turn.
@@ -214,15 +214,12 @@ class Keeper:
 
     async def _watch(self, instance_id: int) -> None:
         """Halted, or RollCall, if nothing may be reserved."""
-        self._counters = await self._watch_store.counters()
-        if behind := self._marks.behind(self._counters):
-            await self._watch_store.report(instance_id, behind)
-        self._set_backs = await self._watch_store.set_backs()
+        sight = await self._watch_store.look(instance_id, self._marks)
+        self._counters = sight.counters
+        self._set_backs = sight.set_backs
         self._warn_of_exhaustion()
-        if self._set_backs:
-            raise Halted
-        if not await self._watch_store.call_roll(instance_id):
-            raise RollCall
+        if sight.refusal is not None:
+            raise sight.refusal
 
     async def _register(self) -> int:
         if self._permutations is None:

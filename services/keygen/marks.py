@@ -63,6 +63,15 @@ class SetBack:
         return f"{what}: at {self.found}, and {self.known} were given out"
 
 
+def behind(counters: Mapping[int, int], known: Mapping[int, int]) -> list[SetBack]:
+    """Those that stand before what is known of them, and was known before they were read."""
+    return [
+        SetBack(counter, found, known[counter])
+        for counter, found in counters.items()
+        if found < known.get(counter, 0)
+    ]
+
+
 class _Kept(msgspec.Struct):
     installation: str
     marks: dict[str, str]
@@ -97,13 +106,9 @@ class Marks:
         """What the counter has reached at least."""
         return self._marks.get(counter, 0)
 
-    def behind(self, counters: Mapping[int, int]) -> list[SetBack]:
-        """Those that stand before their marks."""
-        return [
-            SetBack(counter, found, self.of(counter))
-            for counter, found in counters.items()
-            if found < self.of(counter)
-        ]
+    def all(self) -> dict[int, int]:
+        """What each counter has reached at least, as known now."""
+        return dict(self._marks)
 
     async def reach(self, reached: Mapping[int, int]) -> None:
         """Counters were confirmed to stand here; returns once that is durable."""

@@ -20,8 +20,6 @@ from services.core.permute import material_bytes, radix
 from services.keygen.lots import ClaimLot, RangeLot
 from services.keygen.marks import Marks, SetBack, claims_counter
 from services.keygen.watch_store import (
-    Halted,
-    RollCall,
     WatchStore,
     check_may_reserve,
     era,
@@ -328,15 +326,16 @@ class RangeStore:
             doubt = Doubt(transaction_id, instance_id, leavings)
             raise Unconfirmed(doubt, reserved.left if reserved else 0) from error
         except WasSetBack as error:
-            await self._watch.report(instance_id, [error.set_back])
-            raise Halted from error
+            sight = await self._watch.look(instance_id, self._marks)
+            raise sight.refusal or _moved_on() from error
         await self._marks.reach(reached)
         return Refill(claimed.lot if claimed is not None else None, reserved)
 
     async def reserve_closed(self, tenant: int, size: int, count: int) -> RangeLot:
         """A range for somebody who hands it out at once, and is no keygen."""
-        if not await self._watch.call_roll(_no_instance):
-            raise RollCall
+        sight = await self._watch.look(_no_instance, self._marks)
+        if sight.refusal is not None:
+            raise sight.refusal
         async with self._database.transaction() as connection:
             wish = Wish(tenant, size, count, count, count, 0)
             reserved = await self._reserve(connection, _no_instance, wish, 0)
@@ -414,3 +413,7 @@ class RangeStore:
             _RESERVE, wish.size, first, count, wish.tenant, instance_id
         )
         return RangeLot(row["id"], first, first + count, row["reserved_ms"])
+
+
+def _moved_on() -> RetryLater:
+    return RetryLater("database_unavailable", "An operator has moved the counters on just now")

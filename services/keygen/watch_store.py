@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from services.core.errors import FixRequest, RetryLater
 from services.core.permute import radix
-from services.keygen.marks import SetBack, claims_counter
+from services.keygen.marks import Marks, SetBack, behind, claims_counter
 from services.runtime.postgres import Connection, Database
 
 # Of a keygen that runs, two turns and a connection; after that it is not there.
@@ -40,16 +40,24 @@ is_halted: Final = "EXISTS (SELECT FROM key_set_backs)"
 # Of returned keys: those of an earlier one are void.
 era: Final = "(SELECT era FROM key_watch)"
 
-_COUNTERS: Final = f"""
-    SELECT size, next FROM key_counters
-    UNION ALL SELECT {claims_counter}, claims FROM key_watch
-"""  # noqa: S608  A constant.
+# One statement, and so of one server at one time.
+_LOOK: Final = f"""
+    SELECT {is_same_server} AS is_same_server, counters, set_backs FROM (
+        SELECT array_agg((size, next)) AS counters FROM (
+            SELECT size, next FROM key_counters
+            UNION ALL SELECT {claims_counter}, claims FROM key_watch
+        ) AS every
+    ) AS counted, (
+        SELECT array_agg((counter, found, known) ORDER BY counter) AS set_backs FROM key_set_backs
+    ) AS noticed
+"""  # noqa: S608  Constants.
 _REPORT: Final = """
     INSERT INTO key_set_backs (counter, known, found, instance_id)
     SELECT counter, known, found, $1
     FROM unnest($2::smallint[], $3::numeric[], $4::numeric[]) AS told (counter, known, found)
     ORDER BY counter
-    ON CONFLICT (counter) DO UPDATE SET known = excluded.known
+    ON CONFLICT (counter) DO UPDATE
+    SET known = excluded.known, instance_id = excluded.instance_id, noticed_at = now()
     WHERE key_set_backs.known < excluded.known
 """
 _SET_BACKS: Final = "SELECT counter, found, known FROM key_set_backs ORDER BY counter"
@@ -70,7 +78,10 @@ _MISSING: Final = f"""
 _GO_ON: Final = f"UPDATE key_watch SET server = {_SERVER}"  # noqa: S608  Likewise.
 _BEGIN_ERA: Final = """
     UPDATE key_watch SET era = era + 1, claims = greatest(claims, $1)
-    RETURNING (SELECT count(*) FROM returned_keys WHERE era = (SELECT era FROM key_watch))
+    RETURNING (
+        SELECT count(*) FROM returned_keys
+        WHERE era = (SELECT era FROM key_watch) AND claim_id IS NULL
+    )
 """
 _HOLD_WATCH: Final = "SELECT FROM key_watch FOR UPDATE"
 _HOLD_COUNTERS: Final = "SELECT size, next FROM key_counters ORDER BY size FOR UPDATE"
@@ -120,48 +131,54 @@ class Skipped:
     set_backs: Sequence[SetBack]
 
 
+@dataclass(slots=True, frozen=True)
+class Sight:
+    """What was seen of the database at one time, of one server."""
+
+    # How many indexes of each size are in ranges, and how many claims there were.
+    counters: Mapping[int, int]
+    # What anybody has noticed, and nobody has mended.
+    set_backs: Sequence[SetBack]
+    # Whether all keygens have looked at this server.
+    is_roll_over: bool
+
+    @property
+    def refusal(self) -> RetryLater | None:
+        """Why nothing may be reserved: Halted, or RollCall."""
+        if self.set_backs:
+            return Halted()
+        return None if self.is_roll_over else RollCall()
+
+
 class WatchStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def counters(self) -> dict[int, int]:
-        """How many indexes of each size are in ranges, and how many claims there were."""
+    async def look(self, instance_id: int, marks: Marks) -> Sight:
+        """Compare the counters with what this instance knows. If any stands before its mark
+        everybody is halted; and under a server that is not the one before it is noted that this
+        instance has looked."""
+        # What is confirmed after the counters were read is no reason to think them set back.
+        known = marks.all()
         async with self._database.connection() as connection:
-            return {row["size"]: int(row["next"]) for row in await connection.fetch(_COUNTERS)}
-
-    async def report(self, instance_id: int, noticed: Sequence[SetBack]) -> None:
-        """Halt everybody."""
+            sight = _sight(await connection.fetchrow(_LOOK))
+        if sight.is_roll_over and not behind(sight.counters, known):
+            return sight
         async with self._database.transaction() as connection:
-            await connection.execute(
-                _REPORT,
-                instance_id,
-                [one.counter for one in noticed],
-                [one.known for one in noticed],
-                [one.found for one in noticed],
-            )
-
-    async def set_backs(self) -> list[SetBack]:
-        """Those that anybody has noticed, and nobody has mended."""
-        async with self._database.connection() as connection:
-            return await _set_backs(connection)
-
-    async def call_roll(self, instance_id: int) -> bool:
-        """Say that we have looked; whether everybody has."""
-        async with self._database.connection() as connection:
-            if await connection.fetchval(f"SELECT {is_same_server}"):
-                return True
-        async with self._database.transaction() as connection:
+            # From here on nobody moves counters on, and nobody is told to go on, but we.
             row: Any = await connection.fetchrow(_ROLL + " FOR UPDATE", roll_call_s)
-            if row["is_same"]:
-                return True
-            if not row["is_called"]:
-                await connection.execute(_CALL)
-            await connection.execute(_HEAR, instance_id)
-            is_over = row["is_called"] and row["is_over"]
-            if row["is_first"] or is_over or not await connection.fetchval(_MISSING, instance_id):
-                await connection.execute(_GO_ON)
-                return True
-        return False
+            counters = _sight(await connection.fetchrow(_LOOK)).counters
+            if noticed := behind(counters, known):
+                await connection.execute(
+                    _REPORT,
+                    instance_id,
+                    [one.counter for one in noticed],
+                    [one.known for one in noticed],
+                    [one.found for one in noticed],
+                )
+            if not row["is_same"]:
+                await _answer_roll(connection, row, instance_id)
+            return _sight(await connection.fetchrow(_LOOK))
 
     async def skip(self, size: int | None, by: int | None, to: int | None) -> Skipped:
         """Move counters on: of `size`, or of all. By default to where keygens know them to have
@@ -197,6 +214,23 @@ def check_may_reserve(row: Mapping[str, Any]) -> None:
         raise Halted
     if not row["is_same_server"]:
         raise RollCall
+
+
+async def _answer_roll(connection: Connection, row: Mapping[str, Any], instance_id: int) -> None:
+    if not row["is_called"]:
+        await connection.execute(_CALL)
+    await connection.execute(_HEAR, instance_id)
+    is_over = row["is_called"] and row["is_over"]
+    if row["is_first"] or is_over or not await connection.fetchval(_MISSING, instance_id):
+        await connection.execute(_GO_ON)
+
+
+def _sight(row: Any) -> Sight:
+    return Sight(
+        {counter: int(found) for counter, found in row["counters"]},
+        [SetBack(one, int(found), int(known)) for one, found, known in row["set_backs"] or ()],
+        row["is_same_server"],
+    )
 
 
 async def _set_backs(connection: Connection) -> list[SetBack]:

@@ -12,6 +12,7 @@ import pytest
 from services.core.errors import FixRequest
 from services.core.permute import radix
 from services.keygen.lots import ClaimLot, RangeLot
+from services.keygen.marks import Marks
 from services.keygen.memory_ranges import MemoryRanges
 from services.keygen.pools import Ranges
 from services.keygen.range_store import Leavings, RangeStore, Wish
@@ -79,7 +80,7 @@ async def world(
         yield InMemory()
         return
     async with Database(database_address) as database:
-        assert await WatchStore(database).call_roll(1), "nobody else is there"
+        assert (await WatchStore(database).look(1, Marks())).is_roll_over, "nobody else is there"
         yield InPostgres(database)
 
 

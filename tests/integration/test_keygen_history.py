@@ -13,6 +13,7 @@ from services.core.permute import Permutation
 from services.keygen import history_store
 from services.keygen.history_store import HistoryStore, reissues_kept_days
 from services.keygen.inspection import Inspection
+from services.keygen.marks import Marks
 from services.keygen.range_store import Leavings, RangeStore, Wish
 from services.keygen.return_store import Name, RangesMergedError, ReturnStore
 from services.keygen.watch_store import WatchStore
@@ -68,7 +69,7 @@ async def archive(database_address: DatabaseAddress) -> AsyncIterator[Archive]:
         ranges = RangeStore(database, return_rest_s=0.0)
         await ranges.material(material)
         await ranges.register(instance, "", 600.0, None)
-        assert await WatchStore(database).call_roll(instance)
+        assert (await WatchStore(database).look(instance, Marks())).is_roll_over
         yield Archive(database, ranges, ReturnStore(database), HistoryStore(database))
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
+from services.keygen.marks import Marks
 from services.keygen.range_store import Leavings, RangeStore, Wish
 from services.keygen.return_store import Name, ReturnStore
 from services.keygen.watch_store import WatchStore
@@ -42,7 +43,7 @@ async def test_who_closes_ranges_holds_no_returned_key_meanwhile(
     ):
         ranges, returns = RangeStore(database, return_rest_s=0.0), ReturnStore(database)
         await ranges.register(instance, "", 60.0, None)
-        assert await WatchStore(database).call_roll(instance)
+        assert (await WatchStore(database).look(instance, Marks())).is_roll_over
         first = (await ranges.refill(instance, wish)).reserved
         assert first is not None
         await ranges.leave(instance, Leavings(ranges=[first.range_id]))

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.core.errors import FatalError
-from services.keygen.marks import Marks, SetBack, claims_counter
+from services.keygen.marks import Marks, SetBack, behind, claims_counter
 
 material = b"m" * 32
 
@@ -47,7 +47,7 @@ async def test_what_was_reached_is_written_before_it_is_used_and_known_to_who_co
     await opened(file).reach({7: 1_000, claims_counter: 3})
     heir = opened(file)
     assert (heir.of(7), heir.of(claims_counter), heir.of(8)) == (1_000, 3, 0)
-    assert heir.behind({7: 999, 8: 0, claims_counter: 3}) == [SetBack(7, 999, 1_000)]
+    assert behind({7: 999, 8: 0, claims_counter: 3}, heir.all()) == [SetBack(7, 999, 1_000)]
 
 
 async def test_numbers_of_the_longest_keys_are_kept_whole() -> None:
@@ -86,7 +86,7 @@ async def test_a_file_that_cannot_be_written_is_told_of_and_tried_again() -> Non
     file.trouble = "no space"
     await marks.reach({7: 20})
     assert marks.trouble == "no space"
-    assert marks.behind({7: 0}) == [SetBack(7, 0, 20)], "it is known all the same"
+    assert behind({7: 0}, marks.all()) == [SetBack(7, 0, 20)], "it is known all the same"
     file.trouble = None
     await marks.reach({8: 20})
     assert marks.trouble is None
