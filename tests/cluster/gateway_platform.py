@@ -234,6 +234,11 @@ class Platform:
         """Wait until every part of it is back, has what it missed, and can ask the others."""
         for node in self.cluster.nodes:
             await until_metrics(node, catching_up=0)
+        await self.until_connected()
+
+    async def until_connected(self) -> None:
+        """Wait until every part of it is back and can ask the others: nodes without room may lack
+        what they have no room for."""
         for replicator in self.cluster.replicators:
             await until_nothing_is_amiss(replicator)
         for gateway in self.gateways.values():

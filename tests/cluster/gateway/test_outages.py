@@ -262,10 +262,10 @@ async def test_on_full_disks_reads_and_deletes_go_on(platform: Platform, robot: 
             node.environment["DISK_RESERVE"] = reserve
         async with away(*nodes):
             pass
-        await platform.until_whole()
 
     await restart(["4096TiB"] * len(nodes))
     try:
+        await platform.until_connected()
         for caller in (robot, robot.saying(**strong)):
             answer = await caller.put("/v1/kv/b", b"v")
             assert problem(answer) == (507, "storage_full")
@@ -275,6 +275,7 @@ async def test_on_full_disks_reads_and_deletes_go_on(platform: Platform, robot: 
         assert (await robot.saying(**strong).get("/v1/kv/a")).status_code == 404
     finally:
         await restart(reserves)
+    await platform.until_whole()
     await put(robot, "/v1/kv/b")
 
 
