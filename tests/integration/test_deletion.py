@@ -225,12 +225,16 @@ async def test_somebody_who_goes_on_writing_is_outwaited_not_raced(desk: Desk) -
     writers = [asyncio.create_task(write(who)) for who in range(4)]
     async with desk.worker():
 
-        async def in_trouble() -> str | None:
-            trouble: str | None = (await desk.row(7))["trouble"]
-            return trouble
+        async def is_asked() -> bool | None:
+            row = await desk.row(7)
+            if row["done_at"] is not None:
+                # A sweep has met a moment without any: so nothing was left then. Once more.
+                await desk.connection.execute("DELETE FROM closed_accounts WHERE user_id = 7")
+                await desk.close(7)
+            found = f"{sweeps_max} sweeps in a row found keys: who writes them?"
+            return row["trouble"] == found or None
 
-        trouble = await until_told(in_trouble, "it is in trouble")
-        assert trouble == f"{sweeps_max} sweeps in a row found keys: who writes them?"
+        await until_told(is_asked, "it is asked who writes")
         writing.clear()
         await asyncio.gather(*writers)
         await desk.until_done(7)
